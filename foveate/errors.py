@@ -1,0 +1,61 @@
+"""Every error foveate raises on purpose.
+
+Each says what was given, what is allowed and what to do. Each also inherits the built-in error a caller would expect, so
+`except ValueError` keeps working for people who never heard of foveate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class FoveateError(Exception):
+    """Base of all errors that foveate raises on purpose."""
+
+
+class SpecError(FoveateError, ValueError):
+    """A spec string or a plan file that cannot be read."""
+
+
+class BudgetError(FoveateError, ValueError):
+    """A budget that cannot be met: keep nothing, keep more than there is, not a number."""
+
+
+class PlanError(FoveateError, ValueError):
+    """A plan that this model cannot run: a layer beyond the model, a site the method does not serve."""
+
+
+class UnknownName(FoveateError, KeyError):
+    """A method, recipe, family or preset that does not exist."""
+
+    def __str__(self) -> str:  # KeyError would print the repr of the message
+        return str(self.args[0])
+
+
+class UnsupportedModel(FoveateError, TypeError):
+    """A model that no family file describes."""
+
+
+class UnsupportedCombination(FoveateError, NotImplementedError):
+    """A feature that cannot work together with the attached plan; the message names the reason."""
+
+
+class AttachError(FoveateError, RuntimeError):
+    """Attach or detach in the wrong state: attached twice, compiled already, not attached."""
+
+
+class InputError(FoveateError, ValueError):
+    """Images, text or tensors that do not fit together."""
+
+
+class MethodError(FoveateError, RuntimeError):
+    """A method broke its contract: unsorted, repeated or out-of-range indices, changed inputs."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return `" Did you mean 'x'? Known: a, b, c."` for an unknown name, best guess first."""
+    names = sorted(known)
+    close = get_close_matches(name, names, n=1, cutoff=0.5)
+    guess = f" Did you mean '{close[0]}'?" if close else ""
+    return f"{guess} Known: {', '.join(names) or 'none'}."
