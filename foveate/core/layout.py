@@ -1,0 +1,142 @@
+"""What each column of a forward call holds: padding, text of some role, or a token of some medium."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+from foveate.core.shape import MediumShape
+from foveate.errors import InputError
+
+
+class Role(IntEnum):
+    """The role of one column of `input_ids`."""
+
+    PAD = 0
+    SYSTEM = 1
+    VISUAL = 2
+    INSTRUCT = 3
+    OUTPUT = 4
+
+
+@dataclass(frozen=True)
+class Medium:
+    """One image or video in one row.
+
+    Attributes:
+        row: batch row.
+        index: number of the medium within its row, from 0.
+        shape: kind, grid and separators.
+        columns: columns of its grid tokens in raster order [N], long, on the CPU.
+    """
+
+    row: int
+    index: int
+    shape: MediumShape
+    columns: Tensor
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Roles and media of the columns of one forward call; everything lives on the CPU.
+
+    Attributes:
+        roles: [B, S] int8, values of `Role`.
+        media: the media whose columns lie in these S columns, by row and then by column.
+    """
+
+    roles: Tensor
+    media: tuple[Medium, ...]
+
+    @classmethod
+    def build(
+        cls,
+        is_visual: Tensor,
+        is_real: Tensor,
+        shapes: list[list[MediumShape]],
+        prompt_length: int | None = None,
+    ) -> Layout:
+        """Find roles and media.
+
+        Args:
+            is_visual: [B, S] bool, True at placeholder columns.
+            is_real: [B, S] bool, False at padding.
+            shapes: for each row its media in column order.
+            prompt_length: columns from here on are output; None if all S columns are prompt.
+
+        Raises:
+            InputError: if a row's media and its placeholder columns do not have the same number of tokens.
+        """
+        roles = torch.full(is_visual.shape, int(Role.INSTRUCT), dtype=torch.int8)
+        media: list[Medium] = []
+        for row, row_shapes in enumerate(shapes):
+            columns = torch.nonzero(is_visual[row]).flatten()
+            expected = sum(shape.tokens for shape in row_shapes)
+            if expected != len(columns):
+                raise InputError(
+                    f"row {row} has {len(columns)} visual placeholder tokens, but its {len(row_shapes)} images or videos fill "
+                    f"{expected}; let the model's own processor build input_ids and pixel values together"
+                )
+            if len(columns):
+                roles[row, : columns[0]] = int(Role.SYSTEM)
+            start = 0
+            for index, shape in enumerate(row_shapes):
+                own = columns[start : start + shape.tokens]
+                on_grid = torch.ones(shape.tokens, dtype=torch.bool)
+                on_grid[list(shape.separators)] = False
+                media.append(Medium(row, index, shape, own[on_grid]))
+                start += shape.tokens
+        roles[is_visual] = int(Role.VISUAL)
+        if prompt_length is not None:
+            roles[:, prompt_length:] = int(Role.OUTPUT)
+        roles[~is_real] = int(Role.PAD)
+        return cls(roles, tuple(media))
+
+    @property
+    def width(self) -> int:
+        """Number of columns."""
+        return self.roles.shape[1]
+
+    @property
+    def real(self) -> Tensor:
+        """[B, S] bool, False at padding."""
+        return self.roles != int(Role.PAD)
+
+    def is_role(self, role: Role) -> Tensor:
+        """[B, S] bool, True at columns of this role."""
+        return self.roles == int(role)
+
+    def columns_from(self, start: int) -> Layout:
+        """The layout of the columns from `start` on, for a forward call that continues a cache of `start` columns.
+
+        A medium that the cut would split is left out: its first part is in the cache already.
+        """
+        media = tuple(
+            Medium(medium.row, medium.index, medium.shape, medium.columns - start)
+            for medium in self.media
+            if len(medium.columns) and int(medium.columns[0]) >= start
+        )
+        return Layout(self.roles[:, start:], media)
+
+    def extended(self, width: int) -> Layout:
+        """The layout with output columns appended until it is `width` wide."""
+        extra = width - self.width
+        if extra <= 0:
+            return self
+        output = torch.full((self.roles.shape[0], extra), int(Role.OUTPUT), dtype=torch.int8)
+        return Layout(torch.cat([self.roles, output], dim=1), self.media)
+
+    def repeated(self, times: int) -> Layout:
+        """The layout with every row repeated, as beam search and several return sequences do."""
+        if times == 1:
+            return self
+        media = tuple(
+            Medium(medium.row * times + copy, medium.index, medium.shape, medium.columns)
+            for medium in self.media
+            for copy in range(times)
+        )
+        media = tuple(sorted(media, key=lambda medium: (medium.row, medium.index)))
+        return Layout(self.roles.repeat_interleave(times, dim=0), media)

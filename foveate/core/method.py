@@ -1,0 +1,74 @@
+"""What a method is: a frozen, seeded, stateless answer to "which tokens stay"."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from foveate.core.layout import Role
+from foveate.core.selection import Selection
+from foveate.core.site import SiteKind
+from foveate.core.view import Observation, TokenView
+
+
+@dataclass(frozen=True)
+class Method:
+    """Base of all methods. Fields are the method's options; `keep`, `layer`, `site`, `scope` belong to the stage.
+
+    Class attributes:
+        sites: the kinds of site the method can act at.
+        roles: the roles of the tokens it may touch.
+        paper: where it comes from, as shown by `foveate methods`.
+        needs_grid: whether it only works on a whole grid in raster order.
+    """
+
+    sites: ClassVar[tuple[SiteKind, ...]] = ()
+    roles: ClassVar[tuple[Role, ...]] = (Role.VISUAL,)
+    paper: ClassVar[str] = ""
+    needs_grid: ClassVar[bool] = False
+
+    @property
+    def name(self) -> str:
+        """The name in specs, JSON and on the command line: the name of the file that defines the method."""
+        return type(self).__module__.rpartition(".")[2]
+
+    def needs(self) -> tuple[Observation, ...]:
+        """What the engine must measure for this method."""
+        return ()
+
+    def fixed_count(self, grid: tuple[int, int, int]) -> int | None:
+        """How many tokens of a grid stay if the method itself fixes that; None if the stage's budget does."""
+        return None
+
+
+@dataclass(frozen=True)
+class TokenMethod(Method, ABC):
+    """Chooses among equal-length groups of tokens."""
+
+    sites: ClassVar[tuple[SiteKind, ...]] = (SiteKind.PRE_LLM, SiteKind.LLM_LAYER)
+
+    @abstractmethod
+    def select(self, view: TokenView, keep: int) -> Selection:
+        """Choose `keep` of the N tokens of each group. Groups never influence each other; inputs are never written."""
+
+
+@dataclass(frozen=True)
+class ScoreMethod(TokenMethod):
+    """Keeps the tokens with the highest scores: the common case."""
+
+    @abstractmethod
+    def score(self, view: TokenView) -> Tensor:
+        """Return [G, N], larger = keep."""
+
+    def select(self, view: TokenView, keep: int) -> Selection:
+        return Selection(top_indices(self.score(view), keep))
+
+
+def top_indices(score: Tensor, keep: int) -> Tensor:
+    """Indices [G, keep] of the largest scores [G, N], ascending; of equal scores the earlier token wins."""
+    order = torch.argsort(score, dim=1, descending=True, stable=True)
+    return order[:, :keep].sort(dim=1).values

@@ -1,0 +1,132 @@
+"""A plan: stages in the order in which a forward call meets them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from foveate.core.budget import Budget
+from foveate.core.layout import Role
+from foveate.core.method import Method, TokenMethod
+from foveate.core.shape import MediumShape
+from foveate.core.site import Site, SiteKind
+from foveate.errors import BudgetError, PlanError
+
+_ORDER = list(SiteKind)
+
+
+class Scope(str, Enum):
+    """Among which tokens a stage ranks."""
+
+    MEDIUM = "medium"
+    FRAME = "frame"
+    SAMPLE = "sample"
+
+
+_SCOPES = [Scope.FRAME, Scope.MEDIUM, Scope.SAMPLE]
+
+
+class Effect(str, Enum):
+    """DROP removes tokens. MASK hides them from the layers behind the stage and decides anew at each step."""
+
+    DROP = "drop"
+    MASK = "mask"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A site, a method and a budget. `budget` is None only for a method that fixes its own count."""
+
+    site: Site
+    method: Method
+    budget: Budget | None = None
+    scope: Scope = Scope.MEDIUM
+    role: Role = Role.VISUAL
+    effect: Effect = Effect.DROP
+
+    def __post_init__(self) -> None:
+        method, name = self.method, self.method.name
+        if self.site.kind not in method.sites:
+            allowed = ", ".join(kind.value for kind in method.sites)
+            hint = ""
+            if self.site.kind is SiteKind.PRE_LLM:
+                hint = "; no attention exists before the LLM, use random(site=pre_llm, ...) or uniform(site=pre_llm, ...)"
+            raise PlanError(f"{name} cannot act at site {self.site}; it acts at: {allowed}{hint}")
+        if self.role not in method.roles:
+            raise PlanError(f"{name} does not touch {self.role.name.lower()} tokens")
+        fixes_count = isinstance(method, TokenMethod) and method.fixed_count((1, 1, 1)) is not None
+        if fixes_count and self.budget is not None:
+            raise BudgetError(f"{name} fixes its own count: leave keep out")
+        if not fixes_count and self.budget is None:
+            raise BudgetError(f"{name} needs keep, e.g. keep=0.5 (what stays)")
+        if method.needs_grid and self.scope is Scope.SAMPLE:
+            raise PlanError(f"{name} works on the grid of one medium: scope=sample has no grid")
+        if method.needs_grid and self.effect is Effect.MASK:
+            raise PlanError(f"{name} merges tokens: effect=mask can only hide them")
+
+    def kept_of(self, available: int, grid: tuple[int, int, int] | None) -> int:
+        """How many of a group's `available` tokens stay, from shapes alone. `grid` is the group's grid while it is whole."""
+        if self.budget is not None:
+            return self.budget.resolve(available)
+        assert grid is not None  # a method that fixes its count needs a grid, and the plan was checked for that
+        fixed = self.method.fixed_count(grid)
+        assert fixed is not None
+        return fixed
+
+    def kept_per_medium(self, alive: Sequence[int], shapes: Sequence[MediumShape]) -> list[int]:
+        """Tokens that stay of each medium of one sample, given those that arrive; one joint count for scope=sample."""
+        if self.scope is Scope.SAMPLE:
+            return [self.kept_of(sum(alive), None)]
+        kept = []
+        for count, shape in zip(alive, shapes, strict=True):
+            t, h, w = shape.grid
+            if self.scope is Scope.FRAME:
+                kept.append(t * self.kept_of(count // t, (1, h, w)))
+            else:
+                kept.append(self.kept_of(count, shape.grid))
+        return kept
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Stages, ordered by site. An empty plan is the plain model."""
+
+    stages: tuple[Stage, ...] = ()
+
+    def __post_init__(self) -> None:
+        keys = [(_ORDER.index(stage.site.kind), stage.site.layer or 0) for stage in self.stages]
+        for before, after, stage in zip(keys, keys[1:], self.stages[1:], strict=False):
+            if before == after:
+                raise PlanError(f"two stages act at {stage.site}: join them or move one")
+            if before > after:
+                raise PlanError(f"stages must stand in the order in which the model meets them; {stage.site} comes too late")
+        for before_stage, stage in zip(self.stages, self.stages[1:], strict=False):
+            if stage.method.needs_grid:
+                raise PlanError(f"{stage.method.name} needs the whole grid: put it before the stage that drops tokens")
+            if _SCOPES.index(stage.scope) < _SCOPES.index(before_stage.scope):
+                raise PlanError(
+                    f"scope={stage.scope.value} after scope={before_stage.scope.value}: what arrives is uneven by then; "
+                    "scopes may only widen, frame -> medium -> sample"
+                )
+        if any(s.effect is Effect.MASK for s in self.stages) and len(self.stages) > 1:
+            raise PlanError(
+                "effect=mask works alone: a masked stage keeps every token, a second stage would not see its choice"
+            )
+
+    @property
+    def drops(self) -> bool:
+        """Whether any stage shortens the sequence."""
+        return any(stage.effect is Effect.DROP for stage in self.stages)
+
+    def grid_tokens_per_layer(self, shapes: Sequence[MediumShape], layers: int) -> list[int]:
+        """Grid tokens of all media of one sample that enter each of `layers` decoder layers. MASK shortens nothing."""
+        alive = [shape.grid_tokens for shape in shapes]
+        by_layer = {stage.site.decoder_layer: stage for stage in self.stages if stage.effect is Effect.DROP}
+        counts = []
+        for layer in range(layers):
+            stage = by_layer.get(layer)
+            if stage is not None and alive:
+                alive = stage.kept_per_medium(alive, shapes)
+            counts.append(sum(alive))
+        return counts

@@ -1,0 +1,87 @@
+"""What a model looks like in numbers: all that cost arithmetic may know of a model, and the shapes of its media."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class MediumShape:
+    """One image or one video as the language model sees it.
+
+    Attributes:
+        kind: "image" or "video".
+        grid: (t, h, w) in visual tokens, raster order; t * h * w of the tokens lie on the grid.
+        separators: offsets, within the medium's tokens, of tokens off the grid (a CLS token, row newlines). They always stay.
+        encoder_tokens: tokens inside the vision encoder (patches and prefix tokens), for all frames together.
+        encoder_sequences: lengths of the sequences that attend to each other in a full-attention encoder layer.
+        encoder_windows: the same for a windowed layer; empty where the encoder has none.
+    """
+
+    kind: str
+    grid: tuple[int, int, int]
+    separators: tuple[int, ...] = ()
+    encoder_tokens: int = 0
+    encoder_sequences: tuple[int, ...] = ()
+    encoder_windows: tuple[int, ...] = ()
+
+    @property
+    def grid_tokens(self) -> int:
+        """Visual tokens on the grid: what stages choose from."""
+        t, h, w = self.grid
+        return t * h * w
+
+    @property
+    def tokens(self) -> int:
+        """Columns that the medium fills in `input_ids`."""
+        return self.grid_tokens + len(self.separators)
+
+
+@dataclass(frozen=True)
+class DecoderShape:
+    """A decoder-only language model. `layer_windows[i]` is layer i's sliding window in tokens, or None for full attention."""
+
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocabulary: int
+    gated_mlp: bool = True
+    layer_windows: tuple[int | None, ...] = ()
+
+    def window(self, layer: int) -> int | None:
+        """The sliding window of a layer in tokens, or None for full attention."""
+        return self.layer_windows[layer] if self.layer_windows else None
+
+
+@dataclass(frozen=True)
+class EncoderShape:
+    """A vision transformer. `windowed_layers` are the layers that attend within windows only."""
+
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    patch_inputs: int
+    gated_mlp: bool = False
+    windowed_layers: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class LinearShape:
+    """One matrix product on the way from the encoder to the decoder: rows per visual token, inputs, outputs."""
+
+    inputs: int
+    outputs: int
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """A vision-language model in numbers."""
+
+    family: str
+    decoder: DecoderShape
+    encoder: EncoderShape
+    projector: tuple[LinearShape, ...] = field(default=())

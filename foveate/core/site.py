@@ -1,0 +1,61 @@
+"""Where in an LVLM a stage acts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from foveate.errors import PlanError
+
+
+class SiteKind(str, Enum):
+    """The places of the pipeline pixels -> vision encoder -> prompt -> decoder -> KV cache -> decode steps."""
+
+    PIXELS = "pixels"
+    VISION_LAYER = "vision"
+    PRE_LLM = "pre_llm"
+    LLM_LAYER = "llm"
+    KV_CACHE = "kv_cache"
+    DECODE = "decode"
+
+
+LAYERED = (SiteKind.VISION_LAYER, SiteKind.LLM_LAYER, SiteKind.DECODE)
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place, with a layer index (counted from 0) where the place has layers.
+
+    `LLM_LAYER(k)`: the tokens are gone *before* decoder layer k runs, so k >= 1; for k = 0 there is PRE_LLM.
+    """
+
+    kind: SiteKind
+    layer: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.layer is not None) != (self.kind in LAYERED):
+            raise PlanError(f"site {self.kind.value}: {'needs a layer' if self.kind in LAYERED else 'takes no layer'}")
+        if self.kind is SiteKind.LLM_LAYER and self.layer == 0:
+            raise PlanError("layer=0: no decoder layer has run yet; write site=pre_llm to act before the LLM")
+        if self.layer is not None and self.layer < 0:
+            raise PlanError(f"layer={self.layer}: layers are counted from 0, write a number >= 1")
+
+    @classmethod
+    def llm_layer(cls, layer: int) -> Site:
+        """Before decoder layer `layer` (>= 1) runs."""
+        return cls(SiteKind.LLM_LAYER, layer)
+
+    @classmethod
+    def pre_llm(cls) -> Site:
+        """Before decoder layer 0 runs."""
+        return cls(SiteKind.PRE_LLM)
+
+    @property
+    def decoder_layer(self) -> int | None:
+        """The decoder layer in front of which the stage acts, or None for a place outside the decoder."""
+        if self.kind is SiteKind.PRE_LLM:
+            return 0
+        return self.layer if self.kind is SiteKind.LLM_LAYER else None
+
+    def __str__(self) -> str:
+        return self.kind.value if self.layer is None else f"{self.kind.value}({self.layer})"

@@ -1,0 +1,140 @@
+"""What each stage kept, with provenance down to the visual tokens that the processor made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from foveate.core.layout import Medium
+from foveate.core.selection import Selection
+
+
+@dataclass(frozen=True)
+class GroupRecord:
+    """One group of one stage, as the engine saw it; tensors stay on the device until somebody looks.
+
+    Attributes:
+        members: for each medium of the group, (key of the medium, how many of the group's tokens are its own).
+        selection: the method's answer for a batch of groups, of which this is row `group`.
+        token_count: tokens that arrived at the group, N.
+    """
+
+    stage: str
+    members: tuple[tuple[int, int], ...]
+    selection: Selection
+    group: int
+    token_count: int
+
+
+@dataclass
+class MediumTrace:
+    """What became of one image or video.
+
+    Attributes:
+        medium: row, index, grid and columns.
+        stages: (text of the stage, matrix [K, N]) where N counts the medium's original grid tokens and row i of the
+            matrix says which originals, with which weights, kept token i is made of. Sparse, on the CPU.
+        kept: for each stage the original indices [K] of the surviving tokens, ascending.
+    """
+
+    medium: Medium
+    stages: list[tuple[str, Tensor]] = field(default_factory=list)
+    kept: list[Tensor] = field(default_factory=list)
+
+    @property
+    def kept_index(self) -> Tensor:
+        """Original indices [K] of the tokens alive behind the last stage."""
+        return self.kept[-1] if self.kept else torch.arange(self.medium.shape.grid_tokens)
+
+    def sources(self, token: int, stage: int = -1) -> tuple[Tensor, Tensor]:
+        """Original indices and weights of what the `token`-th survivor of a stage is made of."""
+        row = self.stages[stage][1][token].coalesce()
+        return row.indices()[0], row.values()
+
+    def _apply(self, stage: str, part: Tensor, kept: Tensor) -> None:
+        before = self.stages[-1][1] if self.stages else None
+        self.kept.append(self.kept_index[kept])
+        self.stages.append((stage, part if before is None else torch.sparse.mm(part, before).coalesce()))
+
+
+class Trace:
+    """The stages of one conversation. Reading it copies to the CPU; recording it does not."""
+
+    def __init__(self) -> None:
+        self._media: list[Medium] = []
+        self._records: list[GroupRecord] = []
+        self._built: list[MediumTrace] | None = None
+
+    def add_media(self, media: tuple[Medium, ...]) -> int:
+        """Note the media of a pass and return the key of the first; the others follow."""
+        self._built = None
+        self._media.extend(media)
+        return len(self._media) - len(media)
+
+    def add(self, record: GroupRecord) -> None:
+        """Note one group of one stage."""
+        self._built = None
+        self._records.append(record)
+
+    @property
+    def media(self) -> list[MediumTrace]:
+        """One entry per image or video, in the order in which the conversation met them."""
+        if self._built is None:
+            self._built = self._build()
+        return self._built
+
+    def sample(self, row: int) -> list[MediumTrace]:
+        """The media of one batch row."""
+        return [entry for entry in self.media if entry.medium.row == row]
+
+    def __iter__(self) -> Iterator[MediumTrace]:
+        return iter(self.media)
+
+    def __len__(self) -> int:
+        return len(self._media)
+
+    def _build(self) -> list[MediumTrace]:
+        built = [MediumTrace(medium) for medium in self._media]
+        pending: dict[tuple[str, int], list[tuple[Tensor, Tensor]]] = {}
+        order: list[tuple[str, int]] = []
+        for record in self._records:
+            matrix = record.selection.matrix(record.group, record.token_count)
+            kept = record.selection.kept[record.group].cpu()
+            start = 0
+            for key, count in record.members:
+                rows = torch.nonzero((kept >= start) & (kept < start + count)).flatten()
+                part, own = _block(matrix, rows, start, count), kept[rows] - start
+                slot = (record.stage, key)
+                if slot not in pending:
+                    order.append(slot)
+                pending.setdefault(slot, []).append((part, own))
+                start += count
+        for stage, key in order:
+            # The frames of a video are groups of their own; together they are one stage of one medium.
+            parts = pending[(stage, key)]
+            offsets = torch.tensor([0] + [part.shape[1] for part, _ in parts]).cumsum(0)
+            kept = torch.cat([own + offset for (_, own), offset in zip(parts, offsets, strict=False)])
+            built[key]._apply(stage, _block_diagonal([part for part, _ in parts]), kept)
+        return built
+
+
+def _block(matrix: Tensor, rows: Tensor, start: int, count: int) -> Tensor:
+    """Rows `rows` and columns start..start+count of a coalesced sparse matrix; rows are consecutive."""
+    index, value = matrix.indices(), matrix.values()
+    first = int(rows[0]) if len(rows) else 0
+    inside = (index[0] >= first) & (index[0] < first + len(rows)) & (index[1] >= start) & (index[1] < start + count)
+    shifted = index[:, inside] - torch.tensor([[first], [start]])
+    return torch.sparse_coo_tensor(shifted, value[inside], (len(rows), count)).coalesce()
+
+
+def _block_diagonal(parts: list[Tensor]) -> Tensor:
+    """Sparse block-diagonal matrix of sparse blocks."""
+    indices, values, row, column = [], [], 0, 0
+    for part in parts:
+        indices.append(part.indices() + torch.tensor([[row], [column]]))
+        values.append(part.values())
+        row, column = row + part.shape[0], column + part.shape[1]
+    return torch.sparse_coo_tensor(torch.cat(indices, 1), torch.cat(values), (row, column)).coalesce()

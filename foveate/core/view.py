@@ -1,0 +1,67 @@
+"""All that a method may see of a model, and what it may ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from foveate.errors import MethodError
+
+
+@dataclass(frozen=True)
+class Observation:
+    """Something a method asks the engine to measure. Frozen, so that the engine measures each one once per pass."""
+
+
+@dataclass(frozen=True)
+class AttentionRows(Observation):
+    """Attention that visual tokens receive from rater rows, one decoder layer before the cut: [G, H, N], fp32.
+
+    The softmax runs over all keys the rater sees, then the rows of all raters are averaged; heads stay apart.
+
+    Attributes:
+        query: "last" the last prompt token (FastV's code), "text" the instruction after the last medium,
+            "all" every token that is not padding (FastV's paper, Sec. 4.1), or "window:w" the last w tokens.
+        rope: False scores with the queries and keys before their rotary embedding (FEATHER, arXiv 2412.13180).
+    """
+
+    query: str = "last"
+    rope: bool = True
+
+
+@dataclass(frozen=True)
+class TokenView:
+    """Equal-length groups of visual tokens. Never padding, batch rows, sequence positions or modules of the model.
+
+    Attributes:
+        features: [G, N, D] hidden states, any float dtype; read only.
+        coords: [G, N, 3] long, (t, y, x) of each token on its medium's grid.
+        grid: (t, h, w) if the N tokens are a whole grid in raster order, else None.
+        sizes: [G, N] fp32, how many original tokens each token stands for.
+        group_keys: one stable number per group, so that seeded methods give a row the same draw alone and in company.
+    """
+
+    features: Tensor
+    coords: Tensor
+    grid: tuple[int, int, int] | None
+    sizes: Tensor
+    group_keys: tuple[int, ...]
+    observed: Mapping[Observation, Tensor] = field(default_factory=dict)
+
+    @property
+    def group_count(self) -> int:
+        """G."""
+        return self.features.shape[0]
+
+    @property
+    def token_count(self) -> int:
+        """N."""
+        return self.features.shape[1]
+
+    def observe(self, observation: Observation) -> Tensor:
+        """Return what the method asked for in `needs()`."""
+        if observation not in self.observed:
+            raise MethodError(f"{observation} was not asked for: add it to what needs() returns")
+        return self.observed[observation]
