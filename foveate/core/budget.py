@@ -51,6 +51,8 @@ class Budget:
             raise BudgetError("a budget is exactly one of: a ratio (keep=0.5), a count (keep=144), a threshold")
         if self.ratio is not None and not (self.ratio.is_finite() and 0 < self.ratio <= 1):
             raise BudgetError(f"keep={self.ratio}: a ratio must be more than 0 and at most 1, e.g. keep=0.5")
+        if self.ratio is not None:
+            object.__setattr__(self, "ratio", self.ratio.normalize())  # 0.50 and 0.5 are one budget with one text
         if self.count is not None and self.count < 1:
             raise BudgetError(f"keep={self.count}: a count must be at least 1, e.g. keep=144")
         if self.threshold is not None and not math.isfinite(self.threshold):

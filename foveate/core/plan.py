@@ -60,6 +60,8 @@ class Stage:
             raise BudgetError(f"{name} fixes its own count: leave keep out")
         if not fixes_count and self.budget is None:
             raise BudgetError(f"{name} needs keep, e.g. keep=0.5 (what stays)")
+        if self.budget is not None and not self.budget.is_fixed:
+            raise BudgetError(f"{name} keeps a number of tokens known before it runs: write keep=0.5 or keep=144")
         if method.needs_grid and self.scope is Scope.SAMPLE:
             raise PlanError(f"{name} works on the grid of one medium: scope=sample has no grid")
         if method.needs_grid and self.effect is Effect.MASK:

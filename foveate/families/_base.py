@@ -1,0 +1,84 @@
+"""What a family file says."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from foveate.core.shape import DecoderShape, MediumShape, ModelShape
+from foveate.core.site import SiteKind
+
+
+class Family(ABC):
+    """A model family. Paths are dotted, from the top model; they are resolved when a plan is attached.
+
+    Class attributes:
+        model_types: `config.model_type` values of the family.
+        title: the family's name as people write it.
+        base: the module that merges text and media and calls the decoder.
+        decoder: the language model without its head; `decoder + ".layers"` are its layers.
+        attention: the attention module within a decoder layer.
+        placeholders: config attribute with the placeholder id of each kind of medium.
+        unsupported: for each site the family cannot serve, the reason in words.
+        notes: what is special, one line for the capability table.
+    """
+
+    model_types: ClassVar[tuple[str, ...]]
+    title: ClassVar[str]
+    base: ClassVar[str] = "model"
+    decoder: ClassVar[str] = "model.language_model"
+    attention: ClassVar[str] = "self_attn"
+    placeholders: ClassVar[Mapping[str, str]] = {"image": "image_token_id"}
+    unsupported: ClassVar[Mapping[SiteKind, str]] = {}
+    notes: ClassVar[str] = ""
+
+    def check(self, config: Any) -> None:
+        """Raise UnsupportedModel for a config of this model type that the family file does not cover."""
+
+    def placeholder_ids(self, config: Any) -> dict[str, int]:
+        """The placeholder token id of each kind of medium."""
+        return {kind: getattr(config, attribute) for kind, attribute in self.placeholders.items()}
+
+    @abstractmethod
+    def media(self, config: Any, inputs: Mapping[str, Any], columns: Mapping[str, int]) -> dict[str, list[MediumShape]]:
+        """Shapes of the media of a call, by kind, in the order in which they appear in `input_ids`.
+
+        Args:
+            config: the model's config.
+            inputs: keyword arguments of forward or generate.
+            columns: number of placeholder columns of each kind in the call.
+        """
+
+    @abstractmethod
+    def media_of_images(self, config: Any, sizes: Sequence[tuple[int, int]]) -> list[MediumShape]:
+        """Shapes of images of these (width, height) in pixels after the family's default preprocessing."""
+
+    @abstractmethod
+    def model_shape(self, config: Any) -> ModelShape:
+        """The model in numbers."""
+
+    @abstractmethod
+    def tiny_config(self) -> Any:
+        """A random-weight config of the family, < 200k parameters, for tests that must not download anything."""
+
+    def decoder_windows(self, config: Any) -> tuple[int | None, ...]:
+        """The sliding window of each decoder layer in tokens, None for full attention."""
+        text = config.get_text_config()
+        types = getattr(text, "layer_types", None) or ["full_attention"] * text.num_hidden_layers
+        return tuple(text.sliding_window if kind == "sliding_attention" else None for kind in types)
+
+    def decoder_shape(self, config: Any) -> DecoderShape:
+        """The decoder in numbers, from the attribute names that current text configs share."""
+        text = config.get_text_config()
+        heads = text.num_attention_heads
+        return DecoderShape(
+            layers=text.num_hidden_layers,
+            hidden=text.hidden_size,
+            intermediate=text.intermediate_size,
+            heads=heads,
+            kv_heads=getattr(text, "num_key_value_heads", None) or heads,
+            head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
+            vocabulary=text.vocab_size,
+            layer_windows=self.decoder_windows(config),
+        )

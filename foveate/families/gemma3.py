@@ -1,0 +1,93 @@
+"""Gemma 3: sliding-window and full layers, image tokens that see each other in both directions, 256 tokens per image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from foveate.core.shape import EncoderShape, LinearShape, MediumShape, ModelShape
+from foveate.core.site import SiteKind
+from foveate.errors import InputError
+from foveate.families._base import Family
+
+_ENCODER_STAGES = "encoder stages are not part of this version"
+
+
+class Gemma3(Family):
+    """Gemma3ForConditionalGeneration."""
+
+    model_types = ("gemma3",)
+    title = "Gemma 3"
+    unsupported = {SiteKind.PIXELS: _ENCODER_STAGES, SiteKind.VISION_LAYER: _ENCODER_STAGES}
+    notes = "sliding and full layers, bidirectional image blocks"
+
+    def media(self, config: Any, inputs: Mapping[str, Any], columns: Mapping[str, int]) -> dict[str, list[MediumShape]]:
+        shape = self._image(config)
+        count, rest = divmod(columns["image"], shape.tokens)
+        if rest:
+            raise InputError(
+                f"{columns['image']} image placeholder tokens are no multiple of the {shape.tokens} that one image fills; "
+                "let the model's own processor expand the prompt"
+            )
+        return {"image": [shape] * count}
+
+    def media_of_images(self, config: Any, sizes: Sequence[tuple[int, int]]) -> list[MediumShape]:
+        return [self._image(config)] * len(sizes)
+
+    def _image(self, config: Any) -> MediumShape:
+        vision = config.vision_config
+        side = int(config.mm_tokens_per_image**0.5)
+        patches = (vision.image_size // vision.patch_size) ** 2
+        return MediumShape("image", (1, side, side), encoder_tokens=patches, encoder_sequences=(patches,))
+
+    def model_shape(self, config: Any) -> ModelShape:
+        vision, text = config.vision_config, config.get_text_config()
+        return ModelShape(
+            family="gemma3",
+            decoder=self.decoder_shape(config),
+            encoder=EncoderShape(
+                layers=vision.num_hidden_layers,
+                hidden=vision.hidden_size,
+                intermediate=vision.intermediate_size,
+                heads=vision.num_attention_heads,
+                patch_inputs=3 * vision.patch_size**2,
+            ),
+            projector=(LinearShape(vision.hidden_size, text.hidden_size),),
+        )
+
+    def tiny_config(self) -> Any:
+        from transformers import Gemma3Config, Gemma3TextConfig
+
+        text = Gemma3TextConfig(
+            vocab_size=99,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=6,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=8,
+            query_pre_attn_scalar=8,
+            max_position_embeddings=4096,
+            sliding_window=24,
+            layer_types=["sliding_attention", "full_attention", "sliding_attention"] * 2,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+        )
+        vision = dict(
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            image_size=24,
+            patch_size=4,
+            vision_use_head=False,
+        )
+        return Gemma3Config(
+            text_config=text,
+            vision_config=vision,
+            mm_tokens_per_image=36,
+            image_token_id=90,
+            boi_token_id=92,
+            eoi_token_id=93,
+        )

@@ -1,0 +1,95 @@
+"""LLaVA 1.5 and its relatives with a fixed-size CLIP or SigLIP encoder: one square grid per image, one token per patch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from foveate.core.shape import EncoderShape, LinearShape, MediumShape, ModelShape
+from foveate.core.site import SiteKind
+from foveate.errors import InputError, UnsupportedModel
+from foveate.families._base import Family
+
+_ENCODER_STAGES = "encoder stages are not part of this version"
+
+
+class Llava(Family):
+    """LlavaForConditionalGeneration."""
+
+    model_types = ("llava",)
+    title = "LLaVA 1.5"
+    unsupported = {SiteKind.PIXELS: _ENCODER_STAGES, SiteKind.VISION_LAYER: _ENCODER_STAGES}
+    notes = "one grid per image, CLIP or SigLIP encoder"
+
+    def check(self, config: Any) -> None:
+        encoder = config.vision_config.model_type
+        if encoder not in ("clip_vision_model", "siglip_vision_model"):
+            raise UnsupportedModel(
+                f"LLaVA with a '{encoder}' encoder has images of many sizes; the family file covers CLIP and SigLIP encoders"
+            )
+
+    def media(self, config: Any, inputs: Mapping[str, Any], columns: Mapping[str, int]) -> dict[str, list[MediumShape]]:
+        shape = self._image(config)
+        count, rest = divmod(columns["image"], shape.tokens)
+        if rest:
+            raise InputError(
+                f"{columns['image']} image placeholder tokens are no multiple of the {shape.tokens} that one image fills; "
+                "let the model's own processor expand the prompt"
+            )
+        return {"image": [shape] * count}
+
+    def media_of_images(self, config: Any, sizes: Sequence[tuple[int, int]]) -> list[MediumShape]:
+        return [self._image(config)] * len(sizes)
+
+    def _image(self, config: Any) -> MediumShape:
+        vision = config.vision_config
+        side = vision.image_size // vision.patch_size
+        prefix = 1 if vision.model_type == "clip_vision_model" else 0
+        shows_prefix = prefix and config.vision_feature_select_strategy == "full"
+        return MediumShape(
+            kind="image",
+            grid=(1, side, side),
+            separators=(0,) if shows_prefix else (),
+            encoder_tokens=side * side + prefix,
+            encoder_sequences=(side * side + prefix,),
+        )
+
+    def model_shape(self, config: Any) -> ModelShape:
+        vision, text = config.vision_config, config.get_text_config()
+        layer = config.vision_feature_layer
+        # Layers behind the feature layer still run: Hugging Face computes all of them and picks a hidden state.
+        features = vision.hidden_size * (1 if isinstance(layer, int) else len(layer))
+        return ModelShape(
+            family="llava",
+            decoder=self.decoder_shape(config),
+            encoder=EncoderShape(
+                layers=vision.num_hidden_layers,
+                hidden=vision.hidden_size,
+                intermediate=vision.intermediate_size,
+                heads=vision.num_attention_heads,
+                patch_inputs=3 * vision.patch_size**2,
+            ),
+            projector=(LinearShape(features, text.hidden_size), LinearShape(text.hidden_size, text.hidden_size)),
+        )
+
+    def tiny_config(self) -> Any:
+        from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
+
+        text = LlamaConfig(
+            vocab_size=99,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=5,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=4096,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+        )
+        vision = CLIPVisionConfig(
+            hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, image_size=24, patch_size=4
+        )
+        return LlavaConfig(
+            vision_config=vision, text_config=text, image_token_id=90, image_seq_length=36, vision_feature_layer=-2
+        )

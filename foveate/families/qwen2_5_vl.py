@@ -1,0 +1,130 @@
+"""Qwen2.5-VL: any image size, packed encoder with windows, 2 x 2 merger, M-RoPE, video."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from foveate.core.shape import EncoderShape, LinearShape, MediumShape, ModelShape
+from foveate.core.site import SiteKind
+from foveate.errors import InputError
+from foveate.families._base import Family
+
+_ENCODER_STAGES = "encoder stages are not part of this version"
+# Defaults of the Qwen2.5-VL image processor, in pixels.
+_MIN_PIXELS, _MAX_PIXELS = 56 * 56, 28 * 28 * 1280
+
+
+class Qwen25VL(Family):
+    """Qwen2_5_VLForConditionalGeneration."""
+
+    model_types = ("qwen2_5_vl",)
+    title = "Qwen2.5-VL"
+    placeholders = {"image": "image_token_id", "video": "video_token_id"}
+    unsupported = {SiteKind.PIXELS: _ENCODER_STAGES, SiteKind.VISION_LAYER: _ENCODER_STAGES}
+    notes = "images and video of any size, M-RoPE, windowed packed encoder"
+
+    def media(self, config: Any, inputs: Mapping[str, Any], columns: Mapping[str, int]) -> dict[str, list[MediumShape]]:
+        shapes: dict[str, list[MediumShape]] = {}
+        for kind in self.placeholders:
+            grids = inputs.get(f"{kind}_grid_thw")
+            if grids is None and columns[kind]:
+                raise InputError(
+                    f"the prompt has {kind} placeholders but {kind}_grid_thw is missing: pass everything the processor returned"
+                )
+            rows = [] if grids is None else grids.tolist()
+            shapes[kind] = [self._medium(config, kind, (int(t), int(h), int(w))) for t, h, w in rows]
+        return shapes
+
+    def media_of_images(self, config: Any, sizes: Sequence[tuple[int, int]]) -> list[MediumShape]:
+        patch = config.vision_config.patch_size
+        unit = patch * config.vision_config.spatial_merge_size
+        grids = [_resized(width, height, unit) for width, height in sizes]
+        return [self._medium(config, "image", (1, high // patch, wide // patch)) for high, wide in grids]
+
+    def _medium(self, config: Any, kind: str, patches: tuple[int, int, int]) -> MediumShape:
+        vision = config.vision_config
+        merge = vision.spatial_merge_size
+        t, h, w = patches
+        side = vision.window_size // merge // vision.patch_size  # window side in merged cells
+        cells = (h // merge, w // merge)
+        heights, widths = ([min(side, n - start) for start in range(0, n, side)] for n in cells)
+        windows = tuple(high * wide * merge * merge for high in heights for wide in widths)
+        return MediumShape(
+            kind=kind,
+            grid=(t, *cells),
+            encoder_tokens=t * h * w,
+            encoder_sequences=(h * w,) * t,
+            encoder_windows=windows * t,
+        )
+
+    def model_shape(self, config: Any) -> ModelShape:
+        vision = config.vision_config
+        merged = vision.hidden_size * vision.spatial_merge_size**2
+        full = set(vision.fullatt_block_indexes)
+        return ModelShape(
+            family="qwen2_5_vl",
+            decoder=self.decoder_shape(config),
+            encoder=EncoderShape(
+                layers=vision.depth,
+                hidden=vision.hidden_size,
+                intermediate=vision.intermediate_size,
+                heads=vision.num_heads,
+                patch_inputs=vision.in_channels * vision.temporal_patch_size * vision.patch_size**2,
+                gated_mlp=True,
+                windowed_layers=tuple(layer for layer in range(vision.depth) if layer not in full),
+            ),
+            projector=(LinearShape(merged, merged), LinearShape(merged, vision.out_hidden_size)),
+        )
+
+    def tiny_config(self) -> Any:
+        from transformers import Qwen2_5_VLConfig
+
+        text = dict(
+            vocab_size=99,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=5,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=4096,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+            rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]},
+        )
+        vision = dict(
+            depth=4,
+            hidden_size=32,
+            intermediate_size=64,
+            num_heads=4,
+            patch_size=4,
+            spatial_merge_size=2,
+            temporal_patch_size=2,
+            in_channels=3,
+            out_hidden_size=32,
+            fullatt_block_indexes=[1, 3],
+            window_size=16,
+        )
+        return Qwen2_5_VLConfig(
+            text_config=text,
+            vision_config=vision,
+            image_token_id=90,
+            video_token_id=91,
+            vision_start_token_id=92,
+            vision_end_token_id=93,
+        )
+
+
+def _resized(width: int, height: int, unit: int) -> tuple[int, int]:
+    """(height, width) after Qwen's resize: sides are multiples of `unit`, the area is within the processor's bounds."""
+    high, wide = max(unit, round(height / unit) * unit), max(unit, round(width / unit) * unit)
+    if high * wide > _MAX_PIXELS:
+        scale = math.sqrt(height * width / _MAX_PIXELS)
+        high = max(unit, math.floor(height / scale / unit) * unit)
+        wide = max(unit, math.floor(width / scale / unit) * unit)
+    elif high * wide < _MIN_PIXELS:
+        scale = math.sqrt(_MIN_PIXELS / (height * width))
+        high, wide = math.ceil(height * scale / unit) * unit, math.ceil(width * scale / unit) * unit
+    return high, wide

@@ -1,0 +1,64 @@
+"""FastV: drop the visual tokens that receive the least attention, one decoder layer before the cut.
+
+Chen et al., ECCV 2024, arXiv:2403.06764, Sec. 4.1. Written from the paper.
+Differs from the authors' code: attention rows are computed from queries and keys, never an N x N map; every image and
+every batch row is ranked on its own; the visual span comes from the prompt, not from constants.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from foveate.core.method import ScoreMethod, top_indices
+from foveate.core.selection import Selection
+from foveate.core.site import SiteKind
+from foveate.core.view import AttentionRows, Observation, TokenView
+from foveate.errors import SpecError
+from foveate.ops.windows import window_top_indices
+
+
+@dataclass(frozen=True)
+class FastV(ScoreMethod):
+    """Rank visual tokens by the attention they receive, averaged over heads and rater rows.
+
+    Attributes:
+        query: whose attention counts: "last" prompt token (the authors' code), "text" (the instruction after the last
+            image), "all" tokens (the paper's text) or "window:w" (the last w tokens).
+        rope: False scores without the rotary embedding, which favours tokens near the end (FEATHER, arXiv 2412.13180).
+        topk: "global", or "window:s" to choose within s x s windows (Window FastV, arXiv 2502.11501).
+    """
+
+    query: str = "last"
+    rope: bool = True
+    topk: str = "global"
+
+    sites = (SiteKind.LLM_LAYER,)
+    paper = "arXiv 2403.06764"
+
+    def __post_init__(self) -> None:
+        if self.query not in ("last", "text", "all"):
+            _window("query", self.query, "last, text, all or window:w, e.g. query=window:16")
+        if self.topk != "global":
+            _window("topk", self.topk, "global or window:s, e.g. topk=window:4")
+
+    def needs(self) -> tuple[Observation, ...]:
+        return (AttentionRows(self.query, self.rope),)
+
+    def score(self, view: TokenView) -> Tensor:
+        return view.observe(self.needs()[0]).mean(dim=1)  # [G, H, N] -> [G, N]
+
+    def select(self, view: TokenView, keep: int) -> Selection:
+        score = self.score(view)
+        if self.topk == "global":
+            return Selection(top_indices(score, keep))
+        return Selection(window_top_indices(score, view.coords, keep, _window("topk", self.topk, "window:s")))
+
+
+def _window(option: str, text: str, allowed: str) -> int:
+    """Return the number of `window:number`."""
+    kind, _, number = text.partition(":")
+    if kind != "window" or not number.isdigit() or int(number) < 1:
+        raise SpecError(f"fastv({option}={text}): allowed are {allowed}")
+    return int(number)

@@ -1,0 +1,35 @@
+"""One file per recipe: a short text that expands to several stages. The file name is the name in specs.
+
+A recipe is for what one method line cannot say: published systems with stages in the encoder and in the LLM, schedules.
+Plans store the expanded stages, never the recipe.
+"""
+
+from __future__ import annotations
+
+import sys
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from foveate.core import registry
+from foveate.core.plan import Stage
+
+_GROUP = "foveate.recipes"
+
+
+@dataclass(frozen=True)
+class Recipe(ABC):
+    """Fields are the recipe's options; lists and ranges arrive as tuples."""
+
+    @abstractmethod
+    def expand(self) -> tuple[Stage, ...]:
+        """Return the stages in the order in which the model meets them."""
+
+
+def names() -> list[str]:
+    """Names of all recipes."""
+    return sorted({*registry.file_names(sys.modules[__name__]), *registry.entry_point_targets(_GROUP)})
+
+
+def get(name: str) -> type[Recipe]:
+    """Return the class of a recipe, or raise UnknownName."""
+    return registry.find_class(sys.modules[__name__], _GROUP, name, Recipe, "recipe")

@@ -1,0 +1,39 @@
+"""Staged: the same method at several decoder layers, each keeping a share of what reaches it.
+
+The schedule of PyramidDrop (arXiv 2410.17247) with a scoring method of your choice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from foveate import methods
+from foveate.core.budget import Budget
+from foveate.core.plan import Stage
+from foveate.core.site import Site
+from foveate.errors import SpecError
+from foveate.recipes import Recipe
+
+
+@dataclass(frozen=True)
+class Staged(Recipe):
+    """`staged(method=fastv, layers=[8, 16, 24], keep=[0.5, 0.5, 0.5])`.
+
+    Attributes:
+        method: name of a method that acts in front of decoder layers; its options keep their defaults.
+        layers: decoder layers in front of which it acts.
+        keep: one budget per layer.
+    """
+
+    method: str = "fastv"
+    layers: tuple[int, ...] = ()
+    keep: tuple[Budget, ...] = ()
+
+    def expand(self) -> tuple[Stage, ...]:
+        if not self.layers or len(self.layers) != len(self.keep):
+            raise SpecError(
+                f"staged has {len(self.layers)} layers and {len(self.keep)} budgets: "
+                "write as many of each, e.g. staged(layers=[8, 16], keep=[0.5, 0.5])"
+            )
+        method = methods.get(self.method)()
+        return tuple(Stage(Site.llm_layer(k), method, budget) for k, budget in zip(self.layers, self.keep, strict=True))

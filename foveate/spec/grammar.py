@@ -1,0 +1,135 @@
+"""The grammar of specs: text -> calls with unconverted values. Knows no method.
+
+spec  = call { "|" call }           call  = name [ "(" [ word "=" value { "," word "=" value } ] ")" ]
+value = "[" value { "," value } "]" | number ".." number | quoted string | bare word
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from foveate.errors import SpecError
+
+
+@dataclass(frozen=True)
+class Bare:
+    """An unquoted value: a number, a percentage, a count or a word, converted by whoever knows what is expected."""
+
+    text: str
+
+
+Value: TypeAlias = "Bare | str | tuple[Value, ...]"
+
+_TOKEN = re.compile(r"""\s*(?:(?P<quoted>"[^"]*"|'[^']*')|(?P<punctuation>[()\[\],=|])|(?P<bare>[^\s()\[\],=|"']+))""")
+_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+_NAME = re.compile(r"[A-Za-z_]\w*")
+
+
+@dataclass(frozen=True)
+class Call:
+    """A name with its words in the order written."""
+
+    name: str
+    words: dict[str, Value]
+
+
+def parse_calls(text: str) -> list[Call]:
+    """Read a spec.
+
+    Raises:
+        SpecError: with the place where reading stopped.
+    """
+    tokens = _tokens(text)
+    if not tokens:
+        raise SpecError('empty spec: write e.g. "fastv(layer=2, keep=0.5)"')
+    parser = _Parser(text, tokens)
+    calls = [parser.call()]
+    while parser.accept("|"):
+        calls.append(parser.call())
+    parser.end()
+    return calls
+
+
+def _tokens(text: str) -> list[tuple[str, str]]:
+    tokens, position = [], 0
+    while text[position:].strip():
+        match = _TOKEN.match(text, position)
+        if match is None:
+            raise SpecError(f"cannot read spec {text!r} from {text[position:]!r} on: a quote is not closed")
+        kind = str(match.lastgroup)
+        tokens.append((kind, match.group(kind)))
+        position = match.end()
+    return tokens
+
+
+class _Parser:
+    def __init__(self, text: str, tokens: list[tuple[str, str]]) -> None:
+        self.text, self.tokens, self.position = text, tokens, 0
+
+    def call(self) -> Call:
+        name = self.name("a method or recipe name")
+        words: dict[str, Value] = {}
+        if self.accept("("):
+            while not self.accept(")"):
+                word = self.name("an option")
+                self.expect("=")
+                if word in words:
+                    raise SpecError(f"{name}: {word} is given twice")
+                words[word] = self.value()
+                if not self.accept(","):
+                    self.expect(")")
+                    break
+        return Call(name, words)
+
+    def value(self) -> Value:
+        if self.accept("["):
+            items: list[Value] = []
+            while not self.accept("]"):
+                items.append(self.value())
+                if not self.accept(","):
+                    self.expect("]")
+                    break
+            return tuple(items)
+        kind, token = self.next("a value")
+        if kind == "quoted":
+            return token[1:-1]
+        if kind != "bare":
+            raise self.error("a value", token)
+        span = _RANGE.fullmatch(token)
+        if span:
+            first, last = int(span[1]), int(span[2])
+            if first > last:
+                raise SpecError(f"range {token} runs backwards: write {last}..{first}")
+            return tuple(Bare(str(number)) for number in range(first, last + 1))
+        return Bare(token)
+
+    def name(self, what: str) -> str:
+        kind, token = self.next(what)
+        if kind != "bare" or not _NAME.fullmatch(token):
+            raise self.error(what, token)
+        return token
+
+    def next(self, what: str) -> tuple[str, str]:
+        if self.position == len(self.tokens):
+            raise self.error(what, "the end")
+        self.position += 1
+        return self.tokens[self.position - 1]
+
+    def accept(self, punctuation: str) -> bool:
+        here = self.position < len(self.tokens) and self.tokens[self.position] == ("punctuation", punctuation)
+        self.position += here
+        return here
+
+    def expect(self, punctuation: str) -> None:
+        if not self.accept(punctuation):
+            found = self.tokens[self.position][1] if self.position < len(self.tokens) else "the end"
+            raise self.error(f"'{punctuation}'", found)
+
+    def end(self) -> None:
+        if self.position < len(self.tokens):
+            raise self.error("'|' or the end", self.tokens[self.position][1])
+
+    def error(self, expected: str, found: str) -> SpecError:
+        return SpecError(f"cannot read spec {self.text!r}: expected {expected}, found {found!r}")

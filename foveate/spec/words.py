@@ -1,0 +1,106 @@
+"""Turning the words of a call into budgets, sites and the fields of a dataclass, and back."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import MISSING, fields
+from decimal import Decimal, InvalidOperation
+from typing import Any, get_args, get_origin, get_type_hints
+
+from foveate.core.budget import Budget, Rounding
+from foveate.errors import BudgetError, SpecError, did_you_mean
+from foveate.spec.grammar import Bare, Value
+
+_COUNT = re.compile(r"(\d+)(?:tok)?")
+_SWITCH = {"on": True, "true": True, "off": False, "false": False}
+# Papers count what they remove; these words must never be read as what stays.
+_REMOVED_WORDS = ("r", "R", "ratio", "rate", "prune", "prune_ratio", "drop", "remove", "pruning_ratio")
+
+
+def read_budget(value: Value, rounding: Rounding = Rounding.HALF_UP) -> Budget:
+    """Read what `keep` says: 0.5, 50 %, 144 or 144tok.
+
+    Raises:
+        BudgetError: for anything that is not a ratio in (0, 1], a percentage in (0, 100] or a count of 2 or more;
+            a bare 1 could mean all or one, so it is refused.
+    """
+    text = value.text if isinstance(value, Bare) else str(value)
+    if text in ("1", "1."):
+        raise BudgetError("keep=1 is ambiguous: write keep=100% (all tokens) or keep=1tok (one token)")
+    if (count := _COUNT.fullmatch(text)) is not None:
+        return Budget(count=int(count[1]), rounding=rounding)
+    try:
+        number = Decimal(text.removesuffix("%"))
+    except InvalidOperation:
+        raise BudgetError(f"keep={text}: write a ratio (0.5), a percentage (50%) or a count (144)") from None
+    if not number.is_finite():
+        raise BudgetError(f"keep={text}: write a ratio (0.5), a percentage (50%) or a count (144)")
+    if text.endswith("%"):
+        number = number / 100
+    elif number > 1:
+        raise BudgetError(f"keep={text}: a ratio is at most 1 and a count is a whole number; write 0.5, 50% or 144")
+    return Budget(ratio=number, rounding=rounding)
+
+
+def read_fields(cls: type, words: dict[str, Value], name: str, reserved: tuple[str, ...] = ()) -> Any:
+    """Build a method or recipe from the words that are its fields.
+
+    Raises:
+        SpecError: for an unknown word (with the nearest known one) or a value of the wrong type.
+    """
+    hints = get_type_hints(cls)
+    known = [field.name for field in fields(cls)]
+    values = {}
+    for word, value in words.items():
+        if word not in known:
+            if word in _REMOVED_WORDS:
+                shown = value.text if isinstance(value, Bare) else value
+                raise SpecError(f"{name}({word}={shown}): papers' R is what is removed; say what stays, e.g. keep=0.5")
+            raise SpecError(f"{name} has no option '{word}'." + did_you_mean(word, [*known, *reserved]))
+        values[word] = _convert(value, hints[word], f"{name}({word}=...)")
+    missing = [f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING and f.name not in values]
+    if missing:
+        raise SpecError(f"{name} needs {', '.join(missing)}")
+    return cls(**values)
+
+
+def _convert(value: Value, expected: Any, where: str) -> Any:
+    if get_origin(expected) is tuple:
+        items = value if isinstance(value, tuple) else (value,)
+        return tuple(_convert(item, get_args(expected)[0], where) for item in items)
+    if isinstance(value, tuple):
+        raise SpecError(f"{where} takes one value, not a list")
+    if expected is Budget:
+        return read_budget(value)
+    text = value.text if isinstance(value, Bare) else value
+    if expected is str:
+        return text
+    if expected is bool:
+        if text.lower() not in _SWITCH:
+            raise SpecError(f"{where} is a switch: write on or off, not {text}")
+        return _SWITCH[text.lower()]
+    if expected in (int, float):
+        try:
+            return expected(text)
+        except ValueError:
+            kind = "a whole number" if expected is int else "a number"
+            raise SpecError(f"{where} takes {kind}, not {text}") from None
+    raise TypeError(f"{where}: a spec cannot express {expected}")
+
+
+def write_fields(instance: Any) -> list[str]:
+    """The fields that differ from their defaults, as `word=value` in the spec's own grammar."""
+    words = []
+    for field in fields(instance):
+        value = getattr(instance, field.name)
+        if value != field.default:
+            words.append(f"{field.name}={_write(value)}")
+    return words
+
+
+def _write(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, str) and not re.fullmatch(r"[A-Za-z_][\w:.-]*", value):
+        return f'"{value}"'
+    return str(value)
