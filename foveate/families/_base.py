@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from foveate.core.shape import DecoderShape, MediumShape, ModelShape
 from foveate.core.site import SiteKind
+from foveate.errors import InputError
 
 
 class Family(ABC):
@@ -33,7 +34,7 @@ class Family(ABC):
     unsupported: ClassVar[Mapping[SiteKind, str]] = {}
     notes: ClassVar[str] = ""
 
-    def check(self, config: Any) -> None:
+    def check(self, config: Any) -> None:  # noqa: B027 - most families cover every config of their type
         """Raise UnsupportedModel for a config of this model type that the family file does not cover."""
 
     def placeholder_ids(self, config: Any) -> dict[str, int]:
@@ -82,3 +83,27 @@ class Family(ABC):
             vocabulary=text.vocab_size,
             layer_windows=self.decoder_windows(config),
         )
+
+
+class FixedGridFamily(Family):
+    """A family whose encoder gives every image (or crop) the same grid, so that counts follow from the config alone."""
+
+    @abstractmethod
+    def image(self, config: Any) -> MediumShape:
+        """The shape of any image."""
+
+    def media(self, config: Any, inputs: Mapping[str, Any], columns: Mapping[str, int]) -> dict[str, list[MediumShape]]:
+        shape = self.image(config)
+        count, rest = divmod(columns["image"], shape.tokens)
+        if rest:
+            raise InputError(
+                f"{columns['image']} image placeholder tokens are no multiple of the {shape.tokens} that one image fills; "
+                "let the model's own processor expand the prompt"
+            )
+        pixels = inputs.get("pixel_values")
+        if pixels is not None and len(pixels) != count:
+            raise InputError(f"the prompt has placeholders for {count} images, but pixel values for {len(pixels)} are given")
+        return {"image": [shape] * count}
+
+    def media_of_images(self, config: Any, sizes: Sequence[tuple[int, int]]) -> list[MediumShape]:
+        return [self.image(config)] * len(sizes)

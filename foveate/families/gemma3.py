@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from foveate.core.shape import EncoderShape, LinearShape, MediumShape, ModelShape
 from foveate.core.site import SiteKind
-from foveate.errors import InputError
-from foveate.families._base import Family
+from foveate.families._base import FixedGridFamily
 
 _ENCODER_STAGES = "encoder stages are not part of this version"
 
 
-class Gemma3(Family):
+class Gemma3(FixedGridFamily):
     """Gemma3ForConditionalGeneration."""
 
     model_types = ("gemma3",)
@@ -21,20 +19,7 @@ class Gemma3(Family):
     unsupported = {SiteKind.PIXELS: _ENCODER_STAGES, SiteKind.VISION_LAYER: _ENCODER_STAGES}
     notes = "sliding and full layers, bidirectional image blocks"
 
-    def media(self, config: Any, inputs: Mapping[str, Any], columns: Mapping[str, int]) -> dict[str, list[MediumShape]]:
-        shape = self._image(config)
-        count, rest = divmod(columns["image"], shape.tokens)
-        if rest:
-            raise InputError(
-                f"{columns['image']} image placeholder tokens are no multiple of the {shape.tokens} that one image fills; "
-                "let the model's own processor expand the prompt"
-            )
-        return {"image": [shape] * count}
-
-    def media_of_images(self, config: Any, sizes: Sequence[tuple[int, int]]) -> list[MediumShape]:
-        return [self._image(config)] * len(sizes)
-
-    def _image(self, config: Any) -> MediumShape:
+    def image(self, config: Any) -> MediumShape:
         vision = config.vision_config
         side = int(config.mm_tokens_per_image**0.5)
         patches = (vision.image_size // vision.patch_size) ** 2

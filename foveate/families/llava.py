@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from foveate.core.shape import EncoderShape, LinearShape, MediumShape, ModelShape
 from foveate.core.site import SiteKind
-from foveate.errors import InputError, UnsupportedModel
-from foveate.families._base import Family
+from foveate.errors import UnsupportedModel
+from foveate.families._base import FixedGridFamily
 
 _ENCODER_STAGES = "encoder stages are not part of this version"
 
 
-class Llava(Family):
+class Llava(FixedGridFamily):
     """LlavaForConditionalGeneration."""
 
     model_types = ("llava",)
@@ -28,20 +27,7 @@ class Llava(Family):
                 f"LLaVA with a '{encoder}' encoder has images of many sizes; the family file covers CLIP and SigLIP encoders"
             )
 
-    def media(self, config: Any, inputs: Mapping[str, Any], columns: Mapping[str, int]) -> dict[str, list[MediumShape]]:
-        shape = self._image(config)
-        count, rest = divmod(columns["image"], shape.tokens)
-        if rest:
-            raise InputError(
-                f"{columns['image']} image placeholder tokens are no multiple of the {shape.tokens} that one image fills; "
-                "let the model's own processor expand the prompt"
-            )
-        return {"image": [shape] * count}
-
-    def media_of_images(self, config: Any, sizes: Sequence[tuple[int, int]]) -> list[MediumShape]:
-        return [self._image(config)] * len(sizes)
-
-    def _image(self, config: Any) -> MediumShape:
+    def image(self, config: Any) -> MediumShape:
         vision = config.vision_config
         side = vision.image_size // vision.patch_size
         prefix = 1 if vision.model_type == "clip_vision_model" else 0

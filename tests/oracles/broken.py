@@ -1,0 +1,99 @@
+"""Deliberately broken methods. The contract must reject every one of them; if it does not, the contract is broken."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from foveate.core.method import ScoreMethod, TokenMethod, top_indices
+from foveate.core.selection import Selection
+from foveate.core.view import TokenView
+
+
+def _norm(view: TokenView) -> Tensor:
+    return view.features.float().norm(dim=-1)
+
+
+@dataclass(frozen=True)
+class Honest(ScoreMethod):
+    """Not broken: the control of the controls."""
+
+    def score(self, view: TokenView) -> Tensor:
+        return _norm(view)
+
+
+@dataclass(frozen=True)
+class Unsorted(TokenMethod):
+    """Returns the best first instead of ascending."""
+
+    def select(self, view: TokenView, keep: int) -> Selection:
+        return Selection(_norm(view).topk(keep, dim=1).indices)
+
+
+@dataclass(frozen=True)
+class Repeats(TokenMethod):
+    """Returns one token twice."""
+
+    def select(self, view: TokenView, keep: int) -> Selection:
+        kept = top_indices(_norm(view), keep)
+        kept[:, -1] = kept[:, max(0, keep - 2)]
+        return Selection(kept)
+
+
+@dataclass(frozen=True)
+class OffByOne(TokenMethod):
+    """Shifts every index by one."""
+
+    def select(self, view: TokenView, keep: int) -> Selection:
+        return Selection(top_indices(_norm(view), keep) + 1)
+
+
+@dataclass(frozen=True)
+class TooMany(TokenMethod):
+    """Keeps one more than asked."""
+
+    def select(self, view: TokenView, keep: int) -> Selection:
+        return Selection(top_indices(_norm(view), min(keep + 1, view.token_count)))
+
+
+@dataclass(frozen=True)
+class Leaks(ScoreMethod):
+    """Ranks against the mean of all groups: a row in company is treated unlike a row alone."""
+
+    def score(self, view: TokenView) -> Tensor:
+        mean = view.features.float().mean(dim=(0, 1), keepdim=True)
+        return (view.features.float() - mean).norm(dim=-1)
+
+
+@dataclass(frozen=True)
+class Writes(ScoreMethod):
+    """Writes into its input."""
+
+    def score(self, view: TokenView) -> Tensor:
+        view.features.mul_(0.5)
+        return _norm(view)
+
+
+@dataclass(frozen=True)
+class Forgets(ScoreMethod):
+    """Draws unseeded numbers."""
+
+    def score(self, view: TokenView) -> Tensor:
+        return torch.rand(view.features.shape[:2], device=view.features.device)
+
+
+@dataclass(frozen=True)
+class DoubleSource(TokenMethod):
+    """Claims a partition, but sends one source to two targets."""
+
+    def select(self, view: TokenView, keep: int) -> Selection:
+        kept = torch.arange(keep).expand(view.group_count, -1).contiguous()
+        source = torch.full((view.group_count, 2), keep)
+        target = torch.tensor([[0, min(1, keep - 1)]]).expand(view.group_count, -1).contiguous()
+        weight = torch.full((view.group_count, 2), 0.5)
+        return Selection(kept, source, target, weight, torch.ones(kept.shape))
+
+
+BROKEN = (Unsorted, Repeats, OffByOne, TooMany, Leaks, Writes, Forgets, DoubleSource)
