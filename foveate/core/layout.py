@@ -109,17 +109,17 @@ class Layout:
         """[B, S] bool, True at columns of this role."""
         return self.roles == int(role)
 
-    def columns_from(self, start: int) -> Layout:
-        """The layout of the columns from `start` on, for a forward call that continues a cache of `start` columns.
+    def columns_between(self, start: int, stop: int) -> Layout:
+        """The layout of columns start..stop, for a forward call that sees only these.
 
-        A medium that the cut would split is left out: its first part is in the cache already.
+        Media outside the range are left out, and so is one that a bound would split.
         """
         media = tuple(
             Medium(medium.row, medium.index, medium.shape, medium.columns - start)
             for medium in self.media
-            if len(medium.columns) and int(medium.columns[0]) >= start
+            if start <= int(medium.columns[0]) and int(medium.columns[-1]) < stop
         )
-        return Layout(self.roles[:, start:], media)
+        return Layout(self.roles[:, start:stop], media)
 
     def extended(self, width: int) -> Layout:
         """The layout with output columns appended until it is `width` wide."""

@@ -17,16 +17,15 @@ class GroupRecord:
     """One group of one stage, as the engine saw it; tensors stay on the device until somebody looks.
 
     Attributes:
-        members: for each medium of the group, (key of the medium, how many of the group's tokens are its own).
+        stage: canonical text of the stage.
+        owner: [N] long, key of the medium that each of the group's arriving tokens belongs to.
         selection: the method's answer for a batch of groups, of which this is row `group`.
-        token_count: tokens that arrived at the group, N.
     """
 
     stage: str
-    members: tuple[tuple[int, int], ...]
+    owner: Tensor
     selection: Selection
     group: int
-    token_count: int
 
 
 @dataclass
@@ -68,6 +67,10 @@ class Trace:
         self._records: list[GroupRecord] = []
         self._built: list[MediumTrace] | None = None
 
+    def clear(self) -> None:
+        """Forget everything, for a call that chooses anew."""
+        self._media, self._records, self._built = [], [], None
+
     def add_media(self, media: tuple[Medium, ...]) -> int:
         """Note the media of a pass and return the key of the first; the others follow."""
         self._built = None
@@ -101,17 +104,17 @@ class Trace:
         pending: dict[tuple[str, int], list[tuple[Tensor, Tensor]]] = {}
         order: list[tuple[str, int]] = []
         for record in self._records:
-            matrix = record.selection.matrix(record.group, record.token_count)
+            owner = record.owner.cpu()
+            matrix = record.selection.matrix(record.group, len(owner))
             kept = record.selection.kept[record.group].cpu()
-            start = 0
-            for key, count in record.members:
+            for key in owner.unique().tolist():
+                # Tokens of one medium are consecutive within a group.
+                start, count = int((owner < key).sum()), int((owner == key).sum())
                 rows = torch.nonzero((kept >= start) & (kept < start + count)).flatten()
-                part, own = _block(matrix, rows, start, count), kept[rows] - start
                 slot = (record.stage, key)
                 if slot not in pending:
                     order.append(slot)
-                pending.setdefault(slot, []).append((part, own))
-                start += count
+                pending.setdefault(slot, []).append((_block(matrix, rows, start, count), kept[rows] - start))
         for stage, key in order:
             # The frames of a video are groups of their own; together they are one stage of one medium.
             parts = pending[(stage, key)]

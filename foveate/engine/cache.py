@@ -1,0 +1,227 @@
+"""Cache layers that store fewer slots than the columns they report.
+
+Everything outside a decoder layer (positions, masks, generate) asks a cache for its length and must hear the number of
+columns; the layer itself stores only the survivors. A slot layer answers both: `logical` columns, and for every slot the
+column it holds, -1 for a hole.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
+
+from foveate.engine.projection import pack, take
+from foveate.errors import AttachError, UnsupportedCombination
+
+
+class Announcement:
+    """What the hook in front of a layer tells its cache layer about the states that are about to arrive.
+
+    Attributes:
+        positions: [B, n] column of each arriving state, -1 for a hole; None if they are the next columns in a row.
+        columns: how many columns the arriving states stand for.
+        all_valid: whether `positions` holds no -1.
+        lineage: equal objects mean equal slots: layers behind the same stages share it, so masks are built once.
+    """
+
+    __slots__ = ("all_valid", "columns", "lineage", "positions")
+
+    def __init__(self, positions: Tensor | None, columns: int, all_valid: bool, lineage: object) -> None:
+        self.positions, self.columns, self.all_valid, self.lineage = positions, columns, all_valid, lineage
+
+
+class SlotLayer:
+    """Mixed in front of a dynamic cache layer. Must be told what arrives (`announce`) before each `update`."""
+
+    keys: Tensor
+    values: Tensor
+    is_initialized: bool
+    is_sliding: bool
+    # Columns [B, P0] of the first P0 slots, -1 for a hole; the `_tail` slots behind them hold the last columns in a row.
+    # So a decode step only counts; tensors are built when somebody asks.
+    _prefix: Tensor | None
+    _tail: int
+    logical: int
+    all_valid: bool  # no hole among the slots
+    pad_free: bool  # no slot holds a padding column
+    lineage: object
+    _announced: Announcement | None
+
+    def begin(self) -> None:
+        """Take over a layer that may hold states already: its slots are its last columns."""
+        self._prefix, self._tail, self._announced = None, self.slots, None
+        self.logical = super().get_seq_length()  # type: ignore[misc]
+        self.all_valid, self.pad_free, self.lineage = True, self._tail == 0, "plain"
+
+    @property
+    def slots(self) -> int:
+        """Stored slots."""
+        stored = self.is_initialized and self.keys is not None and self.keys.numel() > 0
+        return self.keys.shape[-2] if stored else 0
+
+    def positions(self, batch: int, device: torch.device) -> Tensor:
+        """[B, P] column of every stored slot, -1 for a hole."""
+        tail = torch.arange(self.logical - self._tail, self.logical, device=device).expand(batch, -1)
+        return tail if self._prefix is None else torch.cat([self._prefix.to(device), tail], dim=1)
+
+    def visible_positions(self, new: Tensor) -> Tensor:
+        """Columns of the keys that `update` will return for arriving columns `new` [B, n]."""
+        return torch.cat([self.positions(new.shape[0], new.device), new], dim=1)
+
+    def announce(self, announcement: Announcement) -> None:
+        """Say what arrives with the next `update`."""
+        self._announced = announcement
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Store the arriving states; returns the keys and values to attend to."""
+        announced, self._announced = self._announced, None
+        if announced is None:
+            raise AttachError(
+                "this KV cache was pruned by foveate, but no plan is attached to the model that continues it: "
+                "attach the plan again, or start from an empty cache"
+            )
+        arriving = key_states.shape[-2]
+        if announced.positions is not None:
+            new = announced.positions
+            self._prefix, self._tail = torch.cat([self.positions(new.shape[0], new.device), new], dim=1), 0
+            self.all_valid = self.all_valid and announced.all_valid
+            self.lineage = (self.lineage, announced.lineage)
+        else:
+            self._tail += arriving
+            self.pad_free = self.pad_free and arriving == 1
+        out: tuple[Tensor, Tensor] = super().update(key_states, value_states, *args, **kwargs)  # type: ignore[misc]
+        self._advance(announced.columns)
+        return out
+
+    def _advance(self, columns: int) -> None:
+        self.logical += columns
+        known = 0 if self._prefix is None else self._prefix.shape[1]
+        gone = known + self._tail - self.slots  # a sliding window let the oldest slots go
+        if gone > 0 and self._prefix is not None:
+            self._prefix = self._prefix[:, gone:]
+        self._tail -= max(0, gone - known)
+
+    def get_seq_length(self) -> int:
+        """Columns, not slots."""
+        return self.logical
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Key length and offset of the mask that transformers makes, in columns."""
+        return self.logical + query_length, 0
+
+    def evict(self, keep: Tensor) -> None:
+        """Forget slots. `keep`: [B, P] bool. Rows become right-aligned; shorter rows get holes on the left."""
+        positions = self.positions(keep.shape[0], keep.device)
+        keep = keep & (positions >= 0)
+        lengths = keep.sum(1).tolist()
+        index, valid = pack(keep, lengths)
+        self.keys, self.values = take(self.keys, index, 2), take(self.values, index, 2)
+        self._prefix, self._tail = torch.where(valid, positions.gather(1, index), -1), 0
+        self.all_valid, self.lineage = min(lengths) == max(lengths), object()
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forget the last columns; `tokens_to_remove` is negative, as transformers passes it."""
+        removed = abs(tokens_to_remove)
+        if removed == 0:
+            return
+        if tokens_to_remove > 0:
+            raise ValueError("crop takes a negative number: how many columns to remove")
+        positions = self.positions(self.keys.shape[0], self.keys.device)
+        self.logical -= removed
+        if self._tail >= removed:
+            self.keys, self.values = self.keys[..., :-removed, :], self.values[..., :-removed, :]
+            self._tail -= removed
+        else:
+            self._prefix, self._tail = positions, 0
+            self.evict(positions < self.logical)
+
+    def reset(self) -> None:
+        """Empty the layer."""
+        super().reset()  # type: ignore[misc]
+        self._prefix, self._tail, self.logical = None, 0, 0
+        self.all_valid, self.pad_free, self.lineage = True, True, "plain"
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Permute rows, as beam search does."""
+        super().reorder_cache(beam_idx)  # type: ignore[misc]
+        if self._prefix is not None:
+            self._prefix = self._prefix.index_select(0, beam_idx.to(self._prefix.device))
+            self.lineage = (self.lineage, "reordered")
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat rows."""
+        super().batch_repeat_interleave(repeats)  # type: ignore[misc]
+        if self._prefix is not None:
+            self._prefix = self._prefix.repeat_interleave(repeats, dim=0)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Choose rows."""
+        super().batch_select_indices(indices)  # type: ignore[misc]
+        if self._prefix is not None:
+            self._prefix = self._prefix[indices]
+
+
+class SlotDynamicLayer(SlotLayer, DynamicLayer):
+    """A full-attention layer."""
+
+
+class SlotSlidingLayer(SlotLayer, DynamicSlidingWindowLayer):
+    """A sliding-window layer: keeps the last window - 1 slots; which of them a query may see, the projected mask says."""
+
+    def visible_positions(self, new: Tensor) -> Tensor:
+        """Columns of the keys that `update` will return, which recording layers cut to the window."""
+        visible = super().visible_positions(new)
+        if self.record_past:
+            visible = visible[:, -(self.sliding_window - 1 + new.shape[1]) :]
+        return visible
+
+    def _advance(self, columns: int) -> None:
+        super()._advance(columns)
+        self.cumulative_length = self.logical
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """As the plain layer: its running length counts columns here too."""
+        sizes: tuple[int, int] = DynamicSlidingWindowLayer.get_mask_sizes(self, query_length)
+        return sizes
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Refused once pruned: which slots a window let go cannot be undone."""
+        if self._prefix is None:
+            DynamicSlidingWindowLayer.crop(self, tokens_to_remove)
+            self.logical, self._tail = self.cumulative_length, self.slots
+            return
+        if self.logical >= self.sliding_window and not self.record_past:
+            raise RuntimeError("crop needs activate_past_recording once the window is full")
+        super().crop(tokens_to_remove)
+        self.cumulative_length = self.logical
+
+
+_SLOT_CLASSES = {DynamicLayer: SlotDynamicLayer, DynamicSlidingWindowLayer: SlotSlidingLayer}
+
+
+def slot_layer(cache: Cache, index: int) -> SlotLayer:
+    """Return layer `index` of a cache as a slot layer, swapping it in place the first time.
+
+    Raises:
+        UnsupportedCombination: for a kind of cache that cannot hold fewer slots than columns.
+    """
+    if cache.layer_class_to_replicate is not None:
+        while len(cache.layers) <= index:
+            cache.layers.append(cache.layer_class_to_replicate())
+    layer = cache.layers[index]
+    if isinstance(layer, SlotLayer):
+        return layer
+    slot_class = _SLOT_CLASSES.get(type(layer))
+    if slot_class is None:
+        raise UnsupportedCombination(
+            f"{type(layer).__name__} cannot hold a pruned cache; use the default DynamicCache, or detach the plan"
+        )
+    # A new object with the old state: assigning __class__ fails, the layouts differ.
+    new = slot_class.__new__(slot_class)
+    new.__dict__.update(layer.__dict__)
+    new.begin()
+    cache.layers[index] = new
+    return new

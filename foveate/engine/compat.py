@@ -1,0 +1,53 @@
+"""All branches on the version of transformers, each with the version that lets us delete it."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import transformers
+from torch import nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from foveate.version import NEWEST_TESTED_TRANSFORMERS
+
+_TRANSFORMERS = tuple(int(part) for part in transformers.__version__.split(".")[:2])
+# From 5.23 on checkpointing wraps forward and hooks stay outside; before, hooks are replayed inside backward.
+# Delete when transformers >= 5.23 is required.
+HOOKS_SURVIVE_CHECKPOINTING = _TRANSFORMERS >= (5, 23)
+
+_warned: set[str] = set()
+
+
+def warn_if_untested() -> None:
+    """Warn once per process when transformers is newer than what the tests ran on."""
+    if _TRANSFORMERS > NEWEST_TESTED_TRANSFORMERS and "version" not in _warned:
+        _warned.add("version")
+        newest = ".".join(str(part) for part in NEWEST_TESTED_TRANSFORMERS)
+        warnings.warn(
+            f"foveate was tested up to transformers {newest}, this is {transformers.__version__}; "
+            "if answers look wrong, compare with attachment.disabled()",
+            stacklevel=3,
+        )
+
+
+def attention_function(module: nn.Module, implementation: str) -> Callable[..., Any]:
+    """The attention function that a module would call under an implementation name."""
+    if implementation == "eager":  # not in the mapping: every modeling file has its own
+        function: Callable[..., Any] = sys.modules[type(module).__module__].eager_attention_forward
+        return function
+    found: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS[implementation]
+    return found
+
+
+def register_attention(name: str, function: Callable[..., Any]) -> None:
+    """Make an attention function known under a name."""
+    ALL_ATTENTION_FUNCTIONS[name] = function
+
+
+def unregister_attention(name: str) -> None:
+    """Forget the name."""
+    if name in ALL_ATTENTION_FUNCTIONS:
+        del ALL_ATTENTION_FUNCTIONS[name]

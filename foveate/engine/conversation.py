@@ -1,0 +1,55 @@
+"""What lives for one generate() call: its inputs, where its prompt ends, its layout and its trace."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+from foveate.core.layout import Layout
+from foveate.core.trace import Trace
+
+
+@dataclass
+class Conversation:
+    """One generate() call, or one block of bare forwards opened by `attachment.conversation()`.
+
+    Attributes:
+        owner: the attachment it belongs to.
+        inputs: keyword arguments of generate: grids and pixel values that forward no longer sees once encoded.
+        prompt_length: columns of the prompt; what follows is output. None until known.
+        layout: of the prompt, one row per sample (beams are not repeated), once the first pass has found it.
+        trace: what the stages kept.
+        prefill_kv_bytes: bytes in the cache after the last prefill pass, read off the cache; None without a cache.
+        ignored_labels: labels predicted from pruned positions, which were left out of the loss.
+    """
+
+    owner: object
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    prompt_length: int | None = None
+    layout: Layout | None = None
+    trace: Trace = field(default_factory=Trace)
+    prefill_kv_bytes: int | None = None
+    ignored_labels: int = 0
+
+
+_open: ContextVar[tuple[Conversation, ...]] = ContextVar("foveate_conversations", default=())
+
+
+def current(owner: object) -> Conversation | None:
+    """The innermost open conversation of an attachment in this context."""
+    for conversation in reversed(_open.get()):
+        if conversation.owner is owner:
+            return conversation
+    return None
+
+
+def push(conversation: Conversation) -> Any:
+    """Open a conversation; returns the token for `pop`."""
+    return _open.set((*_open.get(), conversation))
+
+
+def pop(token: Any) -> None:
+    """Close what `push` opened."""
+    _open.reset(token)

@@ -1,0 +1,144 @@
+"""What lives for one forward call: a Pass, in a context variable, so that threads and nested calls cannot mix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from foveate.core.layout import Layout
+from foveate.core.view import Observation
+from foveate.engine.conversation import Conversation
+from foveate.engine.projection import Alive
+
+_T = TypeVar("_T")
+
+
+@dataclass
+class Span:
+    """Visual tokens that are ranked together: one frame, one medium, or all media of a row. Tensors are on the device.
+
+    Attributes:
+        row: batch row.
+        medium: number of the medium within its row; of the first one if there are several.
+        frame: number of the frame within its medium; of the first one if there are several.
+        grid: (t, h, w) while the tokens are a whole grid in raster order, else None.
+        owner: [n] long, key of each token's medium in the trace.
+        columns: [n] long, column of each token in this pass.
+        coords: [n, 3] long, (t, y, x) on the medium's grid.
+        sizes: [n] fp32, how many originals each token stands for.
+        count: n, known on the host.
+    """
+
+    row: int
+    medium: int
+    frame: int
+    grid: tuple[int, int, int] | None
+    owner: Tensor
+    columns: Tensor
+    coords: Tensor
+    sizes: Tensor
+    count: int
+
+    @staticmethod
+    def join(spans: list[Span]) -> Span:
+        """Several spans as one; whole frames of one medium make a whole grid."""
+        if len(spans) == 1:
+            return spans[0]
+        first = spans[0]
+        grids = {span.grid for span in spans}
+        one_medium = all(span.medium == first.medium for span in spans)
+        grid = (len(spans), *first.grid[1:]) if one_medium and len(grids) == 1 and first.grid is not None else None
+        return Span(
+            first.row,
+            first.medium,
+            first.frame,
+            grid,
+            torch.cat([span.owner for span in spans]),
+            torch.cat([span.columns for span in spans]),
+            torch.cat([span.coords for span in spans]),
+            torch.cat([span.sizes for span in spans]),
+            sum(span.count for span in spans),
+        )
+
+
+@dataclass
+class Pass:
+    """One forward call of the base model.
+
+    Attributes:
+        owner: the attachment.
+        conversation: the conversation it belongs to.
+        queries: columns in this call.
+        past: columns in the cache before this call.
+        layout: roles and media of the columns, None if there is nothing to choose from.
+        real: [B, S] bool on the device, False at padding.
+        dead: [B, S] bool on the device, True at columns that stages removed.
+        lengths: surviving columns per row.
+        spans: the surviving visual tokens, by frame, medium or row, as the last stage ranked them.
+        alive: the tokens that reach the current layer, None for all columns.
+        shortened: every `alive` of this pass, in order, to scatter captured hidden states back.
+        hidden: [B, past + S] bool, True at key columns that a MASK stage hides; None without one.
+        observed: what was measured, per (stage's layer, observation): [B, H, S] for the columns of this pass.
+        labels: the labels of the loss, to be edited in place once it is known which columns are gone.
+    """
+
+    owner: object
+    conversation: Conversation
+    queries: int
+    past: int = 0
+    layout: Layout | None = None
+    real: Tensor | None = None
+    dead: Tensor | None = None
+    lengths: list[int] = field(default_factory=list)
+    spans: list[Span] = field(default_factory=list)
+    alive: Alive | None = None
+    shortened: list[Alive] = field(default_factory=list)
+    hidden: Tensor | None = None
+    observed: dict[tuple[int, Observation], Tensor] = field(default_factory=dict)
+    labels: Tensor | None = None
+    memo: dict[Any, tuple[Any, Any]] = field(default_factory=dict)
+
+    def once(self, key: Any, source: Any, make: Callable[[], _T]) -> _T:
+        """Return what `make` returned for this key and source object the first time; layers share masks and positions.
+
+        The source is held, so that its id cannot be reused within the pass.
+        """
+        known = self.memo.get((key, id(source)))
+        if known is None:
+            known = (source, make())
+            self.memo[(key, id(source))] = known
+        result: _T = known[1]
+        return result
+
+    def alive_on(self, device: torch.device) -> Alive | None:
+        """The surviving tokens on a device."""
+        alive = self.alive
+        if alive is None or alive.index.device == device:
+            return alive
+        return self.once(("alive", device), alive, lambda: alive.to(device))
+
+
+_passes: ContextVar[tuple[Pass, ...]] = ContextVar("foveate_passes", default=())
+
+
+def current(owner: object) -> Pass | None:
+    """The pass of an attachment that is running in this context."""
+    for running in reversed(_passes.get()):
+        if running.owner is owner:
+            return running
+    return None
+
+
+def enter(running: Pass) -> None:
+    """Make a pass current. A stale pass of the same owner, left by an interrupted call, is dropped."""
+    _passes.set((*(p for p in _passes.get() if p.owner is not running.owner), running))
+
+
+def leave(owner: object) -> None:
+    """Drop the pass of an owner."""
+    _passes.set(tuple(p for p in _passes.get() if p.owner is not owner))

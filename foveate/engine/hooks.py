@@ -1,0 +1,406 @@
+"""The hooks: what runs around the base model, the decoder, its layers and their attention while a plan is attached."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from foveate.core.layout import Layout
+from foveate.core.plan import Effect, Plan, Scope, Stage
+from foveate.core.view import AttentionRows, Observation
+from foveate.engine import compat, conversation, forward, layout, observe, prefill
+from foveate.engine.cache import Announcement, SlotLayer, slot_layer
+from foveate.engine.conversation import Conversation
+from foveate.engine.forward import Pass
+from foveate.engine.projection import project_mask, project_positions, scatter_back
+from foveate.errors import UnsupportedCombination
+from foveate.families import Family
+
+_NEXT_COLUMN = Announcement(None, 1, True, None)
+# Labels travel from the top model's hook to the base model's hook of the same call.
+_labels: ContextVar[Tensor | None] = ContextVar("foveate_labels", default=None)
+
+
+class Hooks:
+    """Installs the hooks that a plan needs, and nothing else; removes all of them.
+
+    Args:
+        owner: the attachment, as the key of passes and conversations.
+        model: the top model.
+        family: its family.
+        plan: a plan that was checked against both.
+        texts: canonical text of each stage, for the trace.
+        probe_layers: for each stage's layer the full-attention layer whose attention it observes.
+        shortcut: skip stages that keep everything.
+        on_media: called with the conversation when a pass finds media.
+    """
+
+    def __init__(
+        self,
+        owner: object,
+        model: nn.Module,
+        family: Family,
+        plan: Plan,
+        texts: Mapping[Stage, str],
+        probe_layers: Mapping[int, int],
+        shortcut: bool,
+        on_media: Callable[[Conversation], None],
+    ) -> None:
+        self.owner, self.model, self.family, self.texts = owner, model, family, texts
+        self.shortcut, self.on_media = shortcut, on_media
+        self.config: Any = model.config
+        self.base = model.get_submodule(family.base)
+        self.decoder = model.get_submodule(family.decoder)
+        self.base_arguments = list(inspect.signature(self.base.forward).parameters)
+        self.stages: dict[int, Stage] = {}
+        for stage in plan.stages:
+            assert stage.site.decoder_layer is not None
+            self.stages[stage.site.decoder_layer] = stage
+        self.masks = any(stage.effect is Effect.MASK for stage in plan.stages)
+        self.by_frame = any(stage.scope is Scope.FRAME for stage in plan.stages)
+        # {layer whose attention is watched: [(stage's layer, what it wants to know)]}
+        self.probes: dict[int, list[tuple[int, Observation]]] = {}
+        for layer, stage in self.stages.items():
+            for observation in stage.method.needs():
+                self.probes.setdefault(probe_layers[layer], []).append((layer, observation))
+        self.handles: list[RemovableHandle] = []
+        self.checked_on_device = False
+
+    def install(self) -> None:
+        """Register every hook."""
+        if not self.stages:
+            return
+        layers = self.decoder.get_submodule("layers")
+        self.handles += [
+            self.model.register_forward_pre_hook(self._before_model, with_kwargs=True),
+            self.base.register_forward_pre_hook(self._before_base, with_kwargs=True),
+            self.base.register_forward_hook(self._after_base, with_kwargs=True, always_call=True),
+            self.decoder.register_forward_hook(self._after_decoder),
+        ]
+        for index, layer in enumerate(layers.children()):
+            if index >= min(self.stages):
+                self.handles.append(layer.register_forward_pre_hook(self._before_layer(index), with_kwargs=True))
+            if index in self.probes:
+                attention = layer.get_submodule(self.family.attention)
+                self.handles.append(attention.register_forward_pre_hook(self._before_attention(index), with_kwargs=True))
+                self.handles.append(attention.register_forward_hook(_after_attention, always_call=True))
+        if self.probes:
+            compat.register_attention(observe.PROBE, observe.probe)
+
+    def remove(self) -> None:
+        """Remove every hook."""
+        for handle in self.handles:
+            handle.remove()
+        self.handles.clear()
+
+    # The model and its base: opening and closing a pass.
+
+    def _before_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        labels = kwargs.get("labels")
+        if labels is None:
+            return None
+        kwargs["labels"] = labels.clone()  # edited once it is known which columns are gone; the caller's stay
+        _labels.set(kwargs["labels"])
+        return args, kwargs
+
+    def _before_base(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        call = dict(zip(self.base_arguments, args, strict=False)) | kwargs
+        labels = _labels.get()
+        if labels is not None:
+            _labels.set(None)
+        source = call.get("input_ids") if call.get("input_ids") is not None else call.get("inputs_embeds")
+        if source is None:
+            return  # the model itself says what is missing
+        cache = call.get("past_key_values")
+        past = 0 if cache is None else int(cache.get_seq_length())
+        talk = conversation.current(self.owner) or Conversation(self.owner)
+        running = Pass(self.owner, talk, queries=source.shape[1], past=past, labels=labels)
+        if past == 0 or source.shape[1] > 1:
+            self._prepare(running, call, source)
+        elif self.masks:
+            self._prepare_masked_step(running, source)
+        forward.enter(running)
+
+    def _after_base(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        running = forward.current(self.owner)
+        forward.leave(self.owner)
+        if running is not None and running.layout is not None:
+            cache = getattr(output, "past_key_values", None)
+            if cache is not None:
+                running.conversation.prefill_kv_bytes = sum(
+                    layer.keys.nbytes + layer.values.nbytes for layer in cache.layers if layer.is_initialized
+                )
+
+    def _prepare(self, running: Pass, call: Mapping[str, Any], source: Tensor) -> None:
+        """Find the media of a prefill pass."""
+        found = self._layout(running, call)
+        if found is None or not found.media:
+            return
+        self._refuse(running, call, found)
+        if running.past == 0 and len(running.conversation.trace):
+            running.conversation.trace.clear()  # without a cache every step chooses anew; the last choice counts
+        prefill.begin(running, found, source.device, self.by_frame)
+        self.on_media(running.conversation)
+
+    def _layout(self, running: Pass, call: Mapping[str, Any]) -> Layout | None:
+        talk, past = running.conversation, running.past
+        rows = (call["input_ids"] if call.get("input_ids") is not None else call["inputs_embeds"]).shape[0]
+        if talk.layout is None:
+            in_generate = bool(talk.inputs)
+            inputs: Mapping[str, Any] = talk.inputs if in_generate else call
+            ids = inputs.get("input_ids")
+            embeds = None if ids is not None else inputs.get("inputs_embeds")
+            prompt = ids if ids is not None else embeds
+            assert prompt is not None
+            mask = call.get("attention_mask")
+            if not isinstance(mask, Tensor) or mask.ndim != 2:
+                mask = inputs.get("attention_mask")
+            if isinstance(mask, Tensor) and mask.ndim == 2:
+                mask = mask[:: rows // prompt.shape[0]]  # generate repeats rows for beams
+                mask = mask[:, : prompt.shape[1]] if in_generate else mask
+            else:
+                mask = None
+            codes = layout.column_codes(self.family, self.config, ids, embeds, mask, self.model.get_input_embeddings())  # type: ignore[operator]
+            length = talk.prompt_length if in_generate or talk.prompt_length is None else talk.prompt_length - past
+            found = layout.build_layout(self.family, self.config, inputs, codes, length)
+            if found is None:
+                return None
+            if not in_generate:
+                if past == 0:
+                    talk.layout = found
+                return found
+            talk.layout = found
+        prompt_layout = talk.layout.repeated(rows // talk.layout.roles.shape[0])
+        return prompt_layout.columns_between(past, past + running.queries).extended(running.queries)
+
+    def _refuse(self, running: Pass, call: Mapping[str, Any], found: Layout) -> None:
+        """Say no to what cannot work, before any layer has run."""
+        if call.get("output_attentions"):
+            raise UnsupportedCombination(
+                "output_attentions is not defined for pruned layers: use attachment.disabled() to look at the plain model's"
+            )
+        if self.model.training and getattr(self.decoder, "gradient_checkpointing", False):
+            if not compat.HOOKS_SURVIVE_CHECKPOINTING:
+                raise UnsupportedCombination("gradient checkpointing under a plan needs transformers >= 5.23")
+        talk = running.conversation
+        ends_early = talk.prompt_length is not None and running.past + running.queries < talk.prompt_length
+        split = int((found.roles == 2).sum()) != sum(medium.shape.tokens for medium in found.media)
+        if split or (ends_early and self.probes):
+            raise UnsupportedCombination(
+                "chunked prefill: stages that look at attention need one chunk with all visual tokens and the prompt's last "
+                "token, and no chunk may split an image; raise prefill_chunk_size or leave it out"
+            )
+
+    def _prepare_masked_step(self, running: Pass, source: Tensor) -> None:
+        """A decode step under effect=mask ranks the prompt's media anew."""
+        talk = running.conversation
+        if talk.layout is None:
+            if talk.inputs:
+                return  # a text-only prompt
+            raise UnsupportedCombination(
+                "effect=mask chooses anew at every step: run inside generate(), or inside attachment.conversation()"
+            )
+        repeated = talk.layout.repeated(source.shape[0] // talk.layout.roles.shape[0])
+        if repeated.media:
+            prefill.begin(running, repeated, source.device, self.by_frame)
+
+    # The decoder and its layers.
+
+    def _before_layer(self, index: int) -> Callable[..., Any]:
+        def run(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            running = forward.current(self.owner)
+            if running is None:
+                return None  # the decoder was called on its own: text only
+            if self.masks:
+                return self._mask_layer(running, index, args, kwargs)
+            return self._shorten_layer(running, index, args, kwargs)
+
+        return run
+
+    def _shorten_layer(self, running: Pass, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        cache = kwargs.get("past_key_values")
+        mask = kwargs.get("attention_mask")
+        stored = cache.layers[index] if cache is not None and index < len(cache.layers) else None
+        if running.layout is None and running.queries == 1 and mask is None:
+            # A decode step whose slots all count: nothing to project. This path runs for every token and layer.
+            if isinstance(stored, SlotLayer):
+                if stored.all_valid:
+                    stored.announce(_NEXT_COLUMN)
+                    return None
+            else:
+                return None
+        hidden = args[0] if args else kwargs["hidden_states"]
+        stage = self.stages.get(index)
+        if stage is not None and running.spans:
+            check = hidden.device.type == "cpu" or not self.checked_on_device
+            hidden = prefill.run_stage(running, stage, index, self.texts[stage], hidden, self.shortcut, check)
+            self.checked_on_device = True
+        alive = running.alive_on(hidden.device)
+        if alive is None and not isinstance(stored, SlotLayer):
+            return None
+        slots = None if cache is None else slot_layer(cache, index)
+        if alive is not None:
+            for name in [name for name in kwargs if name.startswith("position_embeddings")]:
+                embeddings = kwargs[name]
+                source = embeddings[0] if isinstance(embeddings, tuple) else embeddings
+                kwargs[name] = running.once(
+                    ("positions", id(alive)), source, lambda embeddings=embeddings: project_positions(embeddings, alive)
+                )
+            # Layers use position ids only to detect packed sequences, and gaps would look like packing to flash.
+            kwargs["position_ids"] = None
+        kwargs["attention_mask"] = self._projected_mask(running, mask, slots, hidden)
+        if slots is not None:
+            positions = None if alive is None else running.once(("columns",), alive, lambda: alive.columns(running.past))
+            valid = alive is None or alive.all_valid
+            slots.announce(Announcement(positions, running.queries, valid, id(alive)))
+        if args:
+            return (hidden, *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": hidden}
+
+    def _projected_mask(self, running: Pass, mask: Any, slots: SlotLayer | None, hidden: Tensor) -> Any:
+        alive, past, queries = running.alive_on(hidden.device), running.past, running.queries
+        batch, device = hidden.shape[0], hidden.device
+        implementation: str = self.decoder.config._attn_implementation  # type: ignore[union-attr, assignment]
+
+        def make() -> Any:
+            if alive is not None:
+                new = alive.columns(past)
+            else:
+                new = torch.arange(past, past + queries, device=device).expand(batch, -1)
+            positions = new if slots is None else slots.visible_positions(new)
+            all_valid = (slots is None or slots.all_valid) and (alive is None or alive.all_valid)
+            pad_free = (slots is None or slots.pad_free) and (alive is not None or queries == 1)
+            return project_mask(mask, positions, alive, past, queries, all_valid, pad_free, implementation, hidden.dtype)
+
+        lineage = None if slots is None else (slots.lineage, slots.slots, slots.is_sliding)
+        return running.once(("mask", id(alive), lineage), mask, make)
+
+    def _mask_layer(self, running: Pass, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """effect=mask: hide key columns from the layers behind the stage. Nothing is shortened."""
+        if not running.spans:
+            return None
+        hidden = args[0] if args else kwargs["hidden_states"]
+        keys = running.past + running.queries
+        stage = self.stages.get(index)
+        if stage is not None:
+            running.hidden = prefill.choose_hidden(running, stage, index, self.texts[stage], hidden.shape[0], keys)
+        gone = running.hidden
+        if gone is None:
+            return None
+        mask = kwargs.get("attention_mask")
+        implementation: str = self.decoder.config._attn_implementation  # type: ignore[union-attr, assignment]
+
+        def make() -> Any:
+            # A hidden column is, for the mask, a hole.
+            positions = torch.arange(keys, device=hidden.device).masked_fill(gone.to(hidden.device), -1)
+            if isinstance(mask, Tensor):
+                positions = positions[:, keys - mask.shape[-1] :]
+            return project_mask(
+                mask, positions, None, running.past, running.queries, False, False, implementation, hidden.dtype
+            )
+
+        kwargs["attention_mask"] = running.once(("hidden",), mask, make)
+        return args, kwargs
+
+    def _after_decoder(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        running = forward.current(self.owner)
+        if running is None or running.alive is None:
+            return None
+        hidden = output[0]
+        alive = running.alive_on(hidden.device)
+        assert alive is not None
+        if hidden.shape[1] != alive.index.shape[1]:
+            return None
+        full = scatter_back(hidden, alive, running.queries)
+        self._ignore_labels(running)
+        if isinstance(output, tuple):
+            return (full, *output[1:])
+        output.last_hidden_state = full
+        captured = getattr(output, "hidden_states", None)
+        if captured is not None:
+            by_width = {known.index.shape[1]: known for known in running.shortened}
+            output.hidden_states = tuple(
+                scatter_back(states, by_width[states.shape[1]].to(states.device), running.queries)
+                if states.shape[1] in by_width and states.shape[1] != running.queries
+                else states
+                for states in captured
+            )
+        return output
+
+    def _ignore_labels(self, running: Pass) -> None:
+        """Leave labels out of the loss that would be predicted from a pruned position."""
+        if running.labels is None or running.dead is None:
+            return
+        labels = running.labels
+        lost = running.dead[:, :-1].to(labels.device) & (labels[:, 1:] != -100)
+        labels[:, 1:].masked_fill_(lost, -100)
+        running.conversation.ignored_labels = running.conversation.ignored_labels + lost.sum()
+
+    # Attention: measuring what methods asked for.
+
+    def _before_attention(self, index: int) -> Callable[..., Any]:
+        def run(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            running = forward.current(self.owner)
+            if running is None or not running.spans:
+                return
+            embeddings = kwargs.get("position_embeddings")
+
+            def measure(query: Tensor, key: Tensor, mask: Any, scaling: float | None, softcap: float | None) -> None:
+                for layer, observation in self.probes[index]:
+                    assert isinstance(observation, AttentionRows)
+                    rows = self._rows(running, observation, query, key, mask, embeddings, scaling, softcap)
+                    running.observed[(layer, observation)] = rows
+
+            observe.arm(module, measure)
+
+        return run
+
+    def _rows(
+        self,
+        running: Pass,
+        wanted: AttentionRows,
+        query: Tensor,
+        key: Tensor,
+        mask: Any,
+        embeddings: Any,
+        scaling: float | None,
+        softcap: float | None,
+    ) -> Tensor:
+        """Attention rows by column: of this pass, or of the whole conversation for a masked plan."""
+        layout_now, alive = running.layout, running.alive_on(query.device)
+        assert layout_now is not None
+        if running.queries == 1:
+            columns = [[0]] * query.shape[0]
+        else:
+            columns = observe.rater_columns(layout_now, wanted.query)
+        width = max(len(row) for row in columns)
+        padded = torch.tensor([row + [0] * (width - len(row)) for row in columns])
+        valid = torch.arange(width)[None] < torch.tensor([len(row) for row in columns])[:, None]
+        raters, valid = padded.to(query.device, non_blocking=True), valid.to(query.device, non_blocking=True)
+        if alive is not None:
+            raters = alive.slot_of.gather(1, raters)
+        arriving = query.shape[2]
+        if not wanted.rope:
+            # Past keys carry rotations of positions that are gone by now, so the softmax runs over this pass.
+            query = observe.without_rope(query, embeddings)
+            key = observe.without_rope(key[:, :, -arriving:], embeddings)
+            mask = mask[..., -arriving:] if isinstance(mask, Tensor) else mask
+        rows = observe.attention_rows(query, key, mask, raters, valid, scaling, softcap)
+        if self.masks:
+            return rows
+        rows = rows[..., -arriving:]
+        if alive is None:
+            return rows
+        target = torch.where(alive.valid, alive.index, running.queries)[:, None].expand(-1, rows.shape[1], -1)
+        by_column = rows.new_zeros(*rows.shape[:2], running.queries + 1).scatter(2, target, rows)
+        return by_column[..., :-1]
+
+
+def _after_attention(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    observe.disarm(module)

@@ -1,0 +1,88 @@
+"""Finding the media in a call: placeholder columns, padding and grids -> Layout. One device sync."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from foveate.core.layout import Layout
+from foveate.core.shape import MediumShape
+from foveate.errors import InputError
+from foveate.families import Family
+
+_TEXT, _PAD = 0, -1
+
+
+def column_codes(
+    family: Family, config: Any, input_ids: Tensor | None, inputs_embeds: Tensor | None, mask: Tensor | None, embed: nn.Module
+) -> Tensor:
+    """[B, S] int8 on the CPU: -1 padding, 0 text, 1.. the kinds of media in the family's order.
+
+    Callers that pass embeddings instead of ids are served by looking for the placeholder's own embedding.
+    """
+    ids = family.placeholder_ids(config)
+    source = input_ids if input_ids is not None else inputs_embeds
+    if source is None:
+        raise InputError("a model call needs input_ids or inputs_embeds")
+    codes = torch.zeros(source.shape[:2], dtype=torch.int8, device=source.device)
+    for number, token in enumerate(ids.values(), start=1):
+        if input_ids is not None:
+            found = input_ids == token
+        else:
+            assert inputs_embeds is not None
+            placeholder = embed(torch.tensor(token, device=inputs_embeds.device))
+            found = (inputs_embeds == placeholder).all(-1)
+        codes = codes.masked_fill(found, number)
+    if mask is not None and mask.ndim == 2:
+        codes = codes.masked_fill(mask[:, -codes.shape[1] :].to(codes.device) == 0, _PAD)
+    return codes.cpu()
+
+
+def build_layout(
+    family: Family, config: Any, inputs: Mapping[str, Any], codes: Tensor, prompt_length: int | None
+) -> Layout | None:
+    """The layout of a call, or None for a text-only one.
+
+    Raises:
+        InputError: if placeholders and media do not fit together.
+    """
+    kinds = list(family.placeholder_ids(config))
+    columns = {kind: int((codes == number).sum()) for number, kind in enumerate(kinds, start=1)}
+    has_pixels = any(inputs.get(name) is not None for name in ("pixel_values", "pixel_values_videos"))
+    if not any(columns.values()) and not has_pixels:
+        return None
+    shapes = family.media(config, inputs, columns)
+    rows = _media_by_row(codes, kinds, shapes)
+    is_visual = codes > _TEXT
+    return Layout.build(is_visual, codes != _PAD, rows, prompt_length)
+
+
+def _media_by_row(codes: Tensor, kinds: list[str], shapes: Mapping[str, list[MediumShape]]) -> list[list[MediumShape]]:
+    """Hand out the media, in order, to the rows whose placeholder columns they fill."""
+    queues = {kind: list(shapes.get(kind, [])) for kind in kinds}
+    rows = []
+    for row in range(codes.shape[0]):
+        visual = codes[row][codes[row] > _TEXT].tolist()
+        media, at = [], 0
+        while at < len(visual):
+            kind = kinds[visual[at] - 1]
+            if not queues[kind]:
+                raise InputError(
+                    f"row {row} has more {kind} placeholder tokens than its {kind}s fill: "
+                    f"{len(visual) - at} are left over; pass one {kind} for each placeholder in the prompt"
+                )
+            shape = queues[kind].pop(0)
+            media.append(shape)
+            at += shape.tokens
+        rows.append(media)
+    left = {kind: len(queue) for kind, queue in queues.items() if queue}
+    if left:
+        kind, count = next(iter(left.items()))
+        raise InputError(
+            f"{count} more {kind}(s) than placeholders: the prompt needs one {kind} placeholder for each {kind}; "
+            "build the prompt with the processor's chat template"
+        )
+    return rows

@@ -1,0 +1,149 @@
+"""Measuring attention rows from the queries and keys that a layer has anyway. No N x N tensor is ever made.
+
+For one call of one attention module, `module.config` is a stand-in whose attention implementation is our probe. The probe
+sees queries and keys behind every norm and rotation that the architecture applies, measures, puts the config back and calls
+the implementation that would have run. The model's own config never changes, so masks keep their format.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
+
+from foveate.core.layout import Layout, Role
+from foveate.engine import compat
+
+PROBE = "foveate_probe"
+# Rows of attention held at once, over batch, heads and raters: bounds the memory of query=all at any prompt length.
+_ROWS_AT_ONCE = 256
+
+Callback = Callable[[Tensor, Tensor, Any, float | None, float | None], None]
+
+
+class ProbeConfig:
+    """The config one attention module sees for one call."""
+
+    def __init__(self, wrapped: Any, callback: Callback) -> None:
+        self.__dict__["wrapped"] = wrapped
+        self.__dict__["callback"] = callback
+
+    def __getattr__(self, name: str) -> Any:
+        return PROBE if name == "_attn_implementation" else getattr(self.__dict__["wrapped"], name)
+
+
+def arm(module: nn.Module, callback: Callback) -> None:
+    """Measure the next call of an attention module."""
+    if not isinstance(module.config, ProbeConfig):
+        module.config = ProbeConfig(module.config, callback)  # type: ignore[assignment]
+
+
+def disarm(module: nn.Module) -> None:
+    """Put the config back, whether or not the call got as far as its attention function."""
+    if isinstance(module.config, ProbeConfig):
+        module.config = module.config.wrapped
+
+
+def probe(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, *args: Any, **kwargs: Any) -> Any:
+    """The attention function that stands in: measure, restore, delegate."""
+    config: Any = module.config
+    disarm(module)
+    config.callback(query, key, mask, kwargs.get("scaling"), kwargs.get("softcap"))
+    # Restored before delegating, because flash reads the implementation's name from the module's config again.
+    function = compat.attention_function(module, module.config._attn_implementation)  # type: ignore[arg-type, union-attr]
+    return function(module, query, key, value, mask, *args, **kwargs)
+
+
+def rater_columns(layout: Layout, query: str) -> list[list[int]]:
+    """For each row the columns whose attention counts, ascending; at least the last real one.
+
+    `query` is "last", "text" (the instruction behind the row's last medium), "all" or "window:w".
+    """
+    rows = []
+    for row in range(layout.roles.shape[0]):
+        roles = layout.roles[row]
+        real = torch.nonzero(roles != int(Role.PAD)).flatten()
+        chosen = real[-1:]
+        if query == "all":
+            chosen = real
+        elif query.startswith("window:"):
+            chosen = real[-int(query.partition(":")[2]) :]
+        elif query == "text":
+            visual = torch.nonzero(roles == int(Role.VISUAL)).flatten()
+            after = int(visual[-1]) if len(visual) else -1
+            text = real[(real > after) & (roles[real] == int(Role.INSTRUCT))]
+            chosen = text if len(text) else chosen
+        rows.append(chosen.tolist())
+    return rows
+
+
+def attention_rows(
+    query: Tensor,
+    key: Tensor,
+    mask: Any,
+    raters: Tensor,
+    rater_valid: Tensor,
+    scaling: float | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    """Mean over the raters of their softmax rows: [B, H, P], fp32.
+
+    Args:
+        query: [B, H, Q, D].   key: [B, Hk, P, D].   mask: as the attention function gets it.
+        raters: [B, R] long, query slots.   rater_valid: [B, R] bool.
+        scaling, softcap: as the attention function gets them.
+
+    Cost: O(H * R * P * D) time, O(H * P) memory beyond a bounded chunk of rows.
+    """
+    batch, heads, _, width = query.shape
+    key_heads, keys = key.shape[1], key.shape[2]
+    total = torch.zeros(batch, heads, keys, dtype=torch.float32, device=query.device)
+    step = max(1, _ROWS_AT_ONCE // (batch * heads))
+    transposed = key.transpose(-1, -2)
+    for start in range(0, raters.shape[1], step):
+        slots, valid = raters[:, start : start + step], rater_valid[:, start : start + step]
+        rows = query.gather(2, slots[:, None, :, None].expand(-1, heads, -1, width))
+        rows = rows.reshape(batch, key_heads, -1, width)  # query heads of one key head and their raters, side by side
+        score = (rows @ transposed).float().view(batch, heads, -1, keys) * (scaling or width**-0.5)
+        if softcap is not None:
+            score = torch.tanh(score / softcap) * softcap
+        score = _hide(score, mask, slots, query.shape[2])
+        weight = valid[:, None, :, None] / rater_valid.sum(1).clamp(min=1)[:, None, None, None]
+        total += (score.softmax(-1) * weight).sum(2)
+    return total
+
+
+def _hide(score: Tensor, mask: Any, slots: Tensor, queries: int) -> Tensor:
+    """Apply a mask of any of the four formats to the rows [B, H, R, P] of `slots`."""
+    batch, _, _, keys = score.shape
+    order = torch.arange(keys, device=score.device)
+    if isinstance(mask, BlockMask):
+        rows = torch.arange(batch, device=score.device)[:, None, None]
+        seen = mask.mask_mod(rows, torch.zeros_like(rows), slots[:, :, None], order[None, None])
+        return score.masked_fill(~seen[:, None], -torch.inf)
+    if mask is not None and mask.ndim == 4:
+        index = slots[:, None, :, None].expand(-1, mask.shape[1], -1, keys)
+        row = mask[..., :keys].expand(batch, -1, -1, -1).gather(2, index)
+        return score.masked_fill(~row, -torch.inf) if row.dtype == torch.bool else score + row
+    causal = order[None, None] <= (slots + keys - queries)[:, :, None]
+    if mask is not None:
+        causal = causal & mask[:, None, -keys:].bool()
+    return score.masked_fill(~causal[:, None], -torch.inf)
+
+
+def without_rope(states: Tensor, embeddings: Any) -> Tensor:
+    """Turn rotated states [B, H, S, D] back: a rotation's inverse is the rotation by the opposite angle.
+
+    `embeddings` is (cos, sin), each [1 or B, S, R] with R <= D, of the S positions.
+    """
+    cos, sin = (part[:, None].to(states.dtype) for part in embeddings)
+    rotary = cos.shape[-1]
+    turned, rest = states[..., :rotary], states[..., rotary:]
+    first, second = turned.chunk(2, dim=-1)
+    half = torch.cat([-second, first], dim=-1)
+    # Some rotary embeddings scale by a constant; cos^2 + sin^2 is its square.
+    scale = cos.square() + sin.square()
+    return torch.cat([(turned * cos - half * sin) / scale, rest], dim=-1)

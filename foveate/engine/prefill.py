@@ -1,0 +1,210 @@
+"""Running token stages: build views, ask the method, apply its answer."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import torch
+from torch import Tensor
+
+from foveate.core.layout import Layout, Medium
+from foveate.core.method import TokenMethod
+from foveate.core.plan import Scope, Stage
+from foveate.core.selection import Selection, merge_values
+from foveate.core.trace import GroupRecord
+from foveate.core.view import TokenView
+from foveate.engine.forward import Pass, Span
+from foveate.engine.projection import Alive, take
+from foveate.errors import MethodError
+
+
+def begin(running: Pass, layout: Layout, device: torch.device, by_frame: bool) -> None:
+    """Bring the media of a pass to the device; uploads are not waited for.
+
+    `by_frame` starts with one span per frame, for plans whose first stage ranks within frames.
+    """
+    running.layout = layout
+    running.real = layout.real.to(device, non_blocking=True)
+    running.dead = torch.zeros_like(running.real)
+    running.lengths = layout.real.sum(1).tolist()
+    first = running.conversation.trace.add_media(layout.media)
+    running.spans = [
+        span for key, medium in enumerate(layout.media, start=first) for span in _spans(medium, key, device, by_frame)
+    ]
+
+
+def _spans(medium: Medium, key: int, device: torch.device, by_frame: bool) -> list[Span]:
+    t, h, w = medium.shape.grid
+    frames = t if by_frame else 1
+    columns = medium.columns.to(device, non_blocking=True)
+    token = torch.arange(t * h * w, device=device)
+    coords = torch.stack([token // (h * w), token // w % h, token % w], dim=-1)
+    size = t * h * w // frames
+    return [
+        Span(
+            row=medium.row,
+            medium=medium.index,
+            frame=frame,
+            grid=(t // frames, h, w),
+            owner=torch.full((size,), key, device=device),
+            columns=columns[frame * size : (frame + 1) * size],
+            coords=coords[frame * size : (frame + 1) * size],
+            sizes=torch.ones(size, device=device),
+            count=size,
+        )
+        for frame in range(frames)
+    ]
+
+
+def _widen(spans: list[Span], scope: Scope) -> list[Span]:
+    """Join spans until each is one frame, one medium or one row. Scopes only widen, so nothing is ever split."""
+    if scope is Scope.FRAME:
+        return spans
+    together: dict[tuple[int, int], list[Span]] = defaultdict(list)
+    for span in spans:
+        together[(span.row, span.medium if scope is Scope.MEDIUM else 0)].append(span)
+    return [Span.join(members) for members in together.values()]
+
+
+def _buckets(running: Pass, stage: Stage) -> dict[tuple[int, tuple[int, int, int] | None, int], list[Span]]:
+    """Spans of equal length, equal grid and equal budget: they become one view."""
+    buckets = defaultdict(list)
+    for span in running.spans:
+        buckets[(span.count, span.grid, stage.kept_of(span.count, span.grid))].append(span)
+    return buckets
+
+
+def run_stage(running: Pass, stage: Stage, layer: int, text: str, hidden: Tensor, shortcut: bool, check: bool) -> Tensor:
+    """Run a DROP stage in front of a decoder layer; returns the hidden states [B, n', D] of the survivors.
+
+    Args:
+        running: the pass; its spans, lengths and `alive` are brought up to date.
+        stage, layer, text: the stage, its decoder layer and its canonical text for the trace.
+        hidden: [B, n, D] states entering the layer.
+        shortcut: skip a stage that keeps everything.
+        check: verify the values of the method's answer, which waits for accelerators.
+    """
+    assert running.dead is not None
+    running.spans = _widen(running.spans, stage.scope)
+    buckets = _buckets(running, stage)
+    if shortcut and all(keep == count for count, _, keep in buckets):
+        return hidden
+    changed, survivors = hidden, []
+    for (count, grid, keep), spans in buckets.items():
+        columns = torch.stack([span.columns for span in spans])  # [G, N]
+        rows = _rows(spans, hidden.device)
+        slots = columns if running.alive is None else running.alive.slot_of[rows, columns]
+        features = hidden[rows, slots]  # [G, N, D]
+        view = _view(running, stage, layer, spans, grid, features, rows, columns)
+        selection = _ask(stage, view, keep, check)
+        if selection.is_merge:
+            merged = merge_values(features, selection)
+            changed = changed.clone() if changed is hidden else changed
+            changed[rows, slots.gather(1, selection.kept)] = take(merged, selection.kept, 1)
+        # Every token of these spans is marked, then the kept ones are unmarked: no boolean indexing, so no sync.
+        running.dead[rows, columns] = True
+        running.dead[rows, columns.gather(1, selection.kept)] = False
+        survivors += _survivors(running, text, spans, selection, view)
+        for span in spans:
+            running.lengths[span.row] -= count - keep
+    running.spans = sorted(survivors, key=lambda span: (span.row, span.medium, span.frame))
+    return _shorten(running, changed)
+
+
+def choose_hidden(running: Pass, stage: Stage, layer: int, text: str, rows: int, columns: int) -> Tensor:
+    """Run a MASK stage: [rows, columns] bool, True at the key columns that the layers behind it must not see."""
+    running.spans = _widen(running.spans, stage.scope)
+    device = running.spans[0].columns.device
+    hidden = torch.zeros(rows, columns, dtype=torch.bool, device=device)
+    for (count, grid, keep), spans in _buckets(running, stage).items():
+        own = torch.stack([span.columns for span in spans])
+        row_index = _rows(spans, device)
+        # Cached tokens have keys and values but no hidden states any more, so masked methods see none.
+        features = torch.empty(len(spans), count, 0, device=device)
+        view = _view(running, stage, layer, spans, grid, features, row_index, own)
+        selection = _ask(stage, view, keep, check=False)
+        hidden[row_index, own] = True
+        hidden[row_index, own.gather(1, selection.kept)] = False
+        _survivors(running, text, spans, selection, view)
+    return hidden
+
+
+def _rows(spans: list[Span], device: torch.device) -> Tensor:
+    """[G, 1] batch row of each span."""
+    return torch.tensor([span.row for span in spans])[:, None].to(device, non_blocking=True)
+
+
+def _view(
+    running: Pass,
+    stage: Stage,
+    layer: int,
+    spans: list[Span],
+    grid: tuple[int, int, int] | None,
+    features: Tensor,
+    rows: Tensor,
+    columns: Tensor,
+) -> TokenView:
+    observed = {}
+    for observation in stage.method.needs():
+        measured = running.observed[(layer, observation)].to(features.device)  # [B, H, S]
+        of_row = measured[rows[:, 0]]
+        observed[observation] = of_row.gather(2, columns[:, None].expand(-1, of_row.shape[1], -1))
+    return TokenView(
+        features=features,
+        coords=torch.stack([span.coords for span in spans]),
+        grid=grid,
+        sizes=torch.stack([span.sizes for span in spans]),
+        group_keys=tuple(span.medium * 1000 + span.frame for span in spans),
+        observed=observed,
+    )
+
+
+def _ask(stage: Stage, view: TokenView, keep: int, check: bool) -> Selection:
+    method = stage.method
+    assert isinstance(method, TokenMethod)
+    features = view.features
+    before = None if features.is_inference() else features._version
+    selection = method.select(view, keep)
+    try:
+        selection.check_shapes(view.group_count, view.token_count, keep)
+        if before is not None and features._version != before:
+            raise MethodError("it wrote into the view's features, which are read only")
+        if check:
+            selection.check_values(view.token_count)
+    except MethodError as error:
+        raise MethodError(f"method '{method.name}' broke its contract: {error}") from None
+    return selection
+
+
+def _survivors(running: Pass, text: str, spans: list[Span], selection: Selection, view: TokenView) -> list[Span]:
+    """Note the stage in the trace and return the spans of what stays."""
+    sizes = selection.kept_sizes(view.sizes)
+    out = []
+    for group, span in enumerate(spans):
+        running.conversation.trace.add(GroupRecord(text, span.owner, selection, group))
+        kept = selection.kept[group]
+        out.append(
+            Span(
+                row=span.row,
+                medium=span.medium,
+                frame=span.frame,
+                grid=span.grid if len(kept) == span.count else None,
+                owner=span.owner[kept],
+                columns=span.columns[kept],
+                coords=span.coords[kept],
+                sizes=sizes[group],
+                count=len(kept),
+            )
+        )
+    return out
+
+
+def _shorten(running: Pass, hidden: Tensor) -> Tensor:
+    """Gather the surviving tokens of every row; rows of unequal length are right-aligned."""
+    assert running.real is not None and running.dead is not None
+    before = running.alive
+    alive = Alive.of(running.real & ~running.dead, running.lengths)
+    slots = alive.index if before is None else before.slot_of.gather(1, alive.index)
+    running.alive = alive
+    running.shortened.append(alive)
+    return take(hidden, slots, 1)

@@ -1,0 +1,198 @@
+"""Bringing what is in logical space to the surviving tokens: rows, positions, masks. No mask semantics are known here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+
+
+def take(values: Tensor, index: Tensor, dim: int) -> Tensor:
+    """Gather rows: values [B or 1, ..., S (at dim), ...], index [B, K] -> [B, ..., K, ...]."""
+    batch, count = index.shape
+    if values.shape[0] != batch:
+        values = values.expand(batch, *values.shape[1:])
+    shape = [1] * values.ndim
+    shape[0], shape[dim] = batch, count
+    target = list(values.shape)
+    target[dim] = count
+    return values.gather(dim, index.view(shape).expand(target))
+
+
+def pack(keep: Tensor, lengths: list[int]) -> tuple[Tensor, Tensor]:
+    """Right-align the kept columns of ragged rows, in their order.
+
+    Right alignment makes causal-by-slot the same as causal-by-column and puts every row's last token last.
+
+    Args:
+        keep: [B, S] bool.
+        lengths: kept columns per row, known on the host, so that no device has to be waited for.
+
+    Returns:
+        index [B, K] long with K = max(lengths), and valid [B, K] bool, False at the holes on the left.
+    """
+    width = max(lengths)
+    index = torch.argsort(keep.to(torch.uint8), dim=1, stable=True)[:, keep.shape[1] - width :]
+    holes = torch.tensor([width - length for length in lengths])[:, None]
+    valid = (torch.arange(width)[None] >= holes).to(keep.device, non_blocking=True)
+    return index, valid
+
+
+@dataclass(frozen=True)
+class Alive:
+    """The tokens of this pass that reach a layer.
+
+    Attributes:
+        index: [B, n] column (within this pass) of every token, arbitrary at holes.
+        valid: [B, n] bool, False at holes.
+        lengths: tokens per row.
+        slot_of: [B, S] token of every column, arbitrary for columns that are gone.
+    """
+
+    index: Tensor
+    valid: Tensor
+    lengths: tuple[int, ...]
+    slot_of: Tensor
+
+    @classmethod
+    def of(cls, keep: Tensor, lengths: list[int]) -> Alive:
+        """From the columns that stay, [B, S] bool, and how many each row has."""
+        index, valid = pack(keep, lengths)
+        order = torch.arange(index.shape[1], device=index.device).expand_as(index)
+        # Holes write to a column behind the last one, which is cut off.
+        target = torch.where(valid, index, keep.shape[1])
+        slots = torch.zeros(keep.shape[0], keep.shape[1] + 1, dtype=torch.long, device=keep.device)
+        return cls(index, valid, tuple(lengths), slots.scatter(1, target, order)[:, :-1])
+
+    @property
+    def all_valid(self) -> bool:
+        """Whether all rows have the same length."""
+        return min(self.lengths) == max(self.lengths)
+
+    def columns(self, past: int) -> Tensor:
+        """[B, n] column within the whole conversation, -1 at holes."""
+        return torch.where(self.valid, self.index + past, -1)
+
+    def to(self, device: torch.device) -> Alive:
+        """The same on another device, for models spread over several."""
+        if self.index.device == device:
+            return self
+        return Alive(self.index.to(device), self.valid.to(device), self.lengths, self.slot_of.to(device))
+
+
+def project_positions(embeddings: Any, alive: Alive) -> Any:
+    """Rotary cos and sin of the surviving tokens: original positions stay. Accepts a tensor, or a tuple of them.
+
+    Shapes [1 or B, S, D] give [B, n, D]; the [3, B, S, D] of M-RoPE before transformers 5.20 gives [3, B, n, D].
+    """
+    if isinstance(embeddings, (tuple, list)):
+        return tuple(project_positions(part, alive) for part in embeddings)
+    if embeddings.ndim == 4:
+        return torch.stack([take(part, alive.index, 1) for part in embeddings])
+    return take(embeddings, alive.index, 1)
+
+
+def scatter_back(hidden: Tensor, alive: Alive, columns: int) -> Tensor:
+    """States [B, n, D] at their columns [B, columns, D]; zeros where tokens are gone."""
+    index = torch.where(alive.valid, alive.index, columns)
+    full = hidden.new_zeros(hidden.shape[0], columns + 1, hidden.shape[2])
+    return full.scatter(1, index[..., None].expand(-1, -1, hidden.shape[2]), hidden)[:, :columns]
+
+
+def project_mask(
+    mask: Any,
+    positions: Tensor,
+    alive: Alive | None,
+    past: int,
+    queries: int,
+    all_valid: bool,
+    pad_free: bool,
+    implementation: str,
+    dtype: torch.dtype,
+) -> Any:
+    """The attention mask of a layer for the tokens and slots it really has.
+
+    Args:
+        mask: what transformers made in logical space: None, [B or 1, 1 or H, Q, KV] bool or additive, [B, KV] (flash) or a
+            BlockMask (flex). Its last KV columns end at past + queries.
+        positions: [B, P] column of every key the layer will see, -1 at holes.
+        alive: tokens of this pass at this layer, None for all.
+        past, queries: columns before and in this pass.
+        all_valid: whether no key is a hole.
+        pad_free: whether no key is a padding column.
+        implementation: attention implementation, for a mask that has to be made from nothing.
+        dtype: of the hidden states.
+    """
+    if mask is None:
+        # Without padding and holes, causal-by-slot is what the kernel's own causal flag does.
+        return None if all_valid else _build_mask(positions, alive, queries, implementation, dtype)
+    if isinstance(mask, BlockMask):
+        return _project_block_mask(mask, positions, alive, past + queries)
+    key_columns = mask.shape[-1]
+    columns = positions - (past + queries - key_columns)
+    good = (columns >= 0) & (positions >= 0)
+    columns = columns.clamp(0, key_columns - 1)
+    if mask.ndim == 2:
+        # Every slot holds a real token: known on the host, so flash keeps its unpadded path without a sync.
+        return None if all_valid and pad_free else take(mask, columns, 1).bool() & good
+    rows = alive.index if alive is not None and mask.shape[2] == queries else None
+    projected = _gather_mask(mask, rows, columns)
+    good = good[:, None, None]
+    if mask.dtype == torch.bool:
+        return projected & good
+    return torch.where(good, projected, torch.finfo(mask.dtype).min)
+
+
+def _gather_mask(mask: Tensor, rows: Tensor | None, columns: Tensor) -> Tensor:
+    if mask.shape[1] == 1 and rows is not None:
+        batch = torch.arange(columns.shape[0], device=mask.device)[:, None, None]
+        if mask.shape[0] == 1:
+            batch = torch.zeros_like(batch)
+        # One indexing step: two gathers would hold an [n, KV] tensor in between.
+        return mask[:, 0][batch, rows[:, :, None], columns[:, None, :]][:, None]
+    if rows is not None:
+        mask = take(mask, rows, 2)
+    return take(mask, columns, 3)
+
+
+def _build_mask(positions: Tensor, alive: Alive | None, queries: int, implementation: str, dtype: torch.dtype) -> Any:
+    """Causal by slot, holes hidden, for batches that transformers saw without padding."""
+    good = positions >= 0
+    key_count = positions.shape[1]
+    query_count = queries if alive is None else alive.index.shape[1]
+    offset = key_count - query_count
+    if "flash" in implementation:
+        return good
+    if "flex" in implementation:
+        return create_block_mask(
+            lambda b, h, q, kv: (kv <= q + offset) & good[b, kv],
+            positions.shape[0],
+            None,
+            query_count,
+            key_count,
+            device=positions.device,
+            _compile=False,
+        )
+    order = torch.arange(key_count, device=positions.device)
+    causal = order[None] <= (order[:query_count] + offset)[:, None]
+    mask = causal[None, None] & good[:, None, None]
+    if implementation == "eager":
+        return torch.where(mask, 0.0, torch.finfo(dtype).min).to(dtype)
+    return mask
+
+
+def _project_block_mask(mask: BlockMask, positions: Tensor, alive: Alive | None, end: int) -> BlockMask:
+    original, (queries, key_columns) = mask.mask_mod, mask.seq_lengths
+    batch = positions.shape[0]
+    rows = torch.arange(queries, device=positions.device).expand(batch, -1) if alive is None else alive.index
+    rows, columns = rows.contiguous(), (positions - (end - key_columns)).contiguous()
+
+    def projected(b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
+        column = columns[b, kv]
+        seen: Tensor = original(b, h, rows[b, q], column.clamp(min=0)) & (column >= 0) & (positions[b, kv] >= 0)
+        return seen
+
+    return create_block_mask(projected, batch, None, rows.shape[1], positions.shape[1], device=positions.device, _compile=False)
