@@ -63,7 +63,7 @@ class Convention:
 
 
 def fastv_layer_macs(decoder: DecoderShape, tokens: float) -> float:
-    """C(n) = 4 n d^2 + 2 n^2 d + 2 n d m MACs of one layer at n tokens. Source: FastV, arXiv:2403.06764, Sec. 4.2."""
+    """C(n) = 4 n d^2 + 2 n^2 d + 2 n d m MACs of one layer at n tokens. Source: FastV, arXiv:2403.06764, for Eq. 5."""
     n, d, m = tokens, decoder.hidden, decoder.intermediate
     return 4 * n * d**2 + 2 * n**2 * d + 2 * n * d * m
 
