@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import Enum
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,13 @@ class DecoderShape:
 
 @dataclass(frozen=True)
 class EncoderShape:
-    """A vision transformer. `windowed_layers` are the layers that attend within windows only."""
+    """A vision transformer.
+
+    Attributes:
+        patch_inputs: numbers in one patch, channels * height * width (* frames): the inputs of the patch embedding.
+        windowed_layers: the layers that attend within windows only.
+        prefix_tokens: tokens in front of the patches of each sequence (CLS, registers); no patch embedding makes them.
+    """
 
     layers: int
     hidden: int
@@ -67,14 +74,28 @@ class EncoderShape:
     patch_inputs: int
     gated_mlp: bool = False
     windowed_layers: tuple[int, ...] = ()
+    prefix_tokens: int = 0
+
+
+class RowsPer(str, Enum):
+    """What a matrix product on the way to the decoder has one row for.
+
+    GRID: each visual token on the grid. PATCH: each patch, for a projector that stands before pooling or unpadding.
+    ENCODED: each token of the encoder, prefix tokens too.
+    """
+
+    GRID = "grid"
+    PATCH = "patch"
+    ENCODED = "encoded"
 
 
 @dataclass(frozen=True)
 class LinearShape:
-    """One matrix product on the way from the encoder to the decoder: rows per visual token, inputs, outputs."""
+    """One matrix product on the way from the encoder to the decoder."""
 
     inputs: int
     outputs: int
+    rows_per: RowsPer = RowsPer.GRID
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,156 @@
+"""FLOPs of each part of a vision-language model, exact per architecture: 2 x MAC of every matrix product and convolution.
+
+Norms, activations, softmax, rotary embeddings and element-wise sums are not counted, as torch's FlopCounterMode does not
+count them either. Every number is for one sample. Attention is what eager attention executes: the whole square of queries
+times keys, masked afterwards. That holds for causal masks and for sliding layers too: their prefill under eager multiplies
+all n queries with all n keys. Kernels that skip masked blocks (flash, flex) execute less.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from foveate.core.method import Method
+from foveate.core.plan import Effect, Plan
+from foveate.core.shape import DecoderShape, EncoderShape, LinearShape, MediumShape, ModelShape, RowsPer
+from foveate.core.view import AttentionRows
+from foveate.errors import InputError
+
+
+def matmul_flops(rows: int, inputs: int, outputs: int) -> int:
+    """FLOPs of [rows, inputs] @ [inputs, outputs]."""
+    return 2 * rows * inputs * outputs
+
+
+def attention_flops(width: int, queries: int, keys: int) -> int:
+    """FLOPs of Q K^T and P V for `queries` x `keys` pairs; `width` is heads * head_dim, as grouped keys are repeated first."""
+    return 2 * matmul_flops(queries, width, keys)
+
+
+def decoder_token_flops(decoder: DecoderShape, tokens: int) -> int:
+    """FLOPs of one decoder layer that grow with its tokens alone: q, k, v and o projections (GQA) and the MLP."""
+    width, kv_width = decoder.heads * decoder.head_dim, decoder.kv_heads * decoder.head_dim
+    projections = matmul_flops(tokens, decoder.hidden, 2 * width + 2 * kv_width)
+    matrices = 3 if decoder.gated_mlp else 2
+    return projections + matrices * matmul_flops(tokens, decoder.hidden, decoder.intermediate)
+
+
+def decoder_layer_flops(decoder: DecoderShape, tokens: int) -> int:
+    """FLOPs of one decoder layer in prefill over `tokens` tokens; attention is the full square, also for sliding layers."""
+    width = decoder.heads * decoder.head_dim
+    return decoder_token_flops(decoder, tokens) + attention_flops(width, tokens, tokens)
+
+
+def lm_head_flops(decoder: DecoderShape, positions: int = 1) -> int:
+    """FLOPs of the logits of `positions` positions; generation asks for one per pass."""
+    return matmul_flops(positions, decoder.hidden, decoder.vocabulary)
+
+
+def decoder_prefill_flops(decoder: DecoderShape, tokens_per_layer: Sequence[int]) -> int:
+    """FLOPs of all decoder layers in prefill, layer i over `tokens_per_layer[i]` tokens, without the LM head."""
+    return sum(decoder_layer_flops(decoder, tokens) for tokens in tokens_per_layer)
+
+
+def decode_flops(decoder: DecoderShape, cached_per_layer: Sequence[int], steps: int) -> int:
+    """FLOPs of `steps` decode steps over a KV cache that holds `cached_per_layer[i]` tokens of layer i when they begin.
+
+    Each step: projections and MLP for one token in each layer, attention over the layer's cache including the token itself
+    (a sliding layer sees at most its window), and the LM head once.
+    """
+    width = decoder.heads * decoder.head_dim
+    attended = sum(_attended(cached, steps, decoder.window(layer)) for layer, cached in enumerate(cached_per_layer))
+    per_step = len(cached_per_layer) * decoder_token_flops(decoder, 1) + lm_head_flops(decoder)
+    return steps * per_step + attention_flops(width, 1, attended)
+
+
+def _attended(cached: int, steps: int, window: int | None) -> int:
+    """Keys that `steps` queries see together: cached + 1, cached + 2, ... up to the window."""
+    growing = steps if window is None else min(max(window - cached, 0), steps)
+    full = 0 if window is None else (steps - growing) * window
+    return growing * cached + growing * (growing + 1) // 2 + full
+
+
+def encoder_flops(encoder: EncoderShape, medium: MediumShape) -> int:
+    """FLOPs of the vision encoder for one medium: patch embedding, then every layer over all encoder tokens.
+
+    Full layers attend within `encoder_sequences` (all encoder tokens as one sequence if none are given), windowed layers
+    within `encoder_windows`: one square per segment, as packed eager attention runs them. All layers count, also those
+    behind the feature layer that a projector reads, because Hugging Face models run them.
+
+    Raises:
+        InputError: if the encoder has windowed layers and the medium does not say its windows.
+    """
+    tokens = medium.encoder_tokens
+    if not tokens:
+        return 0
+    if encoder.windowed_layers and not medium.encoder_windows:
+        raise InputError(f"this encoder has windowed layers, but the {medium.kind} does not give encoder_windows")
+    full = _squares(encoder, medium.encoder_sequences or (tokens,))
+    windowed = _squares(encoder, medium.encoder_windows)
+    matrices = 3 if encoder.gated_mlp else 2
+    per_layer = 4 * matmul_flops(tokens, encoder.hidden, encoder.hidden)
+    per_layer += matrices * matmul_flops(tokens, encoder.hidden, encoder.intermediate)
+    attention = sum(windowed if layer in encoder.windowed_layers else full for layer in range(encoder.layers))
+    embedding = matmul_flops(patch_count(encoder, medium), encoder.patch_inputs, encoder.hidden)
+    return embedding + encoder.layers * per_layer + attention
+
+
+def _squares(encoder: EncoderShape, lengths: Sequence[int]) -> int:
+    return sum(attention_flops(encoder.hidden, length, length) for length in lengths)
+
+
+def patch_count(encoder: EncoderShape, medium: MediumShape) -> int:
+    """Patches of one medium: its encoder tokens without the prefix tokens of each sequence."""
+    return medium.encoder_tokens - encoder.prefix_tokens * len(medium.encoder_sequences or (medium.encoder_tokens,))
+
+
+def projector_flops(shape: ModelShape, medium: MediumShape) -> int:
+    """FLOPs of the matrix products between encoder and decoder (projector, merger) for one medium."""
+    return sum(matmul_flops(_rows(shape.encoder, linear, medium), linear.inputs, linear.outputs) for linear in shape.projector)
+
+
+def _rows(encoder: EncoderShape, linear: LinearShape, medium: MediumShape) -> int:
+    if linear.rows_per is RowsPer.GRID:
+        return medium.grid_tokens
+    return medium.encoder_tokens if linear.rows_per is RowsPer.ENCODED else patch_count(encoder, medium)
+
+
+def vision_flops(shape: ModelShape, media: Sequence[MediumShape]) -> int:
+    """FLOPs of encoder and projector for all media of one sample; 0 for a medium whose `encoder_tokens` are not given."""
+    return sum(
+        encoder_flops(shape.encoder, medium) + projector_flops(shape, medium) for medium in media if medium.encoder_tokens
+    )
+
+
+def selection_flops(decoder: DecoderShape, plan: Plan, tokens_per_layer: Sequence[int], text_tokens: int) -> int:
+    """FLOPs that the plan's own choices cost in prefill: the attention rows that its methods ask for.
+
+    A row is heads * head_dim * n MACs, n = tokens of the layer before the cut; fused kernels do not hand rows out, so they
+    are computed again. query="last" is one row; "text" counts a row for every text token, an upper bound. A stage that
+    drops nothing chooses nothing. Other work of a method (top-k, distances between tokens) is not counted.
+
+    Args:
+        tokens_per_layer: tokens of all kinds that enter each decoder layer under the plan.
+    """
+    total = 0
+    for stage in plan.stages:
+        layer = stage.site.decoder_layer
+        if not layer:  # before layer 0 no attention exists
+            continue
+        before = tokens_per_layer[layer - 1]
+        if stage.effect is Effect.DROP and tokens_per_layer[layer] == before:
+            continue
+        rows = _rater_rows(stage.method, before, text_tokens)
+        total += matmul_flops(rows, decoder.heads * decoder.head_dim, before)
+    return total
+
+
+def _rater_rows(method: Method, tokens: int, text_tokens: int) -> int:
+    """Attention rows that a method asks for in prefill."""
+    rows = 0
+    for query in [need.query for need in method.needs() if isinstance(need, AttentionRows)]:
+        if query.startswith("window:"):
+            rows += min(int(query.removeprefix("window:")), tokens)
+        else:
+            rows += {"last": 1, "text": text_tokens, "all": tokens}[query]
+    return rows

@@ -1,0 +1,69 @@
+"""How many visual tokens a plan leaves to each decoder layer, from shapes alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+
+from foveate.core.layout import Role
+from foveate.core.plan import Effect, Plan, Stage
+from foveate.core.shape import MediumShape
+from foveate.core.site import SiteKind
+from foveate.errors import PlanError, UnsupportedCombination
+
+_COUNTED_SITES = (SiteKind.PRE_LLM, SiteKind.LLM_LAYER)
+
+
+def check_countable(plan: Plan, layers: int) -> None:
+    """Refuse a plan whose cost does not follow from what is counted here.
+
+    Raises:
+        PlanError: for a layer that a decoder of `layers` layers does not have.
+        UnsupportedCombination: for stages outside the decoder, or on tokens that are not visual.
+    """
+    for stage in plan.stages:
+        if stage.site.kind not in _COUNTED_SITES:
+            raise UnsupportedCombination(
+                f"the cost of a stage at {stage.site} is not estimated: leave it out, or measure it on the model"
+            )
+        if stage.role is not Role.VISUAL:
+            raise UnsupportedCombination(
+                f"the cost of a stage on {stage.role.name.lower()} tokens is not estimated: only visual tokens are counted"
+            )
+        layer = stage.site.decoder_layer
+        if layer is not None and layer >= layers:
+            raise PlanError(f"layer={layer}: the decoder has {layers} layers, write a number from 1 to {layers - 1}")
+
+
+def separator_count(media: Sequence[MediumShape]) -> int:
+    """Visual tokens of all media that are off the grid and stay under every plan."""
+    return sum(len(medium.separators) for medium in media)
+
+
+def visual_tokens_per_layer(plan: Plan, media: Sequence[MediumShape], layers: int) -> tuple[int, ...]:
+    """Visual tokens of one sample, separators included, that enter each decoder layer, in whole tokens as the engine keeps."""
+    extra = separator_count(media)
+    return tuple(tokens + extra for tokens in plan.grid_tokens_per_layer(media, layers))
+
+
+def unrounded_tokens_per_layer(plan: Plan, media: Sequence[MediumShape], layers: int) -> tuple[float, ...]:
+    """The same without rounding: keep=0.1 of 576 counts as 57.6 tokens, as FastV's tables do.
+
+    A ratio is the same for every scope. A fixed count is a whole number of tokens and is resolved as the engine does.
+    """
+    extra = separator_count(media)
+    alive = [Fraction(medium.grid_tokens) for medium in media]
+    by_layer = {stage.site.decoder_layer: stage for stage in plan.stages if stage.effect is Effect.DROP}
+    counts = []
+    for layer in range(layers):
+        stage = by_layer.get(layer)
+        if stage is not None and alive:
+            alive = _unrounded_kept(stage, alive, media)
+        counts.append(float(sum(alive) + extra))
+    return tuple(counts)
+
+
+def _unrounded_kept(stage: Stage, alive: Sequence[Fraction], media: Sequence[MediumShape]) -> list[Fraction]:
+    if stage.budget is not None and stage.budget.ratio is not None:
+        return [count * Fraction(stage.budget.ratio) for count in alive]
+    return [Fraction(kept) for kept in stage.kept_per_medium([int(count) for count in alive], media)]

@@ -1,0 +1,79 @@
+"""Presets: published configurations that transformers accepts and that hold the published numbers."""
+
+import pytest
+
+from foveate.cost.presets import load_preset, preset_names
+from foveate.errors import UnknownName
+
+DECODERS = {  # layers, hidden, intermediate, heads, kv heads, vocabulary
+    "llava-1.5-7b": (32, 4096, 11008, 32, 32, 32064),
+    "llava-1.5-13b": (40, 5120, 13824, 40, 40, 32064),
+    "qwen2.5-vl-7b": (28, 3584, 18944, 28, 4, 152064),
+    "gemma-3-12b": (48, 3840, 15360, 16, 8, 262208),
+}
+ENCODERS = {  # layers, hidden, intermediate, heads
+    "llava-1.5-7b": (24, 1024, 4096, 16),
+    "llava-1.5-13b": (24, 1024, 4096, 16),
+    "qwen2.5-vl-7b": (32, 1280, 3420, 16),
+    "gemma-3-12b": (27, 1152, 4304, 16),
+}
+
+
+def test_names():
+    assert preset_names() == sorted(DECODERS)
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_transformers_builds_the_config(name):
+    from transformers import AutoConfig
+
+    config = AutoConfig.for_model(**load_preset(name))
+    text, vision = config.get_text_config(), config.vision_config
+    assert DECODERS[name] == (
+        text.num_hidden_layers,
+        text.hidden_size,
+        text.intermediate_size,
+        text.num_attention_heads,
+        text.num_key_value_heads,
+        text.vocab_size,
+    )
+    assert ENCODERS[name] == (
+        vision.num_hidden_layers,
+        vision.hidden_size,
+        vision.intermediate_size,
+        vision.num_attention_heads,
+    )
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_a_preset_says_nothing_that_transformers_changes(name):
+    from transformers import AutoConfig
+
+    preset = load_preset(name)
+    built = AutoConfig.for_model(**load_preset(name)).to_dict()
+    for part, given in ((built, preset), *((built[key], preset[key]) for key in ("text_config", "vision_config"))):
+        derived = {"text_config", "vision_config", "sliding_window", "sliding_window_pattern"}
+        assert {key: part[key] for key in given if key not in derived} == {
+            key: value for key, value in given.items() if key not in derived
+        }
+
+
+def test_layers_that_attend_in_windows():
+    from transformers import AutoConfig
+
+    gemma = AutoConfig.for_model(**load_preset("gemma-3-12b")).get_text_config()
+    assert gemma.sliding_window == 1024
+    assert gemma.layer_types == (["sliding_attention"] * 5 + ["full_attention"]) * 8
+    qwen = AutoConfig.for_model(**load_preset("qwen2.5-vl-7b"))
+    assert set(qwen.get_text_config().layer_types) == {"full_attention"}
+    assert list(qwen.vision_config.fullatt_block_indexes) == [7, 15, 23, 31]
+
+
+def test_each_call_gives_a_fresh_dict():
+    load_preset("llava-1.5-7b")["text_config"]["vocab_size"] = 1
+    assert load_preset("llava-1.5-7b")["text_config"]["vocab_size"] == 32064
+
+
+def test_an_unknown_preset_is_answered_with_the_nearest():
+    with pytest.raises(UnknownName, match=r"Did you mean 'llava-1.5-7b'\? Known: gemma-3-12b"):
+        load_preset("llava-1.5-7B")
