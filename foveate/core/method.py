@@ -24,12 +24,14 @@ class Method:
         roles: the roles of the tokens it may touch.
         paper: where it comes from, as shown by `foveate methods`.
         needs_grid: whether it only works on a whole grid in raster order.
+        reads_features: whether it looks at hidden states, which cached tokens no longer have.
     """
 
     sites: ClassVar[tuple[SiteKind, ...]] = ()
     roles: ClassVar[tuple[Role, ...]] = (Role.VISUAL,)
     paper: ClassVar[str] = ""
     needs_grid: ClassVar[bool] = False
+    reads_features: ClassVar[bool] = True
 
     @property
     def name(self) -> str:

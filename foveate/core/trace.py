@@ -56,7 +56,7 @@ class MediumTrace:
     def _apply(self, stage: str, part: Tensor, kept: Tensor) -> None:
         before = self.stages[-1][1] if self.stages else None
         self.kept.append(self.kept_index[kept])
-        self.stages.append((stage, part if before is None else torch.sparse.mm(part, before).coalesce()))
+        self.stages.append((stage, part if before is None else _product(part, before)))
 
 
 class Trace:
@@ -107,7 +107,7 @@ class Trace:
             owner = record.owner.cpu()
             matrix = record.selection.matrix(record.group, len(owner))
             kept = record.selection.kept[record.group].cpu()
-            for key in owner.unique().tolist():
+            for key in sorted(set(owner.tolist())):
                 # Tokens of one medium are consecutive within a group.
                 start, count = int((owner < key).sum()), int((owner == key).sum())
                 rows = torch.nonzero((kept >= start) & (kept < start + count)).flatten()
@@ -130,7 +130,7 @@ def _block(matrix: Tensor, rows: Tensor, start: int, count: int) -> Tensor:
     first = int(rows[0]) if len(rows) else 0
     inside = (index[0] >= first) & (index[0] < first + len(rows)) & (index[1] >= start) & (index[1] < start + count)
     shifted = index[:, inside] - torch.tensor([[first], [start]])
-    return torch.sparse_coo_tensor(shifted, value[inside], (len(rows), count)).coalesce()
+    return torch.sparse_coo_tensor(shifted, value[inside], (len(rows), count), check_invariants=False).coalesce()
 
 
 def _block_diagonal(parts: list[Tensor]) -> Tensor:
@@ -140,4 +140,18 @@ def _block_diagonal(parts: list[Tensor]) -> Tensor:
         indices.append(part.indices() + torch.tensor([[row], [column]]))
         values.append(part.values())
         row, column = row + part.shape[0], column + part.shape[1]
-    return torch.sparse_coo_tensor(torch.cat(indices, 1), torch.cat(values), (row, column)).coalesce()
+    return torch.sparse_coo_tensor(torch.cat(indices, 1), torch.cat(values), (row, column), check_invariants=False).coalesce()
+
+
+def _product(part: Tensor, before: Tensor) -> Tensor:
+    """The product of two coalesced sparse matrices. (torch.sparse.mm would do, but warns about its beta state.)"""
+    (row, middle), weight = part.indices(), part.values()
+    (known_row, source), known_weight = before.indices(), before.values()
+    counts = torch.bincount(known_row, minlength=before.shape[0])
+    starts = counts.cumsum(0) - counts
+    repeats = counts[middle]
+    within = torch.arange(int(repeats.sum())) - (repeats.cumsum(0) - repeats).repeat_interleave(repeats)
+    entry = starts[middle].repeat_interleave(repeats) + within
+    index = torch.stack([row.repeat_interleave(repeats), source[entry]])
+    value = weight.repeat_interleave(repeats) * known_weight[entry]
+    return torch.sparse_coo_tensor(index, value, (part.shape[0], before.shape[1]), check_invariants=False).coalesce()

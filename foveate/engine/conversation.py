@@ -7,6 +7,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from foveate.core.layout import Layout
 from foveate.core.trace import Trace
 
@@ -22,7 +24,7 @@ class Conversation:
         layout: of the prompt, one row per sample (beams are not repeated), once the first pass has found it.
         trace: what the stages kept.
         prefill_kv_bytes: bytes in the cache after the last prefill pass, read off the cache; None without a cache.
-        ignored_labels: labels predicted from pruned positions, which were left out of the loss.
+        ignored: for each pass with labels, how many were predicted from pruned positions and left out of the loss.
     """
 
     owner: object
@@ -31,7 +33,12 @@ class Conversation:
     layout: Layout | None = None
     trace: Trace = field(default_factory=Trace)
     prefill_kv_bytes: int | None = None
-    ignored_labels: int = 0
+    ignored: list[Tensor] = field(default_factory=list)
+
+    @property
+    def ignored_labels(self) -> int:
+        """Labels left out of the loss because they would be predicted from a pruned position."""
+        return sum(int(count) for count in self.ignored)
 
 
 _open: ContextVar[tuple[Conversation, ...]] = ContextVar("foveate_conversations", default=())

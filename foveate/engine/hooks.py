@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,12 +14,13 @@ from torch.utils.hooks import RemovableHandle
 
 from foveate.core.layout import Layout
 from foveate.core.plan import Effect, Plan, Scope, Stage
-from foveate.core.view import AttentionRows, Observation
+from foveate.core.view import AttentionRows
 from foveate.engine import compat, conversation, forward, layout, observe, prefill
 from foveate.engine.cache import Announcement, SlotLayer, slot_layer
 from foveate.engine.conversation import Conversation
 from foveate.engine.forward import Pass
-from foveate.engine.projection import project_mask, project_positions, scatter_back
+from foveate.engine.projection import Alive, project_mask, project_positions, scatter_back
+from foveate.engine.watch import Watch
 from foveate.errors import UnsupportedCombination
 from foveate.families import Family
 
@@ -64,11 +66,12 @@ class Hooks:
             self.stages[stage.site.decoder_layer] = stage
         self.masks = any(stage.effect is Effect.MASK for stage in plan.stages)
         self.by_frame = any(stage.scope is Scope.FRAME for stage in plan.stages)
-        # {layer whose attention is watched: [(stage's layer, what it wants to know)]}
-        self.probes: dict[int, list[tuple[int, Observation]]] = {}
+        self.watches: dict[int, Watch] = {}
         for layer, stage in self.stages.items():
             for observation in stage.method.needs():
-                self.probes.setdefault(probe_layers[layer], []).append((layer, observation))
+                assert isinstance(observation, AttentionRows)
+                watch = self.watches.setdefault(probe_layers[layer], Watch(owner, self.masks))
+                watch.wanted.append((layer, observation))
         self.handles: list[RemovableHandle] = []
         self.checked_on_device = False
 
@@ -86,11 +89,11 @@ class Hooks:
         for index, layer in enumerate(layers.children()):
             if index >= min(self.stages):
                 self.handles.append(layer.register_forward_pre_hook(self._before_layer(index), with_kwargs=True))
-            if index in self.probes:
-                attention = layer.get_submodule(self.family.attention)
-                self.handles.append(attention.register_forward_pre_hook(self._before_attention(index), with_kwargs=True))
-                self.handles.append(attention.register_forward_hook(_after_attention, always_call=True))
-        if self.probes:
+            if index in self.watches:
+                attention, watch = layer.get_submodule(self.family.attention), self.watches[index]
+                self.handles.append(attention.register_forward_pre_hook(watch.before, with_kwargs=True))
+                self.handles.append(attention.register_forward_hook(watch.after, always_call=True))
+        if self.watches:
             compat.register_attention(observe.PROBE, observe.probe)
 
     def remove(self) -> None:
@@ -185,13 +188,13 @@ class Hooks:
             raise UnsupportedCombination(
                 "output_attentions is not defined for pruned layers: use attachment.disabled() to look at the plain model's"
             )
-        if self.model.training and getattr(self.decoder, "gradient_checkpointing", False):
-            if not compat.HOOKS_SURVIVE_CHECKPOINTING:
-                raise UnsupportedCombination("gradient checkpointing under a plan needs transformers >= 5.23")
+        checkpointed = self.model.training and getattr(self.decoder, "gradient_checkpointing", False)
+        if checkpointed and not compat.HOOKS_SURVIVE_CHECKPOINTING:
+            raise UnsupportedCombination("gradient checkpointing under a plan needs transformers >= 5.23")
         talk = running.conversation
         ends_early = talk.prompt_length is not None and running.past + running.queries < talk.prompt_length
         split = int((found.roles == 2).sum()) != sum(medium.shape.tokens for medium in found.media)
-        if split or (ends_early and self.probes):
+        if split or (ends_early and self.watches):
             raise UnsupportedCombination(
                 "chunked prefill: stages that look at attention need one chunk with all visual tokens and the prompt's last "
                 "token, and no chunk may split an image; raise prefill_chunk_size or leave it out"
@@ -246,12 +249,7 @@ class Hooks:
             return None
         slots = None if cache is None else slot_layer(cache, index)
         if alive is not None:
-            for name in [name for name in kwargs if name.startswith("position_embeddings")]:
-                embeddings = kwargs[name]
-                source = embeddings[0] if isinstance(embeddings, tuple) else embeddings
-                kwargs[name] = running.once(
-                    ("positions", id(alive)), source, lambda embeddings=embeddings: project_positions(embeddings, alive)
-                )
+            self._project_positions(running, alive, kwargs)
             # Layers use position ids only to detect packed sequences, and gaps would look like packing to flash.
             kwargs["position_ids"] = None
         kwargs["attention_mask"] = self._projected_mask(running, mask, slots, hidden)
@@ -262,6 +260,13 @@ class Hooks:
         if args:
             return (hidden, *args[1:]), kwargs
         return args, {**kwargs, "hidden_states": hidden}
+
+    def _project_positions(self, running: Pass, alive: Alive, kwargs: dict[str, Any]) -> None:
+        for name, embeddings in kwargs.items():
+            if name.startswith("position_embeddings"):
+                source = embeddings[0] if isinstance(embeddings, tuple) else embeddings
+                make = partial(project_positions, embeddings, alive)
+                kwargs[name] = running.once(("positions", id(alive)), source, make)
 
     def _projected_mask(self, running: Pass, mask: Any, slots: SlotLayer | None, hidden: Tensor) -> Any:
         alive, past, queries = running.alive_on(hidden.device), running.past, running.queries
@@ -340,67 +345,4 @@ class Hooks:
         labels = running.labels
         lost = running.dead[:, :-1].to(labels.device) & (labels[:, 1:] != -100)
         labels[:, 1:].masked_fill_(lost, -100)
-        running.conversation.ignored_labels = running.conversation.ignored_labels + lost.sum()
-
-    # Attention: measuring what methods asked for.
-
-    def _before_attention(self, index: int) -> Callable[..., Any]:
-        def run(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            running = forward.current(self.owner)
-            if running is None or not running.spans:
-                return
-            embeddings = kwargs.get("position_embeddings")
-
-            def measure(query: Tensor, key: Tensor, mask: Any, scaling: float | None, softcap: float | None) -> None:
-                for layer, observation in self.probes[index]:
-                    assert isinstance(observation, AttentionRows)
-                    rows = self._rows(running, observation, query, key, mask, embeddings, scaling, softcap)
-                    running.observed[(layer, observation)] = rows
-
-            observe.arm(module, measure)
-
-        return run
-
-    def _rows(
-        self,
-        running: Pass,
-        wanted: AttentionRows,
-        query: Tensor,
-        key: Tensor,
-        mask: Any,
-        embeddings: Any,
-        scaling: float | None,
-        softcap: float | None,
-    ) -> Tensor:
-        """Attention rows by column: of this pass, or of the whole conversation for a masked plan."""
-        layout_now, alive = running.layout, running.alive_on(query.device)
-        assert layout_now is not None
-        if running.queries == 1:
-            columns = [[0]] * query.shape[0]
-        else:
-            columns = observe.rater_columns(layout_now, wanted.query)
-        width = max(len(row) for row in columns)
-        padded = torch.tensor([row + [0] * (width - len(row)) for row in columns])
-        valid = torch.arange(width)[None] < torch.tensor([len(row) for row in columns])[:, None]
-        raters, valid = padded.to(query.device, non_blocking=True), valid.to(query.device, non_blocking=True)
-        if alive is not None:
-            raters = alive.slot_of.gather(1, raters)
-        arriving = query.shape[2]
-        if not wanted.rope:
-            # Past keys carry rotations of positions that are gone by now, so the softmax runs over this pass.
-            query = observe.without_rope(query, embeddings)
-            key = observe.without_rope(key[:, :, -arriving:], embeddings)
-            mask = mask[..., -arriving:] if isinstance(mask, Tensor) else mask
-        rows = observe.attention_rows(query, key, mask, raters, valid, scaling, softcap)
-        if self.masks:
-            return rows
-        rows = rows[..., -arriving:]
-        if alive is None:
-            return rows
-        target = torch.where(alive.valid, alive.index, running.queries)[:, None].expand(-1, rows.shape[1], -1)
-        by_column = rows.new_zeros(*rows.shape[:2], running.queries + 1).scatter(2, target, rows)
-        return by_column[..., :-1]
-
-
-def _after_attention(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-    observe.disarm(module)
+        running.conversation.ignored.append(lost.sum())

@@ -54,6 +54,7 @@ class Llava(FixedGridFamily):
                 intermediate=vision.intermediate_size,
                 heads=vision.num_attention_heads,
                 patch_inputs=3 * vision.patch_size**2,
+                prefix_tokens=1 if vision.model_type == "clip_vision_model" else 0,
             ),
             projector=(LinearShape(features, text.hidden_size), LinearShape(text.hidden_size, text.hidden_size)),
         )

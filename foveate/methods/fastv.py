@@ -35,6 +35,7 @@ class FastV(ScoreMethod):
     topk: str = "global"
 
     sites = (SiteKind.LLM_LAYER,)
+    reads_features = False
     paper = "arXiv 2403.06764"
 
     def __post_init__(self) -> None:

@@ -21,6 +21,7 @@ class Random(ScoreMethod):
 
     seed: int = 0
 
+    reads_features = False
     paper = "control"
 
     def score(self, view: TokenView) -> Tensor:

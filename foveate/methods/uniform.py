@@ -15,6 +15,7 @@ from foveate.core.view import TokenView
 class Uniform(TokenMethod):
     """Keep evenly spread tokens, whatever they show."""
 
+    reads_features = False
     paper = "control"
 
     def select(self, view: TokenView, keep: int) -> Selection:

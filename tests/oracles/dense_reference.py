@@ -30,9 +30,7 @@ def mask_keys(mask: Tensor | None, alive: Tensor, queries: int) -> Tensor:
 
 
 @contextmanager
-def dense_reference(
-    model: nn.Module, alive: dict[int, Tensor], merged: dict[int, Tensor] | None = None
-) -> Iterator[None]:
+def dense_reference(model: nn.Module, alive: dict[int, Tensor], merged: dict[int, Tensor] | None = None) -> Iterator[None]:
     """Mask keys for the duration of the block.
 
     Args:
@@ -59,8 +57,7 @@ def dense_reference(
         return run
 
     handles = [
-        layer.register_forward_pre_hook(hook(index), with_kwargs=True)
-        for index, layer in enumerate(decoder_layers(model))
+        layer.register_forward_pre_hook(hook(index), with_kwargs=True) for index, layer in enumerate(decoder_layers(model))
     ]
     try:
         yield

@@ -1,0 +1,256 @@
+"""An Attachment: a plan on a model. Immutable but for its traces; detaching leaves no trace."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from torch import nn
+
+from foveate.core.plan import Effect, Plan, Stage
+from foveate.core.site import SiteKind
+from foveate.core.trace import Trace
+from foveate.engine import compat, conversation, observe
+from foveate.engine.conversation import Conversation
+from foveate.engine.hooks import Hooks
+from foveate.errors import AttachError, PlanError, UnsupportedCombination
+from foveate.families import Family, family_for
+
+# Which models carry a plan. Weak, so that a model is freed like any other.
+_attached: WeakKeyDictionary[nn.Module, Attachment] = WeakKeyDictionary()
+
+
+def unwrap(model: Any) -> nn.Module:
+    """The Hugging Face model inside a pipeline or a PEFT wrapper.
+
+    Raises:
+        AttachError: for a compiled model, or something that holds no model.
+    """
+    if hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None:
+        raise AttachError("the model is compiled already: attach first, compile afterwards")
+    if hasattr(model, "get_base_model"):  # PeftModel
+        return unwrap(model.get_base_model())
+    if not isinstance(model, nn.Module) and isinstance(getattr(model, "model", None), nn.Module):  # pipeline
+        return unwrap(model.model)
+    if not isinstance(model, nn.Module) or not hasattr(model, "config"):
+        raise AttachError(f"attach takes a Hugging Face model, a pipeline or a PeftModel, not {type(model).__name__}")
+    return model
+
+
+def check_plan(plan: Plan, family: Family, config: Any) -> dict[int, int]:
+    """Check a plan against a model; returns, for each stage's layer, the layer whose attention it can observe.
+
+    Raises:
+        PlanError: for a layer beyond the model, or one without a full-attention layer below.
+        UnsupportedCombination: for a site that the family does not serve.
+    """
+    windows = family.decoder_windows(config)
+    full = [layer for layer, window in enumerate(windows) if window is None]
+    probes = {}
+    for stage in plan.stages:
+        reason = family.unsupported.get(stage.site.kind)
+        if reason is not None:
+            raise UnsupportedCombination(f"{family.title} cannot serve site {stage.site}: {reason}")
+        if stage.site.kind not in (SiteKind.PRE_LLM, SiteKind.LLM_LAYER):
+            raise UnsupportedCombination(f"site {stage.site} has no engine yet; use site=pre_llm or layer=k")
+        layer = stage.site.decoder_layer
+        assert layer is not None
+        if layer >= len(windows):
+            raise PlanError(f"layer={layer}: this model has {len(windows)} decoder layers, write 1..{len(windows) - 1}")
+        below = [candidate for candidate in full if candidate < layer]
+        if stage.method.needs() and not below:
+            smallest = full[0] + 1 if full else None
+            advice = f"the smallest valid layer is {smallest}" if smallest else "this model has no full-attention layer"
+            raise PlanError(
+                f"{stage.method.name}(layer={layer}): layers below {layer} see a sliding window only, so their attention "
+                f"says nothing about the whole picture; {advice}"
+            )
+        if below:
+            probes[layer] = below[-1]
+        if stage.effect is Effect.MASK and stage.method.reads_features:
+            raise PlanError(
+                f"{stage.method.name} reads hidden states, which cached tokens no longer have: effect=mask works with "
+                "methods that rank by attention or position"
+            )
+    return probes
+
+
+class Attachment:
+    """A plan attached to a model. Made by `foveate.attach`; use it as a context manager or call `detach()`.
+
+    Attributes:
+        model, family, plan: what is attached to what.
+    """
+
+    def __init__(
+        self, model: nn.Module, plan: Plan, describe: Callable[[Stage], str], keep_traces: int = 1, shortcut: bool = True
+    ) -> None:
+        """Attach.
+
+        Args:
+            model: a Hugging Face model (see `unwrap`).
+            plan: the plan.
+            describe: gives the canonical text of a stage.
+            keep_traces: how many past conversations to remember.
+            shortcut: skip stages that keep everything. False sends them through gather, projection and slot cache, to
+                prove that those change nothing.
+
+        Raises:
+            AttachError, UnsupportedModel, PlanError, UnsupportedCombination: before anything was touched.
+        """
+        if model in _attached:
+            raise AttachError(
+                f"this model already carries the plan '{_attached[model]}': detach it first, or use attachment.using(plan)"
+            )
+        self.model, self.plan = model, plan
+        self.family = family_for(model.config)
+        self._describe, self._shortcut = describe, shortcut
+        self._conversations: deque[Conversation] = deque(maxlen=max(1, keep_traces))
+        self._hooks = self._make_hooks(plan)
+        compat.warn_if_untested()
+        self._install(self._hooks)
+        _attached[model] = self
+
+    def _make_hooks(self, plan: Plan) -> Hooks:
+        probes = check_plan(plan, self.family, self.model.config)
+        texts = {stage: self._describe(stage) for stage in plan.stages}
+        return Hooks(self, self.model, self.family, plan, texts, probes, self._shortcut, self._remember)
+
+    def _remember(self, talk: Conversation) -> None:
+        if not any(known is talk for known in self._conversations):
+            self._conversations.append(talk)
+
+    def _install(self, hooks: Hooks) -> None:
+        try:
+            hooks.install()
+        except AttributeError as error:
+            hooks.remove()
+            raise AttachError(f"{self.family.title}: {error}; the family file and this transformers do not agree") from None
+        self._wrap_generate()
+
+    def _uninstall(self, hooks: Hooks) -> None:
+        hooks.remove()
+        self.model.__dict__.pop("generate", None)
+
+    def _wrap_generate(self) -> None:
+        """Let generate() open a conversation. On the instance, so that removing it restores the class's own."""
+        generate = self.model.generate
+
+        @wraps(generate)  # type: ignore[arg-type]
+        def with_conversation(*args: Any, **kwargs: Any) -> Any:
+            token = conversation.push(self._conversation_for(args, kwargs))
+            try:
+                return generate(*args, **kwargs)  # type: ignore[operator]
+            finally:
+                conversation.pop(token)
+
+        self.model.__dict__["generate"] = with_conversation
+
+    def _conversation_for(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Conversation:
+        inputs = dict(kwargs)
+        if args and "input_ids" not in inputs:
+            inputs["input_ids"] = args[0]
+        if inputs.get("inputs") is not None:
+            inputs["input_ids"] = inputs["inputs"]
+        ids, embeds = inputs.get("input_ids"), inputs.get("inputs_embeds")
+        prompt = ids if ids is not None else embeds
+        kind = inputs.get("cache_implementation")
+        if kind not in (None, "dynamic", "dynamic_full") and self.plan.drops:
+            raise UnsupportedCombination(
+                f"cache_implementation='{kind}' cannot hold a pruned cache in this version: leave it out, or detach the plan"
+            )
+        if prompt is None:
+            return Conversation(self)  # generate itself says what is missing
+        return Conversation(self, inputs=inputs, prompt_length=prompt.shape[1])
+
+    def detach(self) -> None:
+        """Take everything back. Calling it twice does nothing."""
+        if _attached.get(self.model) is self:
+            self._uninstall(self._hooks)
+            del _attached[self.model]
+            if not _attached:
+                compat.unregister_attention(observe.PROBE)
+
+    def __enter__(self) -> Attachment:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.detach()
+
+    @property
+    def is_attached(self) -> bool:
+        """Whether the model carries this plan."""
+        return _attached.get(self.model) is self
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """The plain model inside the block: no hook is left, so that a comparison is honest."""
+        self._require_attached()
+        self._uninstall(self._hooks)
+        try:
+            yield
+        finally:
+            self._install(self._hooks)
+
+    @contextmanager
+    def _replaced(self, plan: Plan) -> Iterator[Attachment]:
+        """Another plan inside the block."""
+        self._require_attached()
+        before, hooks = self.plan, self._hooks
+        other = self._make_hooks(plan)
+        self._uninstall(hooks)
+        self.plan, self._hooks = plan, other
+        self._install(other)
+        try:
+            yield self
+        finally:
+            self._uninstall(other)
+            self.plan, self._hooks = before, hooks
+            self._install(hooks)
+
+    @contextmanager
+    def conversation(self, prompt_length: int | None = None) -> Iterator[Conversation]:
+        """Join bare forward calls into one conversation, as generate() does.
+
+        Args:
+            prompt_length: columns of the prompt; later ones are output.
+        """
+        self._require_attached()
+        talk = Conversation(self, prompt_length=prompt_length)
+        token = conversation.push(talk)
+        try:
+            yield talk
+        finally:
+            conversation.pop(token)
+
+    def _require_attached(self) -> None:
+        if not self.is_attached:
+            raise AttachError("this attachment was detached: call foveate.attach again")
+
+    @property
+    def last(self) -> Conversation:
+        """The last conversation with visual tokens.
+
+        Raises:
+            AttachError: if there was none yet.
+        """
+        if not self._conversations:
+            raise AttachError("no picture has passed the model since the plan was attached: run generate() first")
+        return self._conversations[-1]
+
+    @property
+    def trace(self) -> Trace:
+        """What each stage kept in the last conversation, with provenance."""
+        return self.last.trace
+
+    @property
+    def traces(self) -> tuple[Trace, ...]:
+        """The traces of the last conversations, oldest first; `attach(..., keep_traces=n)` says how many."""
+        return tuple(talk.trace for talk in self._conversations)
+
+    def __str__(self) -> str:
+        return " | ".join(self._describe(stage) for stage in self.plan.stages) or "none"

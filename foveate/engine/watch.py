@@ -1,0 +1,95 @@
+"""Watching one attention module: measure, during its next call, what the stages behind it asked for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from foveate.core.view import AttentionRows
+from foveate.engine import forward, observe
+from foveate.engine.forward import Pass
+
+
+class Watch:
+    """The hooks around one attention module.
+
+    Args:
+        owner: the attachment.
+        whole_conversation: measure all key columns, as masked plans need, instead of those of the pass.
+
+    Attributes:
+        wanted: (stage's layer, what its method asked for).
+    """
+
+    def __init__(self, owner: object, whole_conversation: bool) -> None:
+        self.owner, self.whole_conversation = owner, whole_conversation
+        self.wanted: list[tuple[int, AttentionRows]] = []
+
+    def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Arm the probe if the pass has something to rank."""
+        running = forward.current(self.owner)
+        if running is None or not running.spans:
+            return
+        embeddings = kwargs.get("position_embeddings")
+
+        def measure(query: Tensor, key: Tensor, mask: Any, scaling: float | None, softcap: float | None) -> None:
+            for layer, wanted in self.wanted:
+                rows = self._rows(running, wanted, query, key, mask, embeddings, scaling, softcap)
+                running.observed[(layer, wanted)] = rows
+
+        observe.arm(module, measure)
+
+    def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Disarm, also when the call failed before its attention function."""
+        observe.disarm(module)
+
+    def _rows(
+        self,
+        running: Pass,
+        wanted: AttentionRows,
+        query: Tensor,
+        key: Tensor,
+        mask: Any,
+        embeddings: Any,
+        scaling: float | None,
+        softcap: float | None,
+    ) -> Tensor:
+        """Attention [B, H, S] by column of the pass (or of the conversation)."""
+        alive = running.alive_on(query.device)
+        raters, valid = _raters(running, wanted, query)
+        if alive is not None:
+            raters = alive.slot_of.gather(1, raters)
+        arriving = query.shape[2]
+        if not wanted.rope:
+            # Past keys carry rotations of positions that are gone by now, so the softmax runs over this pass.
+            query = observe.without_rope(query, embeddings)
+            key = observe.without_rope(key[:, :, -arriving:], embeddings)
+            mask = mask[..., -arriving:] if isinstance(mask, Tensor) else mask
+        rows = observe.attention_rows(query, key, mask, raters, valid, scaling, softcap)
+        if self.whole_conversation:
+            return rows
+        rows = rows[..., -arriving:]
+        if alive is None:
+            return rows
+        target = torch.where(alive.valid, alive.index, running.queries)[:, None].expand(-1, rows.shape[1], -1)
+        by_column = rows.new_zeros(*rows.shape[:2], running.queries + 1).scatter(2, target, rows)
+        return by_column[..., :-1]
+
+
+def _raters(running: Pass, wanted: AttentionRows, query: Tensor) -> tuple[Tensor, Tensor]:
+    """Columns [B, R] of the raters within the pass, and which of them count [B, R]."""
+    assert running.layout is not None
+    one_token = running.queries == 1
+    columns = [[0]] * query.shape[0] if one_token else observe.rater_columns(running.layout, wanted.query)
+    width = max(len(row) for row in columns)
+    # Filled up with a real rater: a padding column sees nothing, and 0 * nan is nan.
+    padded = torch.tensor([row + row[-1:] * (width - len(row)) for row in columns])
+    valid = torch.arange(width)[None] < torch.tensor([len(row) for row in columns])[:, None]
+    raters, valid = padded.to(query.device, non_blocking=True), valid.to(query.device, non_blocking=True)
+    if running.alive is not None and running.dead is not None:
+        # A visual token that an earlier stage removed rates nothing. The last rater is text and always alive.
+        valid = valid & ~running.dead.to(query.device).gather(1, raters)
+        raters = torch.where(valid, raters, raters[:, -1:])
+    return raters, valid
