@@ -1,7 +1,27 @@
 """foveate: a faster, smaller vision-language model by sparsifying its context. Importing it changes nothing."""
 
-from foveate.api import Attachment, attach
+from foveate import methods
+from foveate.api import Answer, Attachment, Candidate, Report, attach, compare, estimate
+from foveate.core.budget import Budget
+from foveate.core.plan import Stage
+from foveate.core.site import Site
+from foveate.errors import FoveateError
 from foveate.spec import Plan
 from foveate.version import __version__
 
-__all__ = ["Attachment", "Plan", "__version__", "attach"]
+__all__ = [
+    "Answer",
+    "Attachment",
+    "Budget",
+    "Candidate",
+    "FoveateError",
+    "Plan",
+    "Report",
+    "Site",
+    "Stage",
+    "__version__",
+    "attach",
+    "compare",
+    "estimate",
+    "methods",
+]

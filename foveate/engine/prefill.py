@@ -27,7 +27,7 @@ def begin(running: Pass, layout: Layout, device: torch.device, by_frame: bool) -
     running.real = layout.real.to(device, non_blocking=True)
     running.dead = torch.zeros_like(running.real)
     running.lengths = layout.real.sum(1).tolist()
-    first = running.conversation.trace.add_media(layout.media)
+    first = running.conversation.trace.add_media(layout.media) if running.records else 0
     running.spans = [
         span for key, medium in enumerate(layout.media, start=first) for span in _spans(medium, key, device, by_frame)
     ]
@@ -181,7 +181,8 @@ def _survivors(running: Pass, text: str, spans: list[Span], selection: Selection
     sizes = selection.kept_sizes(view.sizes)
     out = []
     for group, span in enumerate(spans):
-        running.conversation.trace.add(GroupRecord(text, span.owner, selection, group))
+        if running.records:
+            running.conversation.trace.add(GroupRecord(text, span.owner, selection, group))
         kept = selection.kept[group]
         out.append(
             Span(

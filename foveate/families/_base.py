@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from foveate.core.shape import DecoderShape, MediumShape, ModelShape
 from foveate.core.site import SiteKind
-from foveate.errors import InputError
+from foveate.errors import InputError, UnsupportedCombination
 
 
 class Family(ABC):
@@ -54,6 +54,10 @@ class Family(ABC):
     @abstractmethod
     def media_of_images(self, config: Any, sizes: Sequence[tuple[int, int]]) -> list[MediumShape]:
         """Shapes of images of these (width, height) in pixels after the family's default preprocessing."""
+
+    def media_of_video(self, config: Any, size: tuple[int, int], frames: int) -> MediumShape:
+        """Shape of a video of `frames` frames of this (width, height) in pixels, after default preprocessing."""
+        raise UnsupportedCombination(f"{self.title} takes no video")
 
     @abstractmethod
     def model_shape(self, config: Any) -> ModelShape:

@@ -43,6 +43,15 @@ class Qwen25VL(Family):
         grids = [_resized(width, height, unit) for width, height in sizes]
         return [self._medium(config, "image", (1, high // patch, wide // patch)) for high, wide in grids]
 
+    def media_of_video(self, config: Any, size: tuple[int, int], frames: int) -> MediumShape:
+        # The processor's pixel bound for whole videos is not applied: the frame size is taken as given.
+        if frames < 1:
+            raise InputError(f"frames={frames}: a video has at least 1")
+        image = self.media_of_images(config, [size])[0]
+        _, h, w = image.grid
+        merge, together = config.vision_config.spatial_merge_size, config.vision_config.temporal_patch_size
+        return self._medium(config, "video", (-(-frames // together), h * merge, w * merge))
+
     def _medium(self, config: Any, kind: str, patches: tuple[int, int, int]) -> MediumShape:
         vision = config.vision_config
         merge = vision.spatial_merge_size

@@ -1,0 +1,114 @@
+"""attach(): a plan on a model, with a report in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from foveate.core.layout import Role
+from foveate.core.plan import Effect, Stage
+from foveate.core.plan import Plan as CorePlan
+from foveate.cost.estimate import CostEstimate, estimate_cost
+from foveate.engine import attach as engine
+from foveate.engine.conversation import Conversation
+from foveate.errors import AttachError
+from foveate.spec import Plan, stage_text
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a plan did in the last conversation.
+
+    Attributes:
+        plan: canonical text.
+        media: (row, kind, visual tokens in, visual tokens kept) of each image or video.
+        estimate: theory for the conversation's first row.
+        prefill_kv_bytes: bytes in the cache of the whole batch after prefill, read off the cache; None without one.
+        ignored_labels: labels left out of the loss because they would be predicted from a pruned position.
+        saves_nothing: the plan only masks, for accuracy studies.
+    """
+
+    plan: str
+    media: tuple[tuple[int, str, int, int], ...]
+    estimate: CostEstimate
+    prefill_kv_bytes: int | None
+    ignored_labels: int
+    saves_nothing: bool
+
+    def __str__(self) -> str:
+        lines = [f"plan: {self.plan}", f"theory (first row): {self.estimate.summary()}"]
+        lines += [f"row {row}: {kind}, {before} -> {after} visual tokens" for row, kind, before, after in self.media]
+        measured = "not measured (no cache)" if self.prefill_kv_bytes is None else f"{self.prefill_kv_bytes:,} bytes"
+        lines.append(f"KV cache after prefill, whole batch: {measured}")
+        if self.saves_nothing:
+            lines.append("effect=mask hides tokens but computes and stores all of them: nothing is saved")
+        if self.ignored_labels:
+            lines.append(f"{self.ignored_labels} labels ignored: they would be predicted from pruned positions")
+        return "\n".join(lines)
+
+
+class Attachment(engine.Attachment):
+    """A plan attached to a model, as `attach` returns it. A context manager; `detach()` takes everything back."""
+
+    plan: Plan
+
+    @contextmanager
+    def using(self, plan: str | CorePlan | Stage | Iterable[Stage]) -> Iterator[Attachment]:
+        """Another plan inside the block, for one call or a comparison."""
+        with self._replaced(Plan.of(plan)):
+            yield self
+
+    def report(self) -> Report:
+        """Visual tokens, FLOPs and KV bytes of the last conversation, theory and measured.
+
+        Raises:
+            AttachError: if no picture has passed the model yet.
+        """
+        talk = self.last
+        media = tuple(
+            (entry.medium.row, entry.medium.shape.kind, entry.medium.shape.grid_tokens, len(entry.kept_index))
+            for entry in talk.trace
+        )
+        return Report(
+            plan=str(self.plan),
+            media=media,
+            estimate=self._estimate(talk),
+            prefill_kv_bytes=talk.prefill_kv_bytes,
+            ignored_labels=talk.ignored_labels,
+            saves_nothing=any(stage.effect is Effect.MASK for stage in self.plan.stages),
+        )
+
+    def _estimate(self, talk: Conversation) -> CostEstimate:
+        row = talk.trace.media[0].medium.row
+        shapes = [entry.medium.shape for entry in talk.trace.sample(row)]
+        text = 0
+        if talk.layout is not None:
+            roles = talk.layout.roles[min(row, len(talk.layout.roles) - 1)]
+            text = int(((roles != int(Role.PAD)) & (roles != int(Role.VISUAL))).sum())
+        bytes_each = next(self.model.parameters()).dtype.itemsize
+        shape = self.family.model_shape(self.model.config)
+        return estimate_cost(shape, self.plan, shapes, text, dtype_bytes=bytes_each)
+
+    def __str__(self) -> str:
+        plan = super().__str__()
+        try:
+            return f"{plan}: {self._estimate(self.last).summary()}"
+        except AttachError:
+            return plan
+
+
+def attach(model: Any, plan: str | CorePlan | Stage | Iterable[Stage], keep_traces: int = 1) -> Attachment:
+    """Attach a plan to an unmodified Hugging Face model.
+
+    Args:
+        model: a model, a pipeline or a PeftModel, loaded as always.
+        plan: a spec such as `"fastv(layer=2, keep=0.5)"`, a Plan, or stages.
+        keep_traces: how many past conversations `attachment.traces` remembers.
+
+    Raises:
+        FoveateError: before anything is touched, in one line: an unknown family, a layer beyond the model, a second
+            attach, a compiled model.
+    """
+    return Attachment(engine.unwrap(model), Plan.of(plan), stage_text, keep_traces)

@@ -1,0 +1,193 @@
+"""compare(): the same prompt under several plans, side by side, with times measured in one run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import StoppingCriteria, StoppingCriteriaList
+
+from foveate.api.attach import attach
+from foveate.core.plan import Plan as CorePlan
+from foveate.cost.estimate import CostEstimate
+from foveate.engine.attach import unwrap
+from foveate.errors import InputError
+from foveate.families import family_for
+from foveate.spec import Plan
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One row of a comparison.
+
+    Attributes:
+        name: as shown.
+        plan: the plan, "none" for the plain model.
+        inputs: other inputs for this row, e.g. of a downsampled image; None for the common ones.
+    """
+
+    name: str
+    plan: Plan
+    inputs: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one plan answered and what it took.
+
+    Attributes:
+        new_tokens: [B, T] long, generated ids.
+        visual_tokens, kept_tokens: of the whole batch, before and after the plan.
+        prefill_ratio: LLM prefill FLOPs under the plan as a share of the plain model's, in theory; None without media.
+        kv_bytes: of the cache when the answer was complete, read off the cache.
+        ttft_ms: time to the first token: vision encoder, selection and prefill; median over the repeats.
+        tpot_ms: mean time of the further tokens; None if there is only one.
+        loyalty: share of generated tokens equal to the plain model's, position by position; 1.0 for the plain model.
+    """
+
+    name: str
+    plan: str
+    new_tokens: Tensor
+    visual_tokens: int
+    kept_tokens: int
+    prefill_ratio: float | None
+    kv_bytes: int
+    ttft_ms: float
+    tpot_ms: float | None
+    loyalty: float
+    estimate: CostEstimate | None
+
+
+class _Clock(StoppingCriteria):
+    """Notes when each token is known; never stops anything."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.times = device, [self._now(device)]
+
+    @staticmethod
+    def _now(device: torch.device) -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        self.times.append(self._now(self.device))
+        return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
+
+
+@dataclass(frozen=True)
+class _Run:
+    new_tokens: Tensor
+    kv_bytes: int
+    ttft_ms: float
+    tpot_ms: float | None
+    visual_tokens: int
+    kept_tokens: int
+    estimate: CostEstimate | None
+
+
+def compare(
+    model: Any,
+    inputs: Mapping[str, Any],
+    plans: Sequence[str | CorePlan | Candidate],
+    max_new_tokens: int = 32,
+    repeats: int = 1,
+    **options: Any,
+) -> list[Answer]:
+    """Generate from the same inputs under the plain model and under each plan.
+
+    Times are fair only within one call: one warm-up, then the plans take turns, `repeats` times, and medians are reported.
+
+    Args:
+        model: what `attach` takes; nothing may be attached to it.
+        inputs: what the processor returned.
+        plans: specs, plans, or candidates with inputs of their own. The plain model is always the first row.
+        max_new_tokens, options: for generate; greedy unless options say otherwise.
+        repeats: how often each row is timed.
+
+    Raises:
+        FoveateError: for a plan that does not fit the model, before anything is generated.
+    """
+    if repeats < 1 or max_new_tokens < 1:
+        raise InputError("repeats and max_new_tokens are at least 1")
+    rows = [Candidate("plain", Plan())]
+    for plan in plans:
+        rows.append(plan if isinstance(plan, Candidate) else Candidate(str(Plan.of(plan)), Plan.of(plan)))
+    base = unwrap(model)
+    for row in rows:
+        with attach(base, row.plan):
+            pass
+    _generate(base, inputs, rows[0].plan, 1, options)  # warm-up
+    runs: list[list[_Run]] = [[] for _ in rows]
+    for _ in range(repeats):
+        for row, done in zip(rows, runs, strict=True):
+            done.append(_generate(base, row.inputs or inputs, row.plan, max_new_tokens, options))
+    plain = runs[0][0].new_tokens
+    return [_answer(row, done, plain) for row, done in zip(rows, runs, strict=True)]
+
+
+def _generate(model: nn.Module, inputs: Mapping[str, Any], plan: Plan, tokens: int, options: Mapping[str, Any]) -> _Run:
+    # The plain row carries no hook at all.
+    attachment = attach(model, plan) if plan.stages else None
+    device = next(model.parameters()).device
+    with attachment or nullcontext(), torch.inference_mode():
+        clock = _Clock(device)
+        output = model.generate(  # type: ignore[operator]
+            **inputs,
+            **{"do_sample": False, **options},
+            max_new_tokens=tokens,
+            stopping_criteria=StoppingCriteriaList([clock]),
+            return_dict_in_generate=True,
+        )
+    start = inputs["input_ids"].shape[1]
+    steps = [1e3 * (after - before) for before, after in zip(clock.times, clock.times[1:], strict=False)]
+    visual = kept = _visual_tokens(model, inputs)
+    estimate = None
+    if attachment is not None and attachment.traces:
+        report = attachment.report()
+        kept = visual - sum(before - after for _, _, before, after in report.media)
+        estimate = report.estimate
+    return _Run(
+        new_tokens=output.sequences[:, start:].cpu(),
+        kv_bytes=sum(layer.keys.nbytes + layer.values.nbytes for layer in output.past_key_values.layers),
+        ttft_ms=steps[0],
+        tpot_ms=sum(steps[1:]) / len(steps[1:]) if len(steps) > 1 else None,
+        visual_tokens=visual,
+        kept_tokens=kept,
+        estimate=estimate,
+    )
+
+
+def _visual_tokens(model: nn.Module, inputs: Mapping[str, Any]) -> int:
+    ids = torch.tensor(list(family_for(model.config).placeholder_ids(model.config).values()))
+    return int(torch.isin(inputs["input_ids"].cpu(), ids).sum())
+
+
+def _answer(row: Candidate, runs: list[_Run], plain: Tensor) -> Answer:
+    first = runs[0]
+    tpots = [run.tpot_ms for run in runs if run.tpot_ms is not None]
+    return Answer(
+        name=row.name,
+        plan=str(row.plan),
+        new_tokens=first.new_tokens,
+        visual_tokens=first.visual_tokens,
+        kept_tokens=first.kept_tokens,
+        prefill_ratio=None if first.estimate is None else first.estimate.llm_prefill_flops.ratio.plan,
+        kv_bytes=first.kv_bytes,
+        ttft_ms=median(run.ttft_ms for run in runs),
+        tpot_ms=median(tpots) if tpots else None,
+        loyalty=_agreement(first.new_tokens, plain),
+        estimate=first.estimate,
+    )
+
+
+def _agreement(tokens: Tensor, plain: Tensor) -> float:
+    width = max(tokens.shape[1], plain.shape[1])
+    pad = [nn.functional.pad(t, (0, width - t.shape[1]), value=-1) for t in (tokens, plain)]
+    return float((pad[0] == pad[1]).float().mean())

@@ -1,0 +1,121 @@
+"""Cost of a plan on a model that need not exist: a preset name, a config, a folder, a hub id, or a loaded model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from math import isqrt
+from pathlib import Path
+from typing import Any
+
+from foveate.core.plan import Plan as CorePlan
+from foveate.core.plan import Stage
+from foveate.core.shape import MediumShape
+from foveate.cost import presets
+from foveate.cost.estimate import CostEstimate, estimate_cost
+from foveate.engine.attach import check_plan
+from foveate.errors import InputError, UnknownName, did_you_mean
+from foveate.families import Family, family_for
+from foveate.spec import Plan
+
+DTYPE_BYTES = {"fp32": 4, "float32": 4, "bf16": 2, "bfloat16": 2, "fp16": 2, "float16": 2, "fp8": 1}
+
+
+def resolve_config(model: Any) -> Any:
+    """The Hugging Face config behind a model, a config, a preset name, a folder or a hub id.
+
+    Raises:
+        UnknownName: for a name that is neither a preset nor something transformers can load.
+    """
+    if not isinstance(model, (str, Path)):
+        return getattr(model, "config", model)
+    from transformers import AutoConfig
+
+    name = str(model)
+    if name in presets.preset_names():
+        return AutoConfig.for_model(**presets.load_preset(name))
+    unknown = UnknownName(
+        f"'{name}' is neither a preset nor a folder or hub id with a config." + did_you_mean(name, presets.preset_names())
+    )
+    if "/" not in name and not Path(name).exists():
+        raise unknown  # hub ids have an owner: a mistyped preset should not wait for the network
+    try:
+        return AutoConfig.from_pretrained(name)
+    except (OSError, ValueError):
+        raise unknown from None
+
+
+def default_plan(config: Any, keep: float = 0.5) -> Plan:
+    """FastV at the paper's layer 2, or at the first layer behind a full-attention one if that comes later."""
+    windows = family_for(config).decoder_windows(config)
+    first_full = next((layer for layer, window in enumerate(windows) if window is None), 0)
+    return Plan.parse(f"fastv(layer={min(max(2, first_full + 1), len(windows) - 1)}, keep={keep})")
+
+
+def media_of(
+    family: Family,
+    config: Any,
+    images: Sequence[tuple[int, int]] | None,
+    visual_tokens: int | None,
+    frames: int | None,
+) -> list[MediumShape]:
+    """Shapes of the media that the arguments of `estimate` describe."""
+    if images is not None and visual_tokens is not None:
+        raise InputError("give images or visual_tokens, not both")
+    for width, height in images or ():
+        if width < 1 or height < 1:
+            raise InputError(f"image size {width}x{height}: width and height are pixels, at least 1")
+    if frames is not None:
+        if not images or len(images) != 1:
+            raise InputError("frames describes one video: give its frame size as one image size, e.g. images=[(640, 360)]")
+        return [family.media_of_video(config, images[0], frames)]
+    if visual_tokens is None:
+        return family.media_of_images(config, images if images is not None else [(1024, 768)])
+    if visual_tokens < 1:
+        raise InputError(f"visual_tokens={visual_tokens}: at least 1")
+    usual = family.media_of_images(config, [(1024, 768)])[0]
+    if usual.grid_tokens == visual_tokens:
+        return [usual]
+    # No picture is known, so the encoder is left out; a square count is taken for a square grid.
+    side = isqrt(visual_tokens)
+    grid = (1, side, side) if side * side == visual_tokens else (1, 1, visual_tokens)
+    return [MediumShape("image", grid)]
+
+
+def estimate(
+    model: Any,
+    plan: str | CorePlan | Stage | Iterable[Stage],
+    images: Sequence[tuple[int, int]] | None = None,
+    *,
+    visual_tokens: int | None = None,
+    frames: int | None = None,
+    text_tokens: int = 64,
+    new_tokens: int = 128,
+    batch: int = 1,
+    dtype: str = "bf16",
+    convention: str = "exact",
+) -> CostEstimate:
+    """Estimate visual tokens, FLOPs and KV bytes under a plan. No weights are needed.
+
+    Args:
+        model: a preset name, a config, a folder or hub id with a config, or a model.
+        plan: what `attach` takes.
+        images: (width, height) of each image in pixels; one 1024 x 768 image if nothing is said.
+        visual_tokens: instead of images, the number of visual tokens; the vision encoder is then left out of the FLOPs
+            unless it is the number of the model's usual image.
+        frames: number of frames of one video whose frame size `images` gives.
+        text_tokens, new_tokens, batch: of the workload.
+        dtype: of the KV cache, e.g. "bf16".
+        convention: "exact", or a paper's own way of counting: "fastv", "dynamic-llava".
+
+    Raises:
+        FoveateError: one line that says what does not fit.
+    """
+    config = resolve_config(model)
+    family = family_for(config)
+    parsed = Plan.of(plan)
+    check_plan(parsed, family, config)
+    if dtype not in DTYPE_BYTES:
+        raise InputError(f"dtype '{dtype}' is not known." + did_you_mean(dtype, DTYPE_BYTES))
+    media = media_of(family, config, images, visual_tokens, frames)
+    shape = family.model_shape(config)
+    return estimate_cost(shape, parsed, media, text_tokens, new_tokens, batch, DTYPE_BYTES[dtype], convention)
