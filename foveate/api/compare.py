@@ -98,32 +98,39 @@ def compare(
     plans: Sequence[str | CorePlan | Candidate],
     max_new_tokens: int = 32,
     repeats: int = 1,
+    with_plain: bool = True,
+    warm_up: bool = True,
     **options: Any,
 ) -> list[Answer]:
     """Generate from the same inputs under the plain model and under each plan.
 
-    Times are fair only within one call: one warm-up, then the plans take turns, `repeats` times, and medians are reported.
+    Times are fair only within one call: the plans take turns, `repeats` times, and medians are reported.
 
     Args:
         model: what `attach` takes; nothing may be attached to it.
         inputs: what the processor returned.
-        plans: specs, plans, or candidates with inputs of their own. The plain model is always the first row.
+        plans: specs, plans, or candidates with inputs of their own.
         max_new_tokens, options: for generate; greedy unless options say otherwise.
         repeats: how often each row is timed.
+        with_plain: put the plain model in the first row; loyalty is agreement with the first row.
+        warm_up: generate one token first, so that the first row does not pay for it.
 
     Raises:
         FoveateError: for a plan that does not fit the model, before anything is generated.
     """
     if repeats < 1 or max_new_tokens < 1:
         raise InputError("repeats and max_new_tokens are at least 1")
-    rows = [Candidate("plain", Plan())]
+    rows = [Candidate("plain", Plan())] if with_plain else []
     for plan in plans:
         rows.append(plan if isinstance(plan, Candidate) else Candidate(str(Plan.of(plan)), Plan.of(plan)))
     base = unwrap(model)
     for row in rows:
         with attach(base, row.plan):
             pass
-    _generate(base, inputs, rows[0].plan, 1, options)  # warm-up
+    if not rows:
+        raise InputError("nothing to run: give at least one plan")
+    if warm_up:
+        _generate(base, inputs, rows[0].plan, 1, options)
     runs: list[list[_Run]] = [[] for _ in rows]
     for _ in range(repeats):
         for row, done in zip(rows, runs, strict=True):

@@ -6,6 +6,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import torch
+from torch import Tensor
+
 from foveate.core.shape import DecoderShape, MediumShape, ModelShape
 from foveate.core.site import SiteKind
 from foveate.errors import InputError, UnsupportedCombination
@@ -67,6 +70,10 @@ class Family(ABC):
     def tiny_config(self) -> Any:
         """A random-weight config of the family, < 200k parameters, for tests that must not download anything."""
 
+    @abstractmethod
+    def tiny_inputs(self, config: Any) -> dict[str, Tensor]:
+        """Random inputs for a model of `tiny_config`: one picture, ten text tokens, as the family's processor names them."""
+
     def decoder_windows(self, config: Any) -> tuple[int | None, ...]:
         """The sliding window of each decoder layer in tokens, None for full attention."""
         text = config.get_text_config()
@@ -111,3 +118,13 @@ class FixedGridFamily(Family):
 
     def media_of_images(self, config: Any, sizes: Sequence[tuple[int, int]]) -> list[MediumShape]:
         return [self.image(config)] * len(sizes)
+
+    def tiny_inputs(self, config: Any) -> dict[str, Tensor]:
+        side = config.vision_config.image_size
+        ids = tiny_prompt(self.placeholder_ids(config)["image"], self.image(config).tokens)
+        return {"input_ids": ids, "pixel_values": torch.randn(1, 3, side, side)}
+
+
+def tiny_prompt(placeholder: int, count: int) -> Tensor:
+    """[1, 10 + count] long: five text tokens, the placeholders of one picture, five text tokens."""
+    return torch.cat([torch.arange(3, 8), torch.full((count,), placeholder), torch.arange(8, 13)])[None]

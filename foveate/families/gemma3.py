@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
+
 from foveate.core.shape import EncoderShape, LinearShape, MediumShape, ModelShape
 from foveate.core.site import SiteKind
 from foveate.families._base import FixedGridFamily
@@ -76,3 +78,7 @@ class Gemma3(FixedGridFamily):
             boi_token_id=92,
             eoi_token_id=93,
         )
+
+    def tiny_inputs(self, config: Any) -> dict[str, Tensor]:
+        inputs = super().tiny_inputs(config)
+        return {**inputs, "token_type_ids": (inputs["input_ids"] == config.image_token_id).long()}

@@ -6,10 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from foveate.core.shape import EncoderShape, LinearShape, MediumShape, ModelShape
 from foveate.core.site import SiteKind
 from foveate.errors import InputError
-from foveate.families._base import Family
+from foveate.families._base import Family, tiny_prompt
 
 _ENCODER_STAGES = "encoder stages are not part of this version"
 # Defaults of the Qwen2.5-VL image processor, in pixels.
@@ -124,6 +127,17 @@ class Qwen25VL(Family):
             vision_start_token_id=92,
             vision_end_token_id=93,
         )
+
+    def tiny_inputs(self, config: Any) -> dict[str, Tensor]:
+        vision = config.vision_config
+        side = 4 * vision.spatial_merge_size
+        ids = tiny_prompt(config.image_token_id, 16)
+        return {
+            "input_ids": ids,
+            "mm_token_type_ids": (ids == config.image_token_id).int(),
+            "pixel_values": torch.randn(side * side, vision.in_channels * vision.temporal_patch_size * vision.patch_size**2),
+            "image_grid_thw": torch.tensor([[1, side, side]]),
+        }
 
 
 def _resized(width: int, height: int, unit: int) -> tuple[int, int]:

@@ -1,0 +1,171 @@
+"""What works with what, found out by trying it on tiny random models. Values are never guessed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+
+from foveate import families, methods
+from foveate.api.attach import attach
+from foveate.core.budget import Budget
+from foveate.core.method import Method, TokenMethod
+from foveate.core.plan import Effect, Scope, Stage
+from foveate.core.site import LAYERED, Site, SiteKind
+from foveate.core.view import TokenView
+from foveate.errors import FoveateError
+
+_BACKENDS = ("eager", "sdpa")
+
+
+@dataclass(frozen=True)
+class MethodCapability:
+    """One row of `foveate methods`."""
+
+    name: str
+    summary: str
+    paper: str
+    options: str
+    sites: tuple[str, ...]
+    effect: str
+    masks: bool
+    observes: bool
+
+
+@dataclass(frozen=True)
+class FamilyCapability:
+    """One row of `foveate models`. `sites` and `backends` were tried; `refused` gives the reasons in words."""
+
+    title: str
+    name: str
+    model_types: tuple[str, ...]
+    sites: tuple[str, ...]
+    backends: tuple[str, ...]
+    video: bool
+    refused: dict[str, str]
+    notes: str
+
+
+def method_capabilities() -> list[MethodCapability]:
+    """Probe every method: build stages at every site, and let it choose among 16 tokens."""
+    rows = []
+    for name in methods.names():
+        method = methods.get(name)()
+        budget = None if isinstance(method, TokenMethod) and method.fixed_count((1, 4, 4)) else Budget.of_ratio(0.5)
+        sites = tuple(kind.value for kind in SiteKind if _works(lambda m=method, k=kind, b=budget: Stage(_site(k), m, b)))
+        options = ", ".join(f"{field.name}={_shown(field.default)}" for field in fields(method))
+        rows.append(
+            MethodCapability(
+                name=name,
+                summary=(type(method).__doc__ or "").splitlines()[0],
+                paper=method.paper,
+                options=options,
+                sites=sites,
+                effect=_effect(method),
+                masks=_works(lambda m=method, b=budget: _masked(Stage(_site(SiteKind(m.sites[-1])), m, b, effect=Effect.MASK))),
+                observes=bool(method.needs()),
+            )
+        )
+    return rows
+
+
+def _masked(stage: Stage) -> None:
+    if stage.method.reads_features:
+        raise FoveateError("reads hidden states")
+
+
+def _shown(value: object) -> str:
+    return ("on" if value else "off") if isinstance(value, bool) else str(value)
+
+
+def _site(kind: SiteKind) -> Site:
+    return Site(kind, 2 if kind in LAYERED else None)
+
+
+def _works(attempt: Callable[[], object]) -> bool:
+    try:
+        attempt()
+    except FoveateError:
+        return False
+    return True
+
+
+def _effect(method: Method) -> str:
+    if not isinstance(method, TokenMethod):
+        return "not probed"
+    index = torch.arange(16)
+    generator = torch.Generator().manual_seed(0)
+    view = TokenView(
+        features=torch.randn(1, 16, 8, generator=generator),
+        coords=torch.stack([index * 0, index // 4, index % 4], dim=-1)[None],
+        grid=(1, 4, 4),
+        sizes=torch.ones(1, 16),
+        group_keys=(0,),
+        observed={wanted: torch.rand(1, 2, 16, generator=generator) for wanted in method.needs()},
+    )
+    keep = method.fixed_count((1, 4, 4)) or 8
+    return "merges" if method.select(view, keep).is_merge else "drops"
+
+
+def family_capabilities() -> Iterator[FamilyCapability]:
+    """Probe every family on a tiny random model of its own; yields as it goes, a second or so each."""
+    for name in families.names():
+        family = families.get(name)
+        model, inputs = tiny_model(name)
+        sites, backends, refused = [], [], {kind.value: reason for kind, reason in family.unsupported.items()}
+        for kind in SiteKind:
+            stage = _probe_stage(kind)
+            if kind.value in refused:
+                continue
+            if stage is None:
+                refused[kind.value] = "no method acts here in this version"
+                continue
+            try:
+                _forward(model, inputs, stage)
+                sites.append(kind.value)
+            except FoveateError as error:
+                refused[kind.value] = str(error)
+        for backend in _BACKENDS:
+            model.set_attn_implementation(backend)
+            stage = _probe_stage(SiteKind.LLM_LAYER)
+            assert stage is not None
+            _forward(model, inputs, stage)
+            backends.append(backend)
+        yield FamilyCapability(
+            title=family.title,
+            name=name,
+            model_types=family.model_types,
+            sites=tuple(sites),
+            backends=tuple(backends),
+            video=_works(lambda f=family, m=model: f.media_of_video(m.config, (64, 64), 4)),
+            refused=refused,
+            notes=family.notes,
+        )
+
+
+def _probe_stage(kind: SiteKind) -> Stage | None:
+    for name in ("fastv", "random"):
+        method = methods.get(name)()
+        if kind in method.sites:
+            return Stage(_site(kind), method, Budget.of_ratio(0.5), Scope.MEDIUM)
+    return None
+
+
+def _forward(model: Any, inputs: dict[str, torch.Tensor], stage: Stage) -> None:
+    with attach(model, stage) as attachment, torch.no_grad():
+        model(**inputs)
+        assert len(attachment.trace.media[0].kept_index) < attachment.trace.media[0].medium.shape.grid_tokens
+
+
+def tiny_model(name: str) -> tuple[Any, dict[str, torch.Tensor]]:
+    """A tiny random model of a family and inputs with one picture: for probing, never for answers."""
+    from transformers import AutoModelForImageTextToText
+
+    family = families.get(name)
+    config = family.tiny_config()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForImageTextToText.from_config(config).eval()
+        return model, family.tiny_inputs(config)

@@ -1,0 +1,80 @@
+"""foveate methods, foveate models: capability tables, probed and never guessed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from foveate.api.capabilities import family_capabilities, method_capabilities
+
+
+def methods(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
+    """List the methods: what they do, where they act, their options."""
+    rows = method_capabilities()
+    console = Console()
+    if as_json:
+        console.print_json(json.dumps([asdict(row) for row in rows]))
+        return
+    table = Table(show_lines=True)
+    for heading in ("method", "what it does", "sites", "effect", "options"):
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        effect = row.effect + (", can mask" if row.masks else "")
+        what = f"{row.summary}\n[dim]{row.paper}{'; looks at attention' if row.observes else ''}[/]"
+        table.add_row(f"[bold]{row.name}[/]", what, ", ".join(row.sites), effect, row.options or "none")
+    console.print(table)
+    console.print('Every method also takes keep, layer or site, scope, effect: "fastv(layer=2, keep=0.5)".', style="dim")
+
+
+def models(
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="As in the README.")] = False,
+) -> None:
+    """List the model families: what was tried on a tiny random model of each, here and now."""
+    console = Console()
+    with console.status("building tiny random models and trying them"):
+        rows = list(family_capabilities())
+    if as_json:
+        console.print_json(json.dumps([asdict(row) for row in rows]))
+        return
+    if markdown:
+        typer.echo(markdown_table())
+        return
+    table = Table(show_lines=True)
+    for heading in ("family", "model_type", "sites that work", "backends that ran", "video", "not served"):
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        reasons: dict[str, list[str]] = {}
+        for site, reason in row.refused.items():
+            reasons.setdefault(reason, []).append(site)
+        refused = "\n".join(f"{', '.join(sites)}: {reason}" for reason, sites in reasons.items())
+        table.add_row(
+            f"[bold]{row.title}[/]\n[dim]{row.notes}[/]",
+            ", ".join(row.model_types),
+            ", ".join(row.sites),
+            ", ".join(row.backends),
+            "yes" if row.video else "no",
+            refused,
+        )
+    console.print(table)
+
+
+def markdown_table() -> str:
+    """The family table of the README."""
+    lines = ["| family | `model_type` | sites | backends | video | notes |", "|---|---|---|---|---|---|"]
+    for row in family_capabilities():
+        cells = (
+            row.title,
+            ", ".join(f"`{name}`" for name in row.model_types),
+            ", ".join(row.sites),
+            ", ".join(row.backends),
+            "yes" if row.video else "no",
+            row.notes,
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)

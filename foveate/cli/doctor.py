@@ -1,0 +1,88 @@
+"""foveate doctor: what a model can do under a plan, and how much there is to win."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from PIL import Image
+from rich.console import Console
+
+from foveate.api import compare, default_plan, estimate, resolve_config
+from foveate.cli import loading
+from foveate.core.site import SiteKind
+from foveate.cost import presets
+from foveate.families import family_for
+
+_ANSWER_TOKENS = 64
+_KEEP = 0.5
+
+
+def doctor(
+    model: Annotated[str | None, typer.Argument(help="Preset, folder or hub id; the demo model if left out.")] = None,
+    image: Annotated[Path | None, typer.Option(help="A picture of your kind; a grey 1024 x 768 one if left out.")] = None,
+) -> None:
+    """Say what works on a model, which plan to start with, and how much of the answer's time a plan can save."""
+    console = Console(soft_wrap=True, highlight=False)
+    picture = Image.new("RGB", (1024, 768), "grey") if image is None else loading.load_image(image)
+    loaded = processor = None
+    if model is None or (model not in presets.preset_names() and _has_weights(model)):
+        loaded, processor = loading.load_model(model)
+    config = loaded.config if loaded is not None else resolve_config(model)
+    family = family_for(config)
+    windows = family.decoder_windows(config)
+    suggested = default_plan(config, _KEEP)
+    layer = suggested.stages[0].site.layer
+    console.print(f"[bold]{model or 'demo model'}[/]: {family.title} ({config.model_type}), {len(windows)} decoder layers")
+    sliding = sum(window is not None for window in windows)
+    if sliding:
+        console.print(f"attention: {sliding} sliding and {len(windows) - sliding} full layers; scores come from full layers")
+    if loaded is not None:
+        backend = loaded.config.get_text_config()._attn_implementation
+        console.print(f"attention backend: {backend}; plans leave it on, attention rows are computed beside it")
+    console.print(f"sites: pre_llm, llm(1..{len(windows) - 1}); fastv from layer {_first_fastv_layer(windows)} on")
+    reasons: dict[str, list[str]] = {}
+    for kind, reason in family.unsupported.items():
+        reasons.setdefault(reason, []).append(kind.value)
+    reasons["no engine in this version"] = [SiteKind.KV_CACHE.value, SiteKind.DECODE.value]
+    for reason, sites in reasons.items():
+        console.print(f"refused: {', '.join(sites)} - {reason}")
+    console.print("refused: static and quantized caches - a pruned cache is a DynamicCache in this version")
+    console.print(f"suggested plan: [bold]{suggested}[/] (attention exists from layer {layer} on)")
+    theory = estimate(config, suggested, [picture.size])
+    console.print(f"in theory, {picture.width} x {picture.height}, 64 text and 128 new tokens: {theory.summary()}")
+    if loaded is None:
+        console.print("time shares: not measured (no weights here); run doctor on the loaded model, or foveate run --compare")
+        return
+    _print_amdahl(console, loaded, processor, picture, theory.llm_prefill_flops.ratio.plan)
+
+
+def _has_weights(model: str) -> bool:
+    folder = Path(model)
+    return not folder.is_dir() or any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))
+
+
+def _first_fastv_layer(windows: tuple[int | None, ...]) -> int:
+    return next(layer for layer, window in enumerate(windows) if window is None) + 1
+
+
+def _print_amdahl(console: Console, model: Any, processor: Any, picture: Image.Image, ratio: float) -> None:
+    """Prefill's share of the answer's time, measured, and what it allows at most."""
+    inputs = loading.prompt_inputs(model, processor, [picture], "Describe the image.")
+    with console.status("timing the plain model"), torch.inference_mode():
+        options = {"min_new_tokens": _ANSWER_TOKENS}
+        answer = compare(model, inputs, [], _ANSWER_TOKENS, repeats=3, **options)[0]
+    decode = (answer.tpot_ms or 0.0) * (_ANSWER_TOKENS - 1)
+    share = answer.ttft_ms / (answer.ttft_ms + decode)
+    best = 1 / (1 - share * (1 - ratio))
+    console.print(
+        f"measured on this machine, plain model: first token {answer.ttft_ms:.1f} ms, then {answer.tpot_ms:.1f} ms a token"
+    )
+    console.print(
+        f"prefill (vision encoder included) is {100 * share:.0f} % of a {_ANSWER_TOKENS}-token answer: "
+        f"keep {_KEEP:g} can make the whole answer at most {best:.2f}x faster"
+    )
+    if share < 0.3:
+        console.print("most of the time is decoding: shorter answers, or a smaller KV cache, matter more than prefill here")

@@ -1,0 +1,147 @@
+"""foveate plan: what a plan costs and saves, without weights."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from foveate.api import default_plan, estimate, resolve_config
+from foveate.api.cost import media_of
+from foveate.cli import tables
+from foveate.core.site import SiteKind
+from foveate.cost.estimate import CostEstimate, grid
+from foveate.errors import InputError
+from foveate.families import family_for
+from foveate.spec import Plan
+
+GRID_KEEPS = (0.75, 0.5, 0.25, 0.125, 0.1)
+
+
+def plan(
+    spec: Annotated[str | None, typer.Argument(metavar="SPEC", help='e.g. "fastv(layer=2, keep=0.5)".')] = None,
+    model: Annotated[str, typer.Option(help="Preset, folder, hub id, or config folder.")] = "llava-1.5-7b",
+    images: Annotated[str | None, typer.Option(help="Sizes in pixels, e.g. 1024x768,640x480.")] = None,
+    visual_tokens: Annotated[int | None, typer.Option(min=1, help="Instead of images.")] = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="Frames of one video of the size --images gives.")] = None,
+    text_tokens: Annotated[int, typer.Option(min=0)] = 64,
+    new_tokens: Annotated[int, typer.Option(min=0)] = 128,
+    batch: Annotated[int, typer.Option(min=1)] = 1,
+    dtype: Annotated[str, typer.Option(help="Of the KV cache.")] = "bf16",
+    convention: Annotated[str, typer.Option(help="exact, fastv or dynamic-llava.")] = "exact",
+    show_grid: Annotated[bool, typer.Option("--grid", help="LLM prefill FLOPs over layer x keep, as a heat map.")] = False,
+    vs: Annotated[str | None, typer.Option(help="A second model without a plan, beside it.")] = None,
+    as_json: Annotated[bool, typer.Option("--json")] = False,
+) -> None:
+    """Visual tokens, FLOPs and KV bytes of a plan on a model, from its config alone."""
+    config = resolve_config(model)
+    parsed = default_plan(config) if spec is None else Plan.parse(spec)
+    sizes = None if images is None else _sizes(images)
+    workload: dict[str, Any] = dict(
+        images=sizes,
+        visual_tokens=visual_tokens,
+        frames=frames,
+        text_tokens=text_tokens,
+        new_tokens=new_tokens,
+        batch=batch,
+        dtype=dtype,
+        convention=convention,
+    )
+    result = estimate(config, parsed, **workload)
+    other = None if vs is None else estimate(vs, Plan(), **workload)
+    cells = None
+    if show_grid:
+        family = family_for(config)
+        layers = _grid_layers(family.decoder_shape(config).layers)
+        media = media_of(family, config, sizes, visual_tokens, frames)
+        cells = (layers, grid(family.model_shape(config), layers, GRID_KEEPS, media, text_tokens, convention))
+    console = Console()
+    if as_json:
+        out: dict[str, Any] = {"model": model, "plan": str(parsed), **result.to_json()}
+        if other is not None:
+            out["vs"] = {"model": vs, **other.to_json()}
+        if cells is not None:
+            out["grid"] = {"layers": cells[0], "keeps": list(GRID_KEEPS), "llm_prefill_flops_ratio": cells[1]}
+        console.print_json(json.dumps(out))
+        return
+    _print_table(console, model, parsed, result, vs, other)
+    if cells is not None:
+        _print_grid(console, *cells)
+
+
+def _sizes(text: str) -> list[tuple[int, int]]:
+    sizes = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)x(\d+)\s*", part)
+        if match is None:
+            raise InputError(f"--images {text}: write sizes as WIDTHxHEIGHT, e.g. 1024x768,640x480")
+        sizes.append((int(match[1]), int(match[2])))
+    return sizes
+
+
+def _grid_layers(total: int) -> list[int]:
+    return [layer for layer in (0, 1, 2, 3, 5, 8, 10, 15, 20, 30, 40) if layer < total]
+
+
+def _print_table(
+    console: Console, model: str, plan: Plan, result: CostEstimate, vs: str | None, other: CostEstimate | None
+) -> None:
+    table = Table(title=f"{model}: {result.summary()}", title_justify="left")
+    table.add_column("")
+    for heading in ("plain", str(plan), "ratio"):
+        table.add_column(heading, justify="right", overflow="fold")
+    if other is not None:
+        table.add_column(f"{vs} (plain)", justify="right")
+    unit = "FLOPs" if result.unit == "FLOPs" else result.unit.split(",")[0]
+    plain, planned = result.visual_tokens_per_layer
+    rows: list[tuple[str, str, str, float | None, str]] = [
+        (
+            "visual tokens, mean of the layers",
+            f"{sum(plain) / len(plain):.1f}",
+            f"{sum(planned) / len(planned):.1f}",
+            sum(planned) / sum(plain) if sum(plain) else None,
+            "" if other is None else f"{sum(other.visual_tokens_per_layer[0]) / len(other.visual_tokens_per_layer[0]):.1f}",
+        )
+    ]
+    for name, key, show in (
+        ("prefill, encoder included", "prefill_flops", lambda n: tables.human_flops(n, unit)),
+        ("prefill, LLM only", "llm_prefill_flops", lambda n: tables.human_flops(n, unit)),
+        (f"decoding {result.new_tokens} tokens", "decode_flops", lambda n: tables.human_flops(n, unit)),
+        ("KV cache at the end", "kv_bytes", tables.human_bytes),
+    ):
+        value, beside = getattr(result, key), None if other is None else getattr(other, key)
+        if value is None:
+            rows.append((name, "not counted", "not counted", None, ""))
+            continue
+        shown = "" if beside is None else show(beside.plain)
+        rows.append((name, show(value.plain), show(value.plan), value.ratio.plan, shown))
+    for name, plain_text, plan_text, ratio, beside_text in rows:
+        cells = [name, plain_text, plan_text, "" if ratio is None else f"{100 * ratio:.1f} %"]
+        table.add_row(*cells, *([beside_text] if other is not None else []))
+    console.print(table)
+    console.print(f"choosing tokens adds {tables.human_flops(result.selection_flops)}", style="dim")
+    console.print(f"convention {result.convention}: {result.convention_words}", style="dim")
+    attention = [stage for stage in plan.stages if stage.site.kind is SiteKind.LLM_LAYER and stage.method.needs()]
+    if attention:
+        console.print("attention rows are computed from q and k; SDPA and flash stay on", style="dim")
+
+
+def _print_grid(console: Console, layers: list[int], rows: list[list[float]]) -> None:
+    table = Table(title="LLM prefill FLOPs left, by layer of the cut and share kept", title_justify="left")
+    table.add_column("layer", justify="right")
+    for keep in GRID_KEEPS:
+        table.add_column(f"keep {keep:g}", justify="right")
+    for layer, row in zip(layers, rows, strict=True):
+        table.add_row(str(layer) if layer else "pre_llm", *[_shaded(value) for value in row])
+    console.print(table)
+
+
+def _shaded(ratio: float) -> str:
+    """Darker blue = more saved; text stays readable on both."""
+    level = round(255 - 150 * (1 - ratio))
+    ink = "black" if ratio > 0.45 else "white"
+    return f"[{ink} on rgb({level - 60},{level - 20},255)] {100 * ratio:5.1f} % [/]"

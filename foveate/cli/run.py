@@ -1,0 +1,106 @@
+"""foveate run: pictures and a question -> an answer and what it took."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from foveate.api import Answer, Candidate, compare, default_plan
+from foveate.cli import loading, tables
+from foveate.core.plan import Stage
+from foveate.errors import InputError
+from foveate.spec import Plan
+
+
+def run(
+    arguments: Annotated[list[str], typer.Argument(metavar="IMAGE... QUESTION", help="Pictures, then the question.")],
+    model: Annotated[str | None, typer.Option(help="Folder or hub id; the embedded demo model if left out.")] = None,
+    plan: Annotated[str | None, typer.Option(help='e.g. "fastv(layer=2, keep=0.5)", or "none".')] = None,
+    compare_plans: Annotated[
+        bool, typer.Option("--compare", help="Beside it: the plain model, random, uniform and a downsampled picture.")
+    ] = False,
+    new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
+    repeats: Annotated[int, typer.Option(min=1, help="Time each row this often and report medians.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Answer a question about pictures under a plan, and print one table of what it took."""
+    paths, question = _split(arguments)
+    pictures = [loading.load_image(path) for path in paths]
+    parsed = None if plan is None else Plan.parse(plan)
+    loaded, processor = loading.load_model(model)
+    parsed = parsed or default_plan(loaded.config)
+    inputs = loading.prompt_inputs(loaded, processor, pictures, question)
+    console = Console()
+    options: dict[str, Any] = {}
+    if compare_plans:
+        rows = [Candidate(str(parsed), parsed), *_controls(parsed, loaded, processor, pictures, question)]
+    else:
+        rows = [Candidate(str(parsed), parsed)]
+        if not as_json:
+            options["streamer"] = _streamer(processor)
+    answers = compare(loaded, inputs, rows, new_tokens, repeats, with_plain=compare_plans, warm_up=compare_plans, **options)
+    texts = [_text(processor, answer) for answer in answers]
+    if as_json:
+        rows_json = [tables.answer_json(answer, text) for answer, text in zip(answers, texts, strict=True)]
+        console.print_json(json.dumps({"question": question, "pictures": [str(path) for path in paths], "rows": rows_json}))
+        return
+    title = f"{question} ({', '.join(path.name for path in paths) or 'no picture'})"
+    console.print(tables.answer_table(answers, texts, title))
+    if not compare_plans:
+        console.print("Times are of a first call, warm-up included; --compare measures side by side.", style="dim")
+
+
+def _split(arguments: list[str]) -> tuple[list[Path], str]:
+    *names, question = arguments
+    if Path(question).suffix.lower() in loading_suffixes() or Path(question).is_file():
+        raise InputError(f"no question: '{question}' is a picture; write the question last, in quotes")
+    if not question.strip():
+        raise InputError("the question is empty: write it last, in quotes")
+    if not names:
+        raise InputError("no picture: write one or more picture files before the question")
+    return [Path(name) for name in names], question
+
+
+def loading_suffixes() -> tuple[str, ...]:
+    """Endings that are pictures even when the file is missing."""
+    return (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+
+def _controls(plan: Plan, model: Any, processor: Any, pictures: list[Any], question: str) -> list[Candidate]:
+    """Random, uniform and downsampling with the budget of the plan's last stage."""
+    if not plan.stages:
+        return []
+    last = plan.stages[-1]
+    rows = []
+    if last.budget is not None:
+        for name in ("random", "uniform"):
+            other = Plan((*plan.stages[:-1], _with_method(last, name)))
+            if str(other) != str(plan):
+                rows.append(Candidate(str(other), other))
+        if last.budget.ratio is not None and len(plan.stages) == 1:
+            keep = float(last.budget.ratio)
+            smaller = [loading.downsampled(picture, keep) for picture in pictures]
+            inputs = loading.prompt_inputs(model, processor, smaller, question)
+            rows.append(Candidate(f"downsample the picture to {keep:g} of its pixels", Plan(), inputs))
+    return rows
+
+
+def _with_method(stage: Stage, name: str) -> Stage:
+    from foveate import methods
+
+    return Stage(stage.site, methods.get(name)(), stage.budget, stage.scope, stage.role, stage.effect)
+
+
+def _streamer(processor: Any) -> Any:
+    from transformers import TextStreamer
+
+    return TextStreamer(processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+
+
+def _text(processor: Any, answer: Answer) -> str:
+    text: str = processor.tokenizer.decode(answer.new_tokens[0], skip_special_tokens=True)
+    return text.strip()

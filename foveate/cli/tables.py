@@ -1,0 +1,83 @@
+"""Tables and numbers as people read them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from difflib import SequenceMatcher
+
+from rich.table import Table
+from rich.text import Text
+
+from foveate.api import Answer
+
+
+def human_bytes(count: float) -> str:
+    """1536 -> "1.5 KiB"."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(count) < 1024 or unit == "GiB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    raise AssertionError
+
+
+def human_flops(count: float, unit: str = "FLOPs") -> str:
+    """3.2e12 -> "3.20 TFLOPs"."""
+    for prefix, size in (("T", 1e12), ("G", 1e9), ("M", 1e6)):
+        if count >= size:
+            return f"{count / size:.2f} {prefix}{unit}"
+    return f"{count:.0f} {unit}"
+
+
+def milliseconds(value: float | None) -> str:
+    """ "12.3 ms", or that it was not measured."""
+    return "not measured" if value is None else f"{value:.1f} ms"
+
+
+def highlighted(answer: str, plain: str) -> Text:
+    """The answer with the words that differ from the plain model's answer in bold red."""
+    words, reference = answer.split(), plain.split()
+    text = Text()
+    for tag, _, _, start, stop in SequenceMatcher(None, reference, words, autojunk=False).get_opcodes():
+        if tag != "delete":
+            for word in words[start:stop]:
+                text.append(word + " ", style="" if tag == "equal" else "bold red")
+    if not words:
+        text.append("(no answer)", style="bold red")
+    text.rstrip()
+    return text
+
+
+def answer_table(answers: Sequence[Answer], texts: Sequence[str], title: str) -> Table:
+    """One row per answer: plan, answer, visual tokens, FLOPs ratio, KV bytes, TTFT, TPOT."""
+    table = Table(title=title, title_justify="left", show_lines=len(answers) > 1)
+    table.add_column("plan", overflow="fold", ratio=3)
+    table.add_column("answer", overflow="fold", ratio=4)
+    for heading in ("visual tokens", "LLM prefill\nFLOPs (theory)", "KV cache\n(measured)", "TTFT", "TPOT"):
+        table.add_column(heading, justify="right", overflow="fold")
+    for answer, text in zip(answers, texts, strict=True):
+        table.add_row(
+            answer.name,
+            highlighted(text, texts[0]),
+            f"{answer.visual_tokens} -> {answer.kept_tokens}",
+            "100 %" if answer.prefill_ratio is None else f"{100 * answer.prefill_ratio:.0f} %",
+            human_bytes(answer.kv_bytes),
+            milliseconds(answer.ttft_ms),
+            milliseconds(answer.tpot_ms),
+        )
+    return table
+
+
+def answer_json(answer: Answer, text: str) -> dict[str, object]:
+    """The same row for programs."""
+    return {
+        "name": answer.name,
+        "plan": answer.plan,
+        "answer": text,
+        "visual_tokens": answer.visual_tokens,
+        "kept_tokens": answer.kept_tokens,
+        "llm_prefill_flops_ratio": answer.prefill_ratio,
+        "kv_bytes": answer.kv_bytes,
+        "ttft_ms": answer.ttft_ms,
+        "tpot_ms": answer.tpot_ms,
+        "loyalty": answer.loyalty,
+    }
