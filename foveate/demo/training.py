@@ -62,8 +62,9 @@ class DemoTrainingConfig:
     caption_share: float = 0.4
     auxiliary_weight: float = 0.3
     checkpoint_minutes: float = 5.0
-    validation_pictures: int = 192
+    validation_pictures: int = 128
     vocabulary_samples: int = 3000
+    precision: str = "float32"  # "bfloat16" is 3 times faster, but only on a CPU with AVX512-BF16 or AMX
     model: DemoModelConfig = field(default_factory=DemoModelConfig)
     smoke: bool = False
 
@@ -117,7 +118,7 @@ class _Run:
             torch.manual_seed(config.seed)
             self.heads = AuxiliaryHeads(config.model.vision_width)
         self.everything = nn.ModuleDict({"model": self.model, "heads": self.heads})
-        self.phase, self.step, self.masters = VISION, 0, MasterWeights(nn.Module())
+        self.phase, self.step, self.masters = VISION, 0, MasterWeights(nn.Module(), torch.float32)
         self.optimizers: list[torch.optim.Optimizer] = []
         self.pool: tuple[int, list[list[tuple[Sample, bool]]]] = (-1, [])
         optimizer_states, elapsed = self._load()
@@ -145,7 +146,7 @@ class _Run:
         if self.phase == VISION:
             trained = nn.ModuleDict({"vision": self.model.model.vision_tower, "heads": self.heads})
             rate = self.config.vision_learning_rate
-        self.masters = MasterWeights(trained)
+        self.masters = MasterWeights(trained, getattr(torch, self.config.precision))
         self.optimizers = self.masters.optimizers(rate, self.config.weight_decay)
         for optimizer, state in zip(self.optimizers, optimizer_states or (), strict=False):
             optimizer.load_state_dict(state)
@@ -311,6 +312,7 @@ def main() -> None:
     parser.add_argument("--vision-minutes", type=float, default=8.0, help="of these, for the vision encoder alone")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--smoke", action="store_true", help="the whole recipe in seconds, for tests")
     print(train_demo(DemoTrainingConfig(**vars(parser.parse_args()))))
 
