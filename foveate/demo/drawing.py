@@ -1,7 +1,7 @@
 """Pixels and per-patch labels of a demo picture.
 
-Pictures are drawn at twice their size and reduced, which smooths the edges. The labels feed only the auxiliary loss of the
-vision encoder; the language model never sees them.
+Pictures are drawn at twice their size and reduced, which smooths the edges. The labels feed only the auxiliary loss
+of the vision encoder; the language model never sees them.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import random
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +32,7 @@ from foveate.demo.scenes import (
 )
 
 Pixels = npt.NDArray[np.uint8]
-Field = npt.NDArray[np.float64]
+Field = npt.NDArray[np.floating[Any]]
 Labels = npt.NDArray[np.int64]
 Tags = npt.NDArray[np.float32]
 
@@ -81,7 +82,8 @@ def _pattern(family: str, rng: np.random.Generator) -> Field:
         ramp: Field = x * math.cos(angle) + y * math.sin(angle)
         if family == "gradient":
             return ramp * float(rng.uniform(20, 70))
-        return np.sin(ramp * rng.uniform(15, 70)) * float(rng.uniform(6, 18))
+        waves: Field = np.sin(ramp * rng.uniform(15, 70)) * rng.uniform(6, 18)
+        return waves
     if family == "blocks":
         count = int(rng.integers(4, 12))
         tiles: Field = np.kron(rng.normal(0, 12, (count, count)), np.ones((side // count + 1, side // count + 1)))
@@ -89,7 +91,8 @@ def _pattern(family: str, rng: np.random.Generator) -> Field:
     if family == "checker":
         count = int(rng.integers(3, 10))
         is_odd = ((x * count).astype(int) + (y * count).astype(int)) % 2
-        return is_odd * float(rng.uniform(8, 25))
+        squares: Field = is_odd * rng.uniform(8, 25)
+        return squares
     if family == "cloud":
         count = int(rng.integers(4, 9))
         coarse = Image.fromarray(rng.normal(0, 18, (count, count)).astype(np.float32))

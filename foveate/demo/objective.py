@@ -1,7 +1,7 @@
 """What training minimises: answer tokens of packed batches, and patch labels read from the vision encoder.
 
-The auxiliary heads are thrown away after training. Without them the class token of the last vision layer would get no gradient,
-and every method that ranks visual tokens by its attention would read noise.
+The auxiliary heads are thrown away after training. Without them the class token of the last vision layer would get no
+gradient, and every method that ranks visual tokens by its attention would read noise.
 """
 
 from __future__ import annotations
@@ -84,9 +84,7 @@ class AuxiliaryHeads(nn.Module):
 
 def vision_features(model: Any, pixel_values: torch.Tensor) -> torch.Tensor:
     """Return the last vision layer [B, 1 + patches, D], which is what the projector reads."""
-    features: torch.Tensor = model.model.vision_tower(
-        pixel_values.to(model.model.vision_tower.dtype)
-    ).last_hidden_state
+    features: torch.Tensor = model.model.vision_tower(pixel_values.to(model.model.vision_tower.dtype)).last_hidden_state
     return features
 
 
@@ -122,8 +120,8 @@ def answer_loss(model: Any, batch: PackedBatch, features: torch.Tensor) -> torch
 def correct_answers(model: Any, batch: PackedBatch, *, blank: bool = False) -> list[list[bool]]:
     """Return, per picture and question, whether greedy decoding gives exactly the answer.
 
-    Greedy decoding follows the answer as long as each next token is the most likely one, so one teacher-forced pass decides it.
-    With `blank` the picture is replaced by the mean colour.
+    Greedy decoding follows the answer as long as each next token is the most likely one, so one teacher-forced pass
+    decides it. With `blank` the picture is replaced by the mean colour.
     """
     pixels = torch.zeros_like(batch.pixel_values) if blank else batch.pixel_values
     logits, is_answer = answer_logits(model, batch, hidden_states(model, batch, vision_features(model, pixels)))

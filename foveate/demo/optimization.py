@@ -24,7 +24,7 @@ class Muon(torch.optim.Optimizer):
     """Momentum whose update is replaced by the nearest orthogonal matrix.
 
     Source:  Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024.
-    Differs: orthogonalises in the dtype of the weights; `torch.optim.Muon` always does it in bfloat16, which many CPUs emulate.
+    Differs: orthogonalises in the dtype of the weights; `torch.optim.Muon` does it in bfloat16, emulated on many CPUs.
     """
 
     def __init__(self, matrices: Iterable[nn.Parameter | torch.Tensor], lr: float, weight_decay: float) -> None:
@@ -48,8 +48,8 @@ class Muon(torch.optim.Optimizer):
 def _orthogonal(matrix: torch.Tensor) -> torch.Tensor:
     a, b, c = NEWTON_SCHULZ
     is_tall = matrix.shape[0] > matrix.shape[1]
-    x = matrix.T if is_tall else matrix
-    x = x / x.norm().clamp(min=1e-7)
+    wide = matrix.T if is_tall else matrix
+    x: torch.Tensor = wide / wide.norm().clamp(min=1e-7)
     for _ in range(NEWTON_SCHULZ_STEPS):
         gram = x @ x.T
         x = a * x + torch.addmm(gram, gram, gram, beta=b, alpha=c) @ x
@@ -70,7 +70,7 @@ class MasterWeights:
         if self._is_copy:
             self.masters = [p.detach().clone().requires_grad_() for p in module.parameters()]
             _convert_weights(module, dtype)
-        self._weights = list(module.parameters())
+        self._weights: list[torch.Tensor] = list(module.parameters())
 
     def optimizers(self, learning_rate: float, weight_decay: float) -> list[torch.optim.Optimizer]:
         """Return Muon for the matrices inside transformer layers and AdamW for everything else."""
@@ -101,7 +101,7 @@ class MasterWeights:
         if self._is_copy:
             self._module.to(torch.float32)
             with torch.no_grad():
-                torch._foreach_copy_(list(self._module.parameters()), self.masters)
+                torch._foreach_copy_(self._weights, self.masters)
 
     def values(self) -> dict[int, torch.Tensor]:
         """Return the float32 value of each weight, by the weight's identity."""

@@ -1,7 +1,7 @@
 """Many questions about one picture in one sequence, exactly equal to asking them one by one.
 
-A row is `[start, user, 144 visual tokens]` followed by segments `question, assistant, answer, end`. A segment sees the prefix and
-itself only, and its positions restart after the prefix, so the picture is encoded and prefilled once for all its questions.
+A row is `[start, user, 144 visual tokens]` followed by segments `question, assistant, answer, end`. A segment sees the
+prefix and itself only, and its positions restart after the prefix, so one pass over the picture serves all questions.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The demo model's processor: a byte-level BPE tokenizer learnt from the generator, and the LLaVA processor around it.
 
-Text is lower-cased and every digit is its own token, so "What colour?" and unseen numbers stay readable to a tiny model.
+Text is lower-cased and every digit is its own token, so capitals and unseen numbers stay readable to a tiny model.
 """
 
 from __future__ import annotations

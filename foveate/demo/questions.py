@@ -1,7 +1,7 @@
 """Questions, answers and captions about a demo picture.
 
-Every reference ("the large star") fits exactly one object of the scene and never names the attribute that is asked for, so an
-answer cannot be read off the question.
+Every reference ("the large star") fits exactly one object of the scene and never names the attribute that is asked for,
+so an answer cannot be read off the question.
 """
 
 from __future__ import annotations
@@ -115,6 +115,7 @@ def _exist_question(scene: Scene, rng: random.Random) -> Question | None:
     """Half "yes", half "no", decided before anything else so that no wording gives the answer away."""
     is_present = rng.random() < 0.5
     style = rng.random()
+    thing: str | None
     if style < PAIR_SHARE:
         thing = _pair(scene, rng, is_present)
     elif style < (1 + PAIR_SHARE) / 2:

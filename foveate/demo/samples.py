@@ -1,8 +1,9 @@
-"""One training or test sample: pixels, questions, caption and, on request, patch labels."""
+"""One training or test sample: a picture, its pixels, questions, caption and, on request, patch labels."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -15,12 +16,16 @@ QUESTIONS_PER_PICTURE = 12
 
 @dataclass(frozen=True)
 class Sample:
-    """A picture with its pixels [96, 96, 3], its questions and its caption."""
+    """A picture with its questions and its caption; pixels are drawn when first read."""
 
     picture: Picture
-    pixels: Pixels
     questions: tuple[Question, ...]
     caption: Question
+
+    @cached_property
+    def pixels(self) -> Pixels:
+        """The drawn picture, [96, 96, 3]."""
+        return np.asarray(render(self.picture))
 
     def labels(self) -> Labels:
         """Return the patch labels, [2, patches]."""
@@ -51,4 +56,4 @@ def make_dense_sample(split: Split, seed: int, index: int) -> Sample:
 def _finish(picture: Picture, split: Split, seed: int, index: int, question_limit: int) -> Sample:
     rng = picture_random(split, seed, index, "questions")
     questions = make_questions(picture, rng, question_limit) if question_limit else ()
-    return Sample(picture, np.asarray(render(picture)), questions, make_caption(picture, rng))
+    return Sample(picture, questions, make_caption(picture, rng))

@@ -1,7 +1,7 @@
 """What a demo picture contains: coloured shapes on a texture, or a bar chart.
 
-A picture is a pure function of (split, seed, index), so training can resume anywhere and the test split can never leak into
-training. Nothing is drawn here; `drawing` turns a picture into pixels.
+A picture is a pure function of (split, seed, index), so training can resume anywhere and the test split can never leak
+into training. Nothing is drawn here; `drawing` turns a picture into pixels.
 """
 
 from __future__ import annotations

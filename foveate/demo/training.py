@@ -1,7 +1,7 @@
 """Trains the demo model from scratch on a CPU: the vision encoder alone on patch labels, then everything on questions.
 
-The schedule follows the clock, so a run takes as long as it is given. A stopped run resumes from its last checkpoint; batches
-depend on the seed and the step only.
+The schedule follows the clock, so a run takes as long as it is given. A stopped run resumes from its last checkpoint;
+batches depend on the seed and the step only.
 """
 
 from __future__ import annotations
@@ -276,9 +276,7 @@ def _make_pool(config: DemoTrainingConfig, pool_index: int, max_objects: int) ->
     size = config.batch_size * POOL_BATCHES
     entries = []
     for index in range(pool_index * size, (pool_index + 1) * size):
-        sample = make_sample(
-            "train", config.seed, index, max_objects=max_objects, question_limit=config.question_limit
-        )
+        sample = make_sample("train", config.seed, index, max_objects=max_objects, question_limit=config.question_limit)
         has_caption = picture_random("train", config.seed, index, "caption").random() < config.caption_share
         entries.append((sample, has_caption))
     entries.sort(key=lambda entry: _text_length(*entry))

@@ -36,7 +36,8 @@ class TrainingLog:
                 self._means[name] = SMOOTHING * mean + (1 - SMOOTHING) * value
         if step % PRINT_EVERY_STEPS == 0:
             text = "  ".join(f"{name} {value:.3f}" for name, value in self._means.items())
-            line = f"{phase}  step {step}  minute {minute:.1f} of {self._minutes:.1f}  {text}  {self._speed(minute):.1f} pictures/s"
+            time = f"minute {minute:.1f} of {self._minutes:.1f}"
+            line = f"{phase}  step {step}  {time}  {text}  {self._speed(minute):.1f} pictures/s"
             # A terminal keeps one moving line, a log file keeps all.
             self._console.print(line, end="\r" if self._console.is_terminal else "\n", soft_wrap=True)
 
