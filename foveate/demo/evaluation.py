@@ -1,0 +1,231 @@
+"""Held-out accuracy of a demo model, beside what is reachable without looking at the picture.
+
+Every task is asked at most once per picture, so the answers of a task are independent and a binomial interval is fair.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import platform
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from foveate.demo.blind import majority_answers
+from foveate.demo.objective import correct_answers
+from foveate.demo.packing import Packer
+from foveate.demo.questions import TASKS, Question
+from foveate.demo.samples import Sample, make_sample
+from foveate.errors import InputError
+from foveate.version import __version__
+
+NORMAL_95 = 1.959964
+
+
+@dataclass(frozen=True)
+class DemoEvaluationConfig:
+    """Size of the test; the test split shares no picture and no texture with training, whatever the seed."""
+
+    questions_per_task: int = 600
+    captions: int = 200
+    seed: int = 0
+    training_seed: int = 1
+    majority_pictures: int = 25_000
+    batch_size: int = 16
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """Exact-match accuracy of one task with its 95 % Wilson interval and the two blind baselines."""
+
+    task: str
+    questions: int
+    accuracy: float
+    low: float
+    high: float
+    majority_blind: float
+    blank_blind: float
+
+    @property
+    def gain(self) -> float:
+        """Accuracy above the better blind baseline."""
+        return self.accuracy - max(self.majority_blind, self.blank_blind)
+
+
+def wilson_interval(right: int, asked: int) -> tuple[float, float]:
+    """Return the 95 % Wilson score interval of a proportion, `asked` >= 1."""
+    share, z = right / asked, NORMAL_95
+    centre = (share + z * z / (2 * asked)) / (1 + z * z / asked)
+    half = z * math.sqrt(share * (1 - share) / asked + z * z / (4 * asked * asked)) / (1 + z * z / asked)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def held_out_samples(questions_per_task: int, seed: int) -> list[Sample]:
+    """Return test samples that hold `questions_per_task` questions of each task, at most one per task and picture."""
+    missing = dict.fromkeys(TASKS, questions_per_task)
+    samples: list[Sample] = []
+    index = 0
+    while any(missing.values()):
+        sample = make_sample("test", seed, index)
+        first = {question.task: question for question in reversed(sample.questions)}
+        wanted = [question for task, question in first.items() if missing[task]]
+        for question in wanted:
+            missing[question.task] -= 1
+        if wanted:
+            samples.append(replace(sample, questions=tuple(wanted)))
+        index += 1
+    return samples
+
+
+def evaluate_demo(model: Any, processor: Any, config: DemoEvaluationConfig | None = None) -> dict[str, Any]:
+    """Return the results as a JSON-ready dictionary: a row per task, captions, settings and versions."""
+    settings = config or DemoEvaluationConfig()
+    samples = held_out_samples(settings.questions_per_task, settings.seed)
+    tasks = _task_results(model.eval(), processor, samples, settings)
+    return {
+        "tasks": [asdict(result) | {"gain": result.gain} for result in tasks],
+        "captions": caption_scores(model, processor, settings) if settings.captions else {},
+        "pictures": len(samples),
+        "config": asdict(settings),
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a result depends on."""
+    import transformers
+
+    return {
+        "foveate": __version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+    }
+
+
+def _task_results(
+    model: Any, processor: Any, samples: Sequence[Sample], config: DemoEvaluationConfig
+) -> list[TaskResult]:
+    guesser = majority_answers(config.training_seed, config.majority_pictures)
+    questions = [question for sample in samples for question in sample.questions]
+    packer = Packer(processor.tokenizer)
+    by_model = _count_right(questions, _correct(model, packer, samples, config.batch_size, blank=False))
+    by_blank = _count_right(questions, _correct(model, packer, samples, config.batch_size, blank=True))
+    by_guess = _count_right(questions, [guesser.answer(question) == question.answer for question in questions])
+    results = []
+    for task in TASKS:
+        asked = sum(question.task == task for question in questions)
+        low, high = wilson_interval(by_model[task], asked)
+        counts = (by_model[task], by_guess[task], by_blank[task])
+        accuracy, majority, blank = (count / asked for count in counts)
+        results.append(TaskResult(task, asked, accuracy, low, high, majority, blank))
+    return results
+
+
+def _correct(model: Any, packer: Packer, samples: Sequence[Sample], batch_size: int, *, blank: bool) -> list[bool]:
+    correct: list[bool] = []
+    for start in range(0, len(samples), batch_size):
+        chosen = samples[start : start + batch_size]
+        for row in correct_answers(model, packer.pack(chosen, [False] * len(chosen)), blank=blank):
+            correct += row
+    return correct
+
+
+def _count_right(questions: Sequence[Question], correct: Sequence[bool]) -> Mapping[str, int]:
+    counts: dict[str, int] = defaultdict(int)
+    for question, is_correct in zip(questions, correct, strict=True):
+        counts[question.task] += is_correct
+    return counts
+
+
+def generate_answers(
+    model: Any, processor: Any, asked: Sequence[tuple[Sample, Question]], new_tokens: int
+) -> list[str]:
+    """Return the greedy answers of `model.generate`, one picture and one question per conversation."""
+    from PIL import Image
+
+    conversations = [
+        [
+            {
+                "role": "user",
+                "content": [
+                    {"type": "image", "image": Image.fromarray(sample.pixels)},
+                    {"type": "text", "text": question.text},
+                ],
+            }
+        ]
+        for sample, question in asked
+    ]
+    inputs = processor.apply_chat_template(
+        conversations,
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        processor_kwargs={"padding": True},
+    )
+    output = model.generate(**inputs, max_new_tokens=new_tokens, do_sample=False)
+    texts = processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return [str(text).strip() for text in texts]
+
+
+def caption_scores(model: Any, processor: Any, config: DemoEvaluationConfig) -> dict[str, float]:
+    """Return the F1 of caption sentences (an object or a bar each) and the share of captions that are exactly right."""
+    samples = [make_sample("test", config.seed, index) for index in range(config.captions)]
+    found = written = wanted = exact = 0
+    for start in range(0, len(samples), config.batch_size):
+        chosen = samples[start : start + config.batch_size]
+        answers = generate_answers(model, processor, [(sample, sample.caption) for sample in chosen], 160)
+        for sample, answer in zip(chosen, answers, strict=True):
+            left, right = _sentences(answer), _sentences(sample.caption.answer)
+            found += sum(min(left.count(sentence), right.count(sentence)) for sentence in set(left))
+            written, wanted = written + len(left), wanted + len(right)
+            exact += answer == sample.caption.answer
+    return {"captions": len(samples), "sentence_f1": 2 * found / (written + wanted), "exact": exact / len(samples)}
+
+
+def _sentences(caption: str) -> list[str]:
+    """Return the sentences after the opening one, which only counts."""
+    return [part.strip() for part in caption.split(".")[1:] if part.strip()]
+
+
+def markdown_table(results: Mapping[str, Any]) -> str:
+    """Return the table of the model card: accuracy, interval, blind baselines and the gain over the better one."""
+    lines = [
+        "| task | questions | accuracy | 95 % interval | blind: majority | blind: blank picture | gain |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in results["tasks"]:
+        lines.append(
+            f"| {row['task']} | {row['questions']} | {row['accuracy']:.3f} | {row['low']:.3f} to {row['high']:.3f} "
+            f"| {row['majority_blind']:.3f} | {row['blank_blind']:.3f} | {100 * row['gain']:+.1f} points |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Command line of the evaluation."""
+    from foveate.demo.loading import load_demo
+
+    parser = argparse.ArgumentParser(description="Score a demo model on held-out pictures.")
+    parser.add_argument("--model", type=Path, default=None, help="model folder; the shipped model by default")
+    parser.add_argument("--out", type=Path, default=Path("demo_evaluation.json"), help="JSON file to write")
+    parser.add_argument("--questions", type=int, default=600, help="questions per task")
+    options = parser.parse_args()
+    if options.questions < 1:
+        raise InputError(f"--questions must be at least 1, got {options.questions}")
+    model, processor = load_demo(options.model)
+    results = evaluate_demo(model, processor, DemoEvaluationConfig(questions_per_task=options.questions))
+    options.out.write_text(json.dumps(results, indent=2) + "\n")
+    print(markdown_table(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""Optimizers of the demo training: Muon on the matrices of the layers, AdamW on the rest, in float32 or bfloat16."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+GRADIENT_NORM = 1.0
+LAST_SCALE = 0.02  # the learning rate never reaches zero, so the last minutes still train
+NEWTON_SCHULZ = (3.4445, -4.775, 2.0315)  # Jordan et al., "Muon", 2024: fastest quintic iteration
+NEWTON_SCHULZ_STEPS = 5
+MATCHED_RMS = 0.2  # makes one learning rate fit Muon and AdamW; Liu et al., arXiv 2502.16982, section 2.2
+
+
+def learning_rate_scale(fraction: float, warmup: float, decay: float) -> float:
+    """Return the factor on the learning rate after `fraction` of a phase: ramp, flat, linear over the last `decay`."""
+    return min(1.0, fraction / warmup, max(LAST_SCALE, (1 - fraction) / decay))
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose update is replaced by the nearest orthogonal matrix.
+
+    Source:  Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024.
+    Differs: orthogonalises in the dtype of the weights; `torch.optim.Muon` does it in bfloat16, emulated on many CPUs.
+    """
+
+    def __init__(self, matrices: Iterable[nn.Parameter | torch.Tensor], lr: float, weight_decay: float) -> None:
+        super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay, "momentum": 0.95})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Update every matrix that has a gradient."""
+        for group in self.param_groups:
+            for matrix in group["params"]:
+                if matrix.grad is None:
+                    continue
+                state: dict[str, Any] = self.state[matrix]
+                momentum = state.setdefault("momentum", torch.zeros_like(matrix))
+                momentum.lerp_(matrix.grad, 1 - group["momentum"])
+                update = _orthogonal(matrix.grad.lerp(momentum, group["momentum"]))
+                matrix.mul_(1 - group["lr"] * group["weight_decay"])
+                matrix.add_(update, alpha=-group["lr"] * MATCHED_RMS * max(matrix.shape) ** 0.5)
+
+
+def _orthogonal(matrix: torch.Tensor) -> torch.Tensor:
+    a, b, c = NEWTON_SCHULZ
+    is_tall = matrix.shape[0] > matrix.shape[1]
+    wide = matrix.T if is_tall else matrix
+    x: torch.Tensor = wide / wide.norm().clamp(min=1e-7)
+    for _ in range(NEWTON_SCHULZ_STEPS):
+        gram = x @ x.T
+        x = a * x + torch.addmm(gram, gram, gram, beta=b, alpha=c) @ x
+    return x.T if is_tall else x
+
+
+class MasterWeights:
+    """Trains a module in `dtype` through float32 copies of its weights, because bfloat16 cannot hold small updates.
+
+    The module's buffers stay float32: rounding the rotary frequencies would make training and inference differ.
+    """
+
+    def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
+        self._module = module
+        self._is_copy = dtype != torch.float32
+        self._names = [name for name, _ in module.named_parameters()]
+        self.masters: list[torch.Tensor] = list(module.parameters())
+        if self._is_copy:
+            self.masters = [p.detach().clone().requires_grad_() for p in module.parameters()]
+            _convert_weights(module, dtype)
+        self._weights: list[torch.Tensor] = list(module.parameters())
+
+    def optimizers(self, learning_rate: float, weight_decay: float) -> list[torch.optim.Optimizer]:
+        """Return Muon for the matrices inside transformer layers and AdamW for everything else."""
+        pairs = list(zip(self._names, self.masters, strict=True))
+        matrices = [p for name, p in pairs if p.ndim == 2 and ".layers." in name]
+        rest = [p for name, p in pairs if not (p.ndim == 2 and ".layers." in name)]
+        adam = torch.optim.AdamW(rest, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.0)
+        return [Muon(matrices, learning_rate, weight_decay), adam]
+
+    def step(self, optimizers: Sequence[torch.optim.Optimizer], learning_rate: float) -> None:
+        """Step every optimizer on the masters, copy the result to the module and drop the gradients."""
+        if self._is_copy:
+            for weight, master in zip(self._weights, self.masters, strict=True):
+                master.grad = None if weight.grad is None else weight.grad.float()
+                weight.grad = None
+        torch.nn.utils.clip_grad_norm_(self.masters, GRADIENT_NORM)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate
+            optimizer.step()
+            optimizer.zero_grad()
+        if self._is_copy:
+            with torch.no_grad():
+                torch._foreach_copy_(self._weights, self.masters)
+
+    def release(self) -> None:
+        """Put the float32 values back into the module."""
+        if self._is_copy:
+            self._module.to(torch.float32)
+            with torch.no_grad():
+                torch._foreach_copy_(self._weights, self.masters)
+
+    def values(self) -> dict[int, torch.Tensor]:
+        """Return the float32 value of each weight, by the weight's identity."""
+        return {id(weight): master for weight, master in zip(self._weights, self.masters, strict=True)}
+
+
+def _convert_weights(module: nn.Module, dtype: torch.dtype) -> None:
+    buffers = [(name, b.clone()) for name, b in module.named_buffers(remove_duplicate=False) if b.is_floating_point()]
+    module.to(dtype)
+    for name, buffer in buffers:
+        owner, _, leaf = name.rpartition(".")
+        setattr(module.get_submodule(owner), leaf, buffer)

@@ -1,0 +1,98 @@
+"""The demo model's processor: a byte-level BPE tokenizer learnt from the generator, and the LLaVA processor around it.
+
+Text is lower-cased and every digit is its own token, so capitals and unseen numbers stay readable to a tiny model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from foveate.demo.questions import CAPTION, PHRASINGS
+from foveate.demo.samples import make_sample
+from foveate.demo.scenes import PATCH_PIXELS, PICTURE_PIXELS
+
+IMAGE_TOKEN = "<image>"
+USER_TOKEN = "<|user|>"
+ASSISTANT_TOKEN = "<|assistant|>"
+END_TOKEN = "<|end|>"
+PAD_TOKEN = "<pad>"
+START_TOKEN = "<s>"
+UNKNOWN_TOKEN = "<unk>"
+SPECIAL_TOKENS = (PAD_TOKEN, START_TOKEN, END_TOKEN, USER_TOKEN, ASSISTANT_TOKEN, IMAGE_TOKEN, UNKNOWN_TOKEN)
+
+VOCABULARY_LIMIT = 512
+VOCABULARY_SAMPLES = 3000
+
+# A system turn is skipped: the model never saw one in training.
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{% if message['role'] != 'system' %}"
+    "{{ '<|' + message['role'] + '|>' }}"
+    "{% if message['content'] is string %}{{ ' ' + message['content'] }}{% else %}"
+    "{% for part in message['content'] %}{% if part['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}"
+    "{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ ' ' + part['text'] }}{% endif %}{% endfor %}"
+    "{% endif %}{% if message['role'] == 'assistant' %}{{ '<|end|>' }}{% endif %}"
+    "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+
+def build_processor(seed: int = 0, sample_count: int = VOCABULARY_SAMPLES) -> Any:
+    """Return a `LlavaProcessor` whose tokenizer was learnt from `sample_count` generated samples."""
+    from transformers import LlavaProcessor
+
+    # The Pil class is imported directly: the plain name warns when torchvision is absent.
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    image_processor = CLIPImageProcessorPil(
+        do_resize=True,
+        size={"shortest_edge": PICTURE_PIXELS},
+        do_center_crop=True,
+        crop_size={"height": PICTURE_PIXELS, "width": PICTURE_PIXELS},
+    )
+    return LlavaProcessor(
+        image_processor=image_processor,
+        tokenizer=_build_tokenizer(seed, sample_count),
+        patch_size=PATCH_PIXELS,
+        vision_feature_select_strategy="default",
+        chat_template=CHAT_TEMPLATE,
+        num_additional_image_tokens=1,
+    )
+
+
+def _build_tokenizer(seed: int, sample_count: int) -> Any:
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.BPE())
+    backend.normalizer = normalizers.Lowercase()
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY_LIMIT,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    backend.train_from_iterator(_texts(seed, sample_count), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token=START_TOKEN,
+        eos_token=END_TOKEN,
+        pad_token=PAD_TOKEN,
+        unk_token=UNKNOWN_TOKEN,
+        additional_special_tokens=[USER_TOKEN, ASSISTANT_TOKEN, IMAGE_TOKEN],
+        padding_side="left",
+        model_max_length=2048,
+    )
+
+
+def _texts(seed: int, sample_count: int) -> Iterator[str]:
+    for text in PHRASINGS[CAPTION]:
+        yield f" {text}"
+    for index in range(sample_count):
+        sample = make_sample("vocabulary", seed, index)
+        for question in (*sample.questions, sample.caption):
+            yield f" {question.text}"
+            yield f" {question.answer}"

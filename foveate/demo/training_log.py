@@ -1,0 +1,56 @@
+"""The record of a demo training: one JSON line per validation, and a line for people while it runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+PRINT_EVERY_STEPS = 50
+SMOOTHING = 0.97
+
+
+class TrainingLog:
+    """Averages losses, prints a line now and then and appends validations to a file."""
+
+    def __init__(self, path: Path, minutes: float) -> None:
+        self._path = path
+        self._minutes = minutes
+        self._console = Console(highlight=False)
+        self._means: dict[str, float] = {}
+        self._phase = ""
+        self._pictures = 0.0
+        self._since = 0.0
+
+    def step(self, phase: str, step: int, minute: float, losses: Mapping[str, float]) -> None:
+        """Take in the losses of one step; `pictures` among them is counted, not averaged."""
+        if phase != self._phase:
+            self._phase, self._means, self._pictures, self._since = phase, {}, 0.0, minute
+        self._pictures += losses["pictures"]
+        for name, value in losses.items():
+            if name != "pictures":
+                mean = self._means.get(name, value)
+                self._means[name] = SMOOTHING * mean + (1 - SMOOTHING) * value
+        if step % PRINT_EVERY_STEPS == 0:
+            text = "  ".join(f"{name} {value:.3f}" for name, value in self._means.items())
+            time = f"minute {minute:.1f} of {self._minutes:.1f}"
+            line = f"{phase}  step {step}  {time}  {text}  {self._speed(minute):.1f} pictures/s"
+            # A terminal keeps one moving line, a log file keeps all.
+            self._console.print(line, end="\r" if self._console.is_terminal else "\n", soft_wrap=True)
+
+    def validation(self, phase: str, step: int, minute: float, scores: Mapping[str, float]) -> None:
+        """Append held-out scores to the file and print them."""
+        record: dict[str, Any] = {"phase": phase, "step": step, "minute": round(minute, 2)}
+        record |= {f"loss_{name}": round(value, 4) for name, value in self._means.items()}
+        record["pictures_per_second"] = round(self._speed(minute), 2)
+        record |= {name: round(value, 4) for name, value in scores.items()}
+        line = json.dumps(record)
+        with self._path.open("a") as file:
+            file.write(line + "\n")
+        self._console.print(line, soft_wrap=True)
+
+    def _speed(self, minute: float) -> float:
+        return self._pictures / max(1e-9, 60 * (minute - self._since))

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from foveate.demo import loading
+from foveate.demo.evaluation import generate_answers
+from foveate.demo.examples import make_examples
+from foveate.demo.loading import MODEL_FOLDER, PICTURES_FOLDER, example_pictures, load_demo
+from foveate.demo.objective import correct_answers
+from foveate.demo.packing import Packer
+from foveate.demo.samples import make_sample
+from foveate.errors import FoveateError
+
+SIZE_LIMIT_BYTES = 30_000_000
+
+
+@pytest.fixture(scope="module")
+def demo() -> tuple[Any, Any]:
+    return load_demo()
+
+
+def test_missing_weights_are_explained(tmp_path: Path) -> None:
+    with pytest.raises(FoveateError, match=r"foveate\.demo\.training"):
+        load_demo(tmp_path)
+
+
+def test_missing_pictures_are_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "PICTURES_FOLDER", tmp_path)
+    with pytest.raises(FoveateError, match="example pictures"):
+        example_pictures()
+
+
+def test_the_shipped_model_is_a_small_plain_llava(demo: tuple[Any, Any]) -> None:
+    model, processor = demo
+    assert type(model).__name__ == "LlavaForConditionalGeneration"
+    assert type(processor).__name__ == "LlavaProcessor"
+    assert model.dtype == torch.float32
+    assert not model.training
+    assert (MODEL_FOLDER / "model.safetensors").stat().st_size < SIZE_LIMIT_BYTES
+    assert json.loads((MODEL_FOLDER / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_one_teacher_forced_pass_decides_like_generate(demo: tuple[Any, Any]) -> None:
+    model, processor = demo
+    samples = [make_sample("test", 5, index) for index in range(4)]
+    batch = Packer(processor.tokenizer).pack(samples, [False] * len(samples))
+    forced = [flag for row in correct_answers(model, batch) for flag in row]
+    asked = [(sample, question) for sample in samples for question in sample.questions]
+    written = generate_answers(model, processor, asked, 8)
+    assert [answer == question.answer for answer, (_, question) in zip(written, asked, strict=True)] == forced
+
+
+def test_the_shipped_model_answers_its_example_pictures(demo: tuple[Any, Any]) -> None:
+    model, processor = demo
+    examples = example_pictures()
+    assert len(examples) == 6
+    right = 0
+    for example in examples:
+        content = [{"type": "image", "image": Image.open(example.path)}, {"type": "text", "text": example.question}]
+        inputs = processor.apply_chat_template(
+            [{"role": "user", "content": content}],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+        )
+        output = model.generate(**inputs, max_new_tokens=8, do_sample=False)
+        answer = processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+        right += answer == example.answer
+    assert right >= 5
+
+
+def test_the_shipped_pictures_can_be_made_again(tmp_path: Path) -> None:
+    make_examples(tmp_path)
+    made = sorted(path.name for path in tmp_path.iterdir())
+    assert made == sorted(path.name for path in PICTURES_FOLDER.iterdir())
+    assert (tmp_path / "examples.json").read_text() == (PICTURES_FOLDER / "examples.json").read_text()
+    for picture in tmp_path.glob("*.png"):
+        with Image.open(picture) as new, Image.open(PICTURES_FOLDER / picture.name) as old:
+            assert new.tobytes() == old.tobytes()

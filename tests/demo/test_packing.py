@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from foveate.demo.objective import (
+    answer_logits,
+    answer_loss,
+    correct_answers,
+    hidden_states,
+    use_fast_attention,
+    vision_features,
+)
+from foveate.demo.packing import IGNORED, PREFIX_TOKENS, Packer
+from foveate.demo.questions import CAPTION
+from foveate.demo.samples import make_sample
+
+TOLERANCE = 2e-5  # float32, sums over another number of columns
+
+
+def test_packed_questions_equal_separate_conversations(processor: Any, tiny_model: Any) -> None:
+    samples = [make_sample("test", 2, index) for index in range(2)]
+    batch = Packer(processor.tokenizer).pack(samples, [True, False])
+    with torch.no_grad():
+        packed = tiny_model.lm_head(hidden_states(tiny_model, batch, vision_features(tiny_model, batch.pixel_values)))
+        for row, questions in enumerate(batch.questions):
+            for number in range(1, len(questions) + 1):
+                columns = (batch.segments[row] == number).nonzero()[:, 0]
+                ids = torch.cat([batch.input_ids[row, :PREFIX_TOKENS], batch.input_ids[row, columns]])[None]
+                single = tiny_model(input_ids=ids, pixel_values=batch.pixel_values[row : row + 1]).logits[0]
+                torch.testing.assert_close(packed[row, columns], single[PREFIX_TOKENS:], atol=TOLERANCE, rtol=0)
+
+
+def test_only_answers_are_labelled_and_captions_weigh_less(processor: Any) -> None:
+    sample = make_sample("test", 2, 0)
+    batch = Packer(processor.tokenizer, question_weight=3.0).pack([sample], [True])
+    for number, question in enumerate(batch.questions[0], start=1):
+        is_own = batch.segments[0] == number
+        labels = batch.labels[0][is_own]
+        answer = processor.tokenizer.decode(labels[labels != IGNORED], skip_special_tokens=True)
+        assert answer.strip() == question.answer
+        assert set(batch.weights[0][is_own].tolist()) == {1.0 if question.task == CAPTION else 3.0}
+    assert batch.questions[0][-1].task == CAPTION
+
+
+def test_padding_does_not_change_the_loss(processor: Any, tiny_model: Any) -> None:
+    sample = make_sample("test", 2, 0)
+    short = replace(sample, questions=sample.questions[:1])
+    packer = Packer(processor.tokenizer)
+    alone = packer.pack([short], [False])
+    padded = packer.pack([short, sample], [False, True])
+    assert padded.input_ids.shape[1] > alone.input_ids.shape[1]
+    with torch.no_grad():
+        logits, _ = answer_logits(
+            tiny_model, alone, hidden_states(tiny_model, alone, vision_features(tiny_model, alone.pixel_values))
+        )
+        states = hidden_states(tiny_model, padded, vision_features(tiny_model, padded.pixel_values))
+        company, _ = answer_logits(tiny_model, padded, states)
+    torch.testing.assert_close(company[: len(logits)], logits, atol=TOLERANCE, rtol=0)
+
+
+def test_the_training_attention_equals_the_default_one(processor: Any, tiny_model: Any) -> None:
+    samples = [make_sample("test", 2, index) for index in range(2)]
+    batch = Packer(processor.tokenizer).pack(samples, [True, False])
+    default = tiny_model.config.text_config._attn_implementation
+    losses = []
+    with torch.no_grad():
+        losses.append(answer_loss(tiny_model, batch, vision_features(tiny_model, batch.pixel_values)))
+        use_fast_attention(tiny_model)
+        losses.append(answer_loss(tiny_model, batch, vision_features(tiny_model, batch.pixel_values)))
+    tiny_model.set_attn_implementation(default)
+    torch.testing.assert_close(losses[0], losses[1], atol=TOLERANCE, rtol=0)
+
+
+def test_correct_answers_has_one_entry_per_question(processor: Any, tiny_model: Any) -> None:
+    samples = [make_sample("test", 2, index) for index in range(3)]
+    batch = Packer(processor.tokenizer).pack(samples, [False] * 3)
+    for blank in (False, True):
+        correct = correct_answers(tiny_model, batch, blank=blank)
+        assert [len(row) for row in correct] == [len(sample.questions) for sample in samples]
