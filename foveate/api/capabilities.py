@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import torch
@@ -54,7 +55,7 @@ def method_capabilities() -> list[MethodCapability]:
     for name in methods.names():
         method = methods.get(name)()
         budget = None if isinstance(method, TokenMethod) and method.fixed_count((1, 4, 4)) else Budget.of_ratio(0.5)
-        sites = tuple(kind.value for kind in SiteKind if _works(lambda m=method, k=kind, b=budget: Stage(_site(k), m, b)))
+        sites = tuple(kind.value for kind in SiteKind if _works(partial(_stage_at, kind, method, budget)))
         options = ", ".join(f"{field.name}={_shown(field.default)}" for field in fields(method))
         rows.append(
             MethodCapability(
@@ -64,16 +65,21 @@ def method_capabilities() -> list[MethodCapability]:
                 options=options,
                 sites=sites,
                 effect=_effect(method),
-                masks=_works(lambda m=method, b=budget: _masked(Stage(_site(SiteKind(m.sites[-1])), m, b, effect=Effect.MASK))),
+                masks=_works(partial(_masked_stage, method, budget)),
                 observes=bool(method.needs()),
             )
         )
     return rows
 
 
-def _masked(stage: Stage) -> None:
-    if stage.method.reads_features:
-        raise FoveateError("reads hidden states")
+def _stage_at(kind: SiteKind, method: Method, budget: Budget | None) -> Stage:
+    return Stage(_site(kind), method, budget)
+
+
+def _masked_stage(method: Method, budget: Budget | None) -> Stage:
+    if method.reads_features:
+        raise FoveateError("cached tokens have no hidden states to read")
+    return Stage(_site(SiteKind.LLM_LAYER), method, budget, effect=Effect.MASK)
 
 
 def _shown(value: object) -> str:
@@ -139,7 +145,7 @@ def family_capabilities() -> Iterator[FamilyCapability]:
             model_types=family.model_types,
             sites=tuple(sites),
             backends=tuple(backends),
-            video=_works(lambda f=family, m=model: f.media_of_video(m.config, (64, 64), 4)),
+            video=_works(partial(family.media_of_video, model.config, (64, 64), 4)),
             refused=refused,
             notes=family.notes,
         )

@@ -72,8 +72,7 @@ def _print_amdahl(console: Console, model: Any, processor: Any, picture: Image.I
     """Prefill's share of the answer's time, measured, and what it allows at most."""
     inputs = loading.prompt_inputs(model, processor, [picture], "Describe the image.")
     with console.status("timing the plain model"), torch.inference_mode():
-        options = {"min_new_tokens": _ANSWER_TOKENS}
-        answer = compare(model, inputs, [], _ANSWER_TOKENS, repeats=3, **options)[0]
+        answer = compare(model, inputs, [], _ANSWER_TOKENS, repeats=3, min_new_tokens=_ANSWER_TOKENS)[0]
     decode = (answer.tpot_ms or 0.0) * (_ANSWER_TOKENS - 1)
     share = answer.ttft_ms / (answer.ttft_ms + decode)
     best = 1 / (1 - share * (1 - ratio))

@@ -20,7 +20,8 @@ MAX_SIDE = 16_384
 def load_model(name: str | None) -> tuple[Any, Any]:
     """Return (model, processor): the embedded demo model, or a folder or hub id loaded as transformers loads it."""
     if name is None:
-        return load_demo()
+        demo: tuple[Any, Any] = load_demo()
+        return demo
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
 

@@ -31,6 +31,4 @@ class MajorityAnswers:
 
 def majority_answers(seed: int, pictures: int) -> MajorityAnswers:
     """Return the guesser learnt from the first `pictures` pictures of the training split."""
-    return MajorityAnswers(
-        question for index in range(pictures) for question in make_sample("train", seed, index).questions
-    )
+    return MajorityAnswers(question for index in range(pictures) for question in make_sample("train", seed, index).questions)

@@ -110,9 +110,7 @@ def versions() -> dict[str, str]:
     }
 
 
-def _task_results(
-    model: Any, processor: Any, samples: Sequence[Sample], config: DemoEvaluationConfig
-) -> list[TaskResult]:
+def _task_results(model: Any, processor: Any, samples: Sequence[Sample], config: DemoEvaluationConfig) -> list[TaskResult]:
     guesser = majority_answers(config.training_seed, config.majority_pictures)
     questions = [question for sample in samples for question in sample.questions]
     packer = Packer(processor.tokenizer)
@@ -145,9 +143,7 @@ def _count_right(questions: Sequence[Question], correct: Sequence[bool]) -> Mapp
     return counts
 
 
-def generate_answers(
-    model: Any, processor: Any, asked: Sequence[tuple[Sample, Question]], new_tokens: int
-) -> list[str]:
+def generate_answers(model: Any, processor: Any, asked: Sequence[tuple[Sample, Question]], new_tokens: int) -> list[str]:
     """Return the greedy answers of `model.generate`, one picture and one question per conversation."""
     from PIL import Image
 

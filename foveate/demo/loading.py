@@ -57,6 +57,5 @@ def example_pictures() -> list[ExamplePicture]:
         raise FoveateError(f"the example pictures are missing from {PICTURES_FOLDER}; reinstall foveate")
     entries = json.loads(index.read_text())
     return [
-        ExamplePicture(entry["name"], PICTURES_FOLDER / entry["file"], entry["question"], entry["answer"])
-        for entry in entries
+        ExamplePicture(entry["name"], PICTURES_FOLDER / entry["file"], entry["question"], entry["answer"]) for entry in entries
     ]
