@@ -7,16 +7,16 @@ from dataclasses import asdict
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from foveate.api.capabilities import family_capabilities, method_capabilities
+from foveate.cli import tables
 
 
 def methods(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
     """List the methods: what they do, where they act, their options."""
     rows = method_capabilities()
-    console = Console()
+    console = tables.make_console()
     if as_json:
         console.print_json(json.dumps([asdict(row) for row in rows]))
         return
@@ -36,7 +36,7 @@ def models(
     markdown: Annotated[bool, typer.Option("--markdown", help="As in the README.")] = False,
 ) -> None:
     """List the model families: what was tried on a tiny random model of each, here and now."""
-    console = Console()
+    console = tables.make_console()
     with console.status("building tiny random models and trying them"):
         rows = list(family_capabilities())
     if as_json:

@@ -34,7 +34,7 @@ def demo(
     repeats: Annotated[int, typer.Option(min=1, help="Timings per row; medians are shown.")] = 3,
 ) -> None:
     """Show FastV answering questions with half of the visual tokens, and what that saves."""
-    console = Console()
+    console = tables.make_console()
     model, processor = load_demo()
     _answers(console, model, processor)
     _speed(console, repeats)

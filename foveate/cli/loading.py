@@ -20,12 +20,19 @@ MAX_SIDE = 16_384
 def load_model(name: str | None) -> tuple[Any, Any]:
     """Return (model, processor): the embedded demo model, or a folder or hub id loaded as transformers loads it."""
     if name is None:
-        demo: tuple[Any, Any] = load_demo()
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()  # a bar for a file of a few megabytes is noise
+        try:
+            demo: tuple[Any, Any] = load_demo()
+        finally:
+            logging.enable_progress_bar()
         return demo
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    if "/" not in name and not Path(name).exists():
+    is_path = name.count("/") != 1 or name.startswith((".", "/", "~"))
+    if is_path and not Path(name).exists():
         raise UnknownName(
             f"no model at '{name}': give a folder, a hub id (owner/name), or leave --model out for the demo model"
         )

@@ -59,7 +59,7 @@ def plan(
         layers = _grid_layers(family.decoder_shape(config).layers)
         media = media_of(family, config, sizes, visual_tokens, frames)
         cells = (layers, grid(family.model_shape(config), layers, GRID_KEEPS, media, text_tokens, convention))
-    console = Console()
+    console = tables.make_console()
     if as_json:
         out: dict[str, Any] = {"model": model, "plan": str(parsed), **result.to_json()}
         if other is not None:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from foveate.api import Answer, Candidate, compare, default_plan
 from foveate.cli import loading, tables
@@ -34,7 +33,7 @@ def run(
     loaded, processor = loading.load_model(model)
     parsed = parsed or default_plan(loaded.config)
     inputs = loading.prompt_inputs(loaded, processor, pictures, question)
-    console = Console()
+    console = tables.make_console()
     options: dict[str, Any] = {}
     if compare_plans:
         rows = [Candidate(str(parsed), parsed), *_controls(parsed, loaded, processor, pictures, question)]

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from difflib import SequenceMatcher
 
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from foveate.api import Answer
+
+# Tables in logs and pipes are not squeezed into the 80 columns that an unknown width stands for.
+_PIPE_WIDTH = 130
+
+
+def make_console() -> Console:
+    """A console for results."""
+    return Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH)
 
 
 def human_bytes(count: float) -> str:
@@ -52,7 +62,7 @@ def answer_table(answers: Sequence[Answer], texts: Sequence[str], title: str) ->
     table = Table(title=title, title_justify="left", show_lines=len(answers) > 1)
     table.add_column("plan", overflow="fold", ratio=3)
     table.add_column("answer", overflow="fold", ratio=4)
-    for heading in ("visual tokens", "LLM prefill\nFLOPs (theory)", "KV cache\n(measured)", "TTFT", "TPOT"):
+    for heading in ("visual tokens", "LLM FLOPs\n(theory)", "KV cache\n(measured)", "TTFT", "TPOT"):
         table.add_column(heading, justify="right", overflow="fold")
     for answer, text in zip(answers, texts, strict=True):
         table.add_row(
