@@ -130,7 +130,8 @@ def compare(
     if not rows:
         raise InputError("nothing to run: give at least one plan")
     if warm_up:
-        _generate(base, inputs, rows[0].plan, 1, options)
+        one_token = {name: value for name, value in options.items() if name != "min_new_tokens"}
+        _generate(base, inputs, rows[0].plan, 1, one_token)
     runs: list[list[_Run]] = [[] for _ in rows]
     for _ in range(repeats):
         for row, done in zip(rows, runs, strict=True):

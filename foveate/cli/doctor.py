@@ -34,7 +34,6 @@ def doctor(
     family = family_for(config)
     windows = family.decoder_windows(config)
     suggested = default_plan(config, _KEEP)
-    layer = suggested.stages[0].site.layer
     console.print(f"[bold]{model or 'demo model'}[/]: {family.title} ({config.model_type}), {len(windows)} decoder layers")
     sliding = sum(window is not None for window in windows)
     if sliding:
@@ -50,7 +49,7 @@ def doctor(
     for reason, sites in reasons.items():
         console.print(f"refused: {', '.join(sites)} - {reason}")
     console.print("refused: static and quantized caches - a pruned cache is a DynamicCache in this version")
-    console.print(f"suggested plan: [bold]{suggested}[/] (attention exists from layer {layer} on)")
+    console.print(f"suggested plan: [bold]{suggested}[/]")
     theory = estimate(config, suggested, [picture.size])
     console.print(f"in theory, {picture.width} x {picture.height}, 64 text and 128 new tokens: {theory.summary()}")
     if loaded is None:

@@ -65,7 +65,9 @@ def load_image(path: Path) -> Image.Image:
                         f"{path} is {width} x {height} pixels; sides up to {MAX_SIDE} are read: scale it down first"
                     )
                 return opened.convert("RGB")
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError) as error:
+    except Image.DecompressionBombError:
+        raise InputError(f"{path} is too large: sides up to {MAX_SIDE} pixels are read, scale it down first") from None
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
         raise InputError(f"cannot read {path} as a picture: {_first_line(error)}") from None
 
 

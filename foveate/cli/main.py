@@ -3,49 +3,51 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
-import click
 import typer
 from rich.console import Console
 
 from foveate.errors import FoveateError
 
-app = typer.Typer(
-    name="foveate",
-    help="Make an unmodified Hugging Face vision-language model faster and smaller by sparsifying its context.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
-)
 
-
-def _register() -> None:
-    # Imported here so that `foveate --help` does not wait for torch where it need not.
+def build_app() -> typer.Typer:
+    """The command line with all commands."""
+    # Imported here so that importing this module does not wait for torch.
     from foveate.cli import catalog, demo, doctor, plan, run
 
+    app = typer.Typer(
+        name="foveate",
+        help="Make an unmodified Hugging Face vision-language model faster and smaller by sparsifying its context.",
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode="rich",
+        pretty_exceptions_enable=False,
+    )
     app.command("run")(run.run)
     app.command("plan")(plan.plan)
     app.command("methods")(catalog.methods)
     app.command("models")(catalog.models)
     app.command("doctor")(doctor.doctor)
     app.command("demo")(demo.demo)
+    return app
+
+
+# Typer carries its own copy of click from 0.25 on, and depends on click before: either way this is the class it raises.
+_USAGE_ERRORS: Any = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "ClickException")
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; exits with 2 and one line on bad input, with 130 on Ctrl-C."""
-    _register()
     errors = Console(stderr=True, soft_wrap=True, highlight=False)
     try:
-        code = app(args=arguments, standalone_mode=False)
+        code = build_app()(args=arguments, standalone_mode=False)
     except FoveateError as error:
         errors.print(f"[bold red]error:[/] {_plain(str(error))}")
         sys.exit(2)
-    except click.exceptions.Abort:
+    except (typer.Abort, KeyboardInterrupt):
         sys.exit(130)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except click.ClickException as error:
+    except _USAGE_ERRORS as error:
         errors.print(f"[bold red]error:[/] {_plain(error.format_message())}")
         sys.exit(2)
     sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,61 @@
+"""foveate methods, models, doctor: tables that come from trying."""
+
+from __future__ import annotations
+
+import json
+
+from foveate import families, methods
+
+
+def test_methods_lists_every_method_with_probed_facts(command):
+    code, out, _ = command("methods", "--json")
+    assert code == 0
+    rows = {row["name"]: row for row in json.loads(out)}
+    assert set(rows) == set(methods.names())
+    assert rows["fastv"]["sites"] == ["llm"]
+    assert rows["fastv"]["masks"]
+    assert rows["fastv"]["observes"]
+    assert rows["pool"]["effect"] == "merges"
+    assert not rows["pool"]["masks"]
+    assert rows["random"]["sites"] == ["pre_llm", "llm"]
+
+
+def test_models_lists_every_family_with_what_ran(command):
+    code, out, _ = command("models", "--json")
+    assert code == 0
+    rows = {row["name"]: row for row in json.loads(out)}
+    assert set(rows) == set(families.names())
+    for row in rows.values():
+        assert row["sites"] == ["pre_llm", "llm"]
+        assert row["backends"] == ["eager", "sdpa"]
+        assert all(row["refused"].values())
+    assert rows["qwen2_5_vl"]["video"]
+    assert not rows["llava"]["video"]
+
+
+def test_tables_are_readable(command):
+    for name, word in (("methods", "arXiv 2403.06764"), ("models", "LLaVA 1.5")):
+        code, out, _ = command(name)
+        assert code == 0
+        assert word in out
+
+
+def test_doctor_names_the_first_valid_layer_of_sliding_models(command):
+    code, out, _ = command("doctor", "gemma-3-12b")
+    assert code == 0
+    assert "fastv from layer 6 on" in out
+    assert "not measured" in out
+
+
+def test_doctor_measures_a_loaded_model(command, model_folder, picture):
+    code, out, _ = command("doctor", model_folder, "--image", picture)
+    assert code == 0
+    assert "suggested plan: fastv(layer=2, keep=0.5)" in out
+    assert "x faster" in out
+
+
+def test_unknown_model_gives_one_line(command):
+    code, out, err = command("doctor", "lava-1.5-7b")
+    assert code == 2
+    assert len(err.strip().splitlines()) == 1
+    assert not out

@@ -1,0 +1,87 @@
+"""foveate plan: JSON keys, grids, comparisons, refusals."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+PROMISED_KEYS = (
+    "visual_tokens_per_layer",
+    "prefill_flops",
+    "prefill_flops_ratio",
+    "decode_flops",
+    "kv_bytes",
+    "kv_bytes_ratio",
+)
+
+
+@pytest.mark.parametrize("model", ["llava-1.5-7b", "llava-1.5-13b", "qwen2.5-vl-7b"])
+def test_json_has_the_promised_keys_each_with_plain_and_plan(command, model):
+    code, out, _ = command("plan", "fastv(layer=2, keep=0.5)", "--model", model, "--json")
+    assert code == 0
+    data = json.loads(out)
+    for key in PROMISED_KEYS:
+        assert set(data[key]) == {"plain", "plan"}
+    assert data["prefill_flops"]["plan"] < data["prefill_flops"]["plain"]
+    assert data["kv_bytes_ratio"]["plan"] == data["kv_bytes"]["plan"] / data["kv_bytes"]["plain"]
+
+
+def test_the_papers_headline_number(command):
+    # FastV, Table 1: 13B, K=2, R=50 %, 36 system and 576 visual tokens: 84.6 G of 154.6 G per layer, 55 %.
+    arguments = ("--model", "llava-1.5-13b", "--text-tokens", "36", "--visual-tokens", "576", "--convention", "fastv")
+    _, out, _ = command("plan", "fastv(layer=2, keep=0.5)", *arguments, "--json")
+    data = json.loads(out)
+    assert round(data["prefill_flops"]["plain"] / 1e9, 1) == 154.6
+    assert round(data["prefill_flops"]["plan"] / 1e9, 1) == 84.6
+
+
+def test_the_default_plan_fits_every_preset(command):
+    for model in ("llava-1.5-7b", "qwen2.5-vl-7b", "gemma-3-12b"):
+        code, out, _ = command("plan", "--model", model, "--json")
+        assert code == 0
+        assert json.loads(out)["plan"].startswith("fastv(layer=")
+
+
+def test_tables_grid_and_a_second_model(command):
+    code, out, _ = command("plan", "--model", "llava-1.5-7b", "--grid", "--vs", "llava-1.5-13b")
+    assert code == 0
+    assert "576 -> 288 visual tokens from layer 2" in out
+    assert "pre_llm" in out
+    assert "llava-1.5-13b" in out
+    _, out, _ = command("plan", "--model", "llava-1.5-7b", "--grid", "--vs", "llava-1.5-13b", "--json")
+    data = json.loads(out)
+    assert data["vs"]["model"] == "llava-1.5-13b"
+    row = data["grid"]["llm_prefill_flops_ratio"][data["grid"]["layers"].index(2)]
+    assert row == sorted(row, reverse=True)
+
+
+def test_image_sizes_decide_qwens_tokens(command):
+    _, out, _ = command("plan", "none", "--model", "qwen2.5-vl-7b", "--images", "1280x720,56x56", "--json")
+    assert json.loads(out)["visual_tokens_per_layer"]["plain"][0] == 1196 + 4
+    _, out, _ = command("plan", "none", "--model", "qwen2.5-vl-7b", "--images", "640x360", "--frames", "8", "--json")
+    assert json.loads(out)["visual_tokens_per_layer"]["plain"][0] == 4 * 23 * 13
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--model", "lava-1.5-7b"), "Did you mean 'llava-1.5-7b'"),
+        (("--images", "10by20"), "WIDTHxHEIGHT"),
+        (("--images", "0x20"), "at least 1"),
+        (("--images", "20x20", "--visual-tokens", "5"), "not both"),
+        (("--convention", "exct"), "exact"),
+        (("--dtype", "bf17"), "bf16"),
+        (("--frames", "8"), "frame size"),
+        (("--frames", "8", "--images", "64x64"), "no video"),
+        (("fastv(layer=2, keep=0.5)", "--model", "gemma-3-12b"), "smallest valid layer is 6"),
+        (("fastv(layer=40, keep=0.5)",), "32 decoder layers"),
+        (("fastv(layer=2",), "expected ')'"),
+    ],
+)
+def test_bad_input_gives_one_line_and_code_2(command, arguments, says):
+    code, out, err = command("plan", *arguments)
+    assert code == 2
+    assert says in err
+    assert len(err.strip().splitlines()) == 1
+    assert not out
