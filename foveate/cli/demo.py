@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import platform
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +15,8 @@ from rich.table import Table
 
 from foveate.api import Answer, attach, compare
 from foveate.cli import loading, tables
+from foveate.cost.estimate import CostEstimate
+from foveate.demo.evaluation import versions
 from foveate.demo.loading import ExamplePicture, example_pictures, load_demo
 from foveate.viz.overlay import kept_overlay, stack, strip
 
@@ -32,16 +36,20 @@ _ANSWER_TOKENS = 24
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("demo-output"),
     repeats: Annotated[int, typer.Option(min=1, help="Timings per row; medians are shown.")] = 3,
+    results: Annotated[Path | None, typer.Option(help="Also write the timings to this JSON file.")] = None,
 ) -> None:
     """Show FastV answering questions with half of the visual tokens, and what that saves."""
     console = tables.make_console()
     model, processor = load_demo()
     _answers(console, model, processor)
-    _speed(console, repeats)
+    _speed(console, repeats, results)
     out.mkdir(parents=True, exist_ok=True)
     for name, picture in _overlays(model, processor).items():
         picture.save(out / name)
         console.print(f"wrote {out / name}")
+    console.print(
+        "the demo model has never seen a photograph: that picture shows the mechanics, not understanding", style="dim"
+    )
 
 
 def _answers(console: Console, model: Any, processor: Any) -> None:
@@ -81,12 +89,14 @@ def _text(processor: Any, answer: Answer) -> str:
     return text.strip()
 
 
-def _speed(console: Console, repeats: int) -> None:
+def _speed(console: Console, repeats: int, results: Path | None) -> None:
     """A random-weight LLaVA of about 100M parameters: speed does not depend on what the weights say."""
     model, inputs = speed_model()
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     with console.status(f"timing a random-weight LLaVA of {millions:.0f}M parameters"):
         rows = compare(model, inputs, list(SPEED_PLANS), max_new_tokens=17, repeats=repeats)
+    if results is not None:
+        _write_results(results, rows, millions, repeats)
     device = "GPU" if next(model.parameters()).is_cuda else f"CPU, {torch.get_num_threads()} threads"
     title = f"2. Speed of a random-weight LLaVA, {millions:.0f}M parameters, {rows[0].visual_tokens} visual tokens ({device})"
     table = Table(title=title, title_justify="left")
@@ -101,7 +111,7 @@ def _speed(console: Console, repeats: int) -> None:
     ):
         table.add_column(heading, justify="left" if heading == "plan" else "right")
     for row in rows:
-        theory = 1.0 if row.estimate is None else row.estimate.prefill_flops.ratio.plan
+        theory = 1.0 if row.estimate is None else _prefill_ratio(row.estimate)
         table.add_row(
             row.name,
             f"{row.visual_tokens} -> {row.kept_tokens}",
@@ -117,6 +127,29 @@ def _speed(console: Console, repeats: int) -> None:
         "choosing tokens and prefill; theory counts the same parts",
         style="dim",
     )
+
+
+def _write_results(path: Path, rows: list[Answer], millions: float, repeats: int) -> None:
+    report = {
+        "what": "time to first token and per token of a random-weight LLaVA; plans take turns, medians",
+        "parameters_millions": round(millions, 1),
+        "repeats": repeats,
+        "threads": torch.get_num_threads(),
+        "processor": platform.processor() or platform.machine(),
+        "dtype": "float32",
+        "attention": "sdpa",
+        "versions": versions(),
+        "rows": [
+            tables.answer_json(row, "") | {"prefill_flops_ratio": 1.0 if row.estimate is None else _prefill_ratio(row.estimate)}
+            for row in rows
+        ],
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+def _prefill_ratio(estimate: CostEstimate) -> float:
+    return estimate.prefill_flops.ratio.plan
 
 
 def speed_model() -> tuple[Any, dict[str, torch.Tensor]]:
