@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 
+from foveate.engine import compat
 from foveate.engine.projection import pack, take
 from foveate.errors import AttachError, UnsupportedCombination
 
@@ -174,7 +175,7 @@ class SlotSlidingLayer(SlotLayer, DynamicSlidingWindowLayer):
     def visible_positions(self, new: Tensor) -> Tensor:
         """Columns of the keys that `update` will return, which recording layers cut to the window."""
         visible = super().visible_positions(new)
-        if self.record_past:
+        if compat.records_past(self):
             visible = visible[:, -(self.sliding_window - 1 + new.shape[1]) :]
         return visible
 
@@ -193,7 +194,7 @@ class SlotSlidingLayer(SlotLayer, DynamicSlidingWindowLayer):
             DynamicSlidingWindowLayer.crop(self, tokens_to_remove)
             self.logical, self._tail = self.cumulative_length, self.slots
             return
-        if self.logical >= self.sliding_window and not self.record_past:
+        if self.logical >= self.sliding_window and not compat.records_past(self):
             raise RuntimeError("crop needs activate_past_recording once the window is full")
         super().crop(tokens_to_remove)
         self.cumulative_length = self.logical

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import transformers
 from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -51,3 +52,25 @@ def unregister_attention(name: str) -> None:
     """Forget the name."""
     if name in ALL_ATTENTION_FUNCTIONS:
         del ALL_ATTENTION_FUNCTIONS[name]
+
+
+def records_past(layer: Any) -> bool:
+    """Whether a sliding cache layer keeps more than its window, for assisted decoding.
+
+    Layers have no such mode before transformers 5.17; delete when that is required.
+    """
+    return bool(getattr(layer, "record_past", False))
+
+
+def flat_rotary(module: Any, embeddings: Any) -> Any:
+    """(cos, sin) of an attention call as [B, S, D].
+
+    Before transformers 5.20 the attention of Qwen's M-RoPE gets [3, B, S, D] and picks a section of each of the three;
+    delete when that is required.
+    """
+    if not isinstance(embeddings, tuple) or embeddings[0].ndim != 4:
+        return embeddings
+    sections = list(module.config.rope_parameters["mrope_section"]) * 2
+    return tuple(
+        torch.cat([part[index % 3] for index, part in enumerate(whole.split(sections, dim=-1))], dim=-1) for whole in embeddings
+    )

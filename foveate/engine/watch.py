@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate.core.view import AttentionRows
-from foveate.engine import forward, observe
+from foveate.engine import compat, forward, observe
 from foveate.engine.forward import Pass
 
 
@@ -32,7 +32,7 @@ class Watch:
         running = forward.current(self.owner)
         if running is None or not running.spans:
             return
-        embeddings = kwargs.get("position_embeddings")
+        embeddings = compat.flat_rotary(module, kwargs.get("position_embeddings"))
 
         def measure(query: Tensor, key: Tensor, mask: Any, scaling: float | None, softcap: float | None) -> None:
             for layer, wanted in self.wanted:
