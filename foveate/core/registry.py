@@ -45,6 +45,8 @@ def find_class(package: ModuleType, group: str, name: str, base: type, kind: str
             raise TypeError(f"{module.__name__} must define exactly one public {base.__name__}, found {len(own)}")
         return own[0]
     if name in outside:
-        loaded: type = outside[name].load()
+        loaded = outside[name].load()
+        if not (isinstance(loaded, type) and issubclass(loaded, base)):
+            raise TypeError(f"entry point '{name}' of {group} must name a subclass of {base.__name__}, not {loaded!r}")
         return loaded
     raise UnknownName(f"unknown {kind} '{name}'." + did_you_mean(name, [*file_names(package), *outside]))
