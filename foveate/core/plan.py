@@ -61,9 +61,7 @@ class Stage:
         if not fixes_count and self.budget is None:
             raise BudgetError(f"{name} needs keep, e.g. keep=0.5 (what stays)")
         if self.budget is not None and not self.budget.is_fixed:
-            raise BudgetError(
-                f"{name} cannot keep by threshold, its count must be known before it runs: write keep=0.5 or keep=144"
-            )
+            raise BudgetError(f"{name} cannot keep by threshold, its count must be known first: write keep=0.5 or keep=144")
         if self.budget is not None and self.budget.unit is Unit.GROUP and self.site.decoder_layer is not None:
             raise BudgetError(f"{name}: merge groups exist inside the encoder only; count tokens at site {self.site}")
         if method.needs_grid and self.scope is Scope.SAMPLE:
