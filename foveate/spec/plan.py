@@ -116,6 +116,8 @@ def _stages(call: Call) -> tuple[Stage, ...]:
         recipe = read_fields(recipes.get(call.name), call.words, call.name)
         expanded: tuple[Stage, ...] = recipe.expand()
         return expanded
+    if call.name == "none":
+        raise SpecError("'none' is the plain model and stands alone: leave it out, or write nothing else")
     if call.name not in methods.names():
         known = [*methods.names(), *recipes.names(), "none"]
         raise UnknownName(f"unknown method '{call.name}'." + did_you_mean(call.name, known))
