@@ -32,7 +32,7 @@ def cases(draw: st.DrawFn) -> tuple[Tensor, Tensor, int, int]:
 
 
 @given(cases())
-@settings(max_examples=150)
+@settings(max_examples=100)
 def test_it_keeps_what_plain_loops_keep(case):
     score, coords, keep, side = case
     kept = window_top_indices(score, coords, keep, side)
@@ -43,7 +43,7 @@ def test_it_keeps_what_plain_loops_keep(case):
 
 
 @given(cases())
-@settings(max_examples=150)
+@settings(max_examples=100)
 def test_counts_of_two_windows_differ_by_at_most_one_while_both_have_tokens_left(case):
     score, coords, keep, side = case
     kept = window_top_indices(score, coords, keep, side)

@@ -65,14 +65,14 @@ def _width(scope: Scope) -> int:
 
 
 @given(plans())
-@settings(max_examples=150)
+@settings(max_examples=100)
 def test_the_text_of_a_plan_reads_back_as_the_plan(plan):
     assert Plan.parse(str(plan)) == plan
     assert str(Plan.parse(str(plan))) == str(plan)
 
 
 @given(plans())
-@settings(max_examples=150)
+@settings(max_examples=100)
 def test_the_json_of_a_plan_reads_back_as_the_plan(plan):
     stored = json.loads(json.dumps(plan.to_json()))
     assert stored == plan.to_json()
@@ -127,7 +127,7 @@ FINITE = st.floats(allow_nan=False, allow_infinity=False)
         factor=FINITE,
     )
 )
-@settings(max_examples=200)
+@settings(max_examples=100)
 def test_fields_of_every_type_read_back_as_they_were(method):
     call = parse_calls(f"wordy({', '.join(write_fields(method))})")[0]
     assert read_fields(Wordy, call.words, "wordy") == method
