@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import settings
+
+# A busy machine is no failure.
+settings.register_profile("foveate", deadline=None)
+settings.load_profile("foveate")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_UP, Decimal
+from decimal import Context, Decimal, InvalidOperation
 from enum import Enum
 
 from foveate.errors import BudgetError
@@ -25,11 +25,9 @@ class Unit(str, Enum):
     GROUP = "group"
 
 
-_DECIMAL_ROUNDING = {
-    Rounding.HALF_UP: ROUND_HALF_UP,
-    Rounding.CEIL: ROUND_CEILING,
-    Rounding.FLOOR: ROUND_FLOOR,
-}
+# More decimals than anybody writes; the bound keeps exact arithmetic small.
+_MAX_DECIMALS = 28
+_EXACT = Context(prec=2 * _MAX_DECIMALS)
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,10 @@ class Budget:
         if self.ratio is not None and not (self.ratio.is_finite() and 0 < self.ratio <= 1):
             raise BudgetError(f"keep={self.ratio}: a ratio must be more than 0 and at most 1, e.g. keep=0.5")
         if self.ratio is not None:
-            object.__setattr__(self, "ratio", self.ratio.normalize())  # 0.50 and 0.5 are one budget with one text
+            if self.ratio.as_tuple().exponent < -_MAX_DECIMALS:  # type: ignore[operator]  # finite, so a number
+                raise BudgetError(f"keep={self.ratio}: a ratio has at most {_MAX_DECIMALS} decimals")
+            # 0.50 and 0.5 are one budget with one text; the caller's decimal context has no say in it.
+            object.__setattr__(self, "ratio", self.ratio.normalize(_EXACT))
         if self.count is not None and self.count < 1:
             raise BudgetError(f"keep={self.count}: a count must be at least 1, e.g. keep=144")
         if self.threshold is not None and not math.isfinite(self.threshold):
@@ -61,7 +62,10 @@ class Budget:
     @classmethod
     def of_ratio(cls, ratio: float | str | Decimal, rounding: Rounding = Rounding.HALF_UP) -> Budget:
         """Keep this share of the arriving tokens, 0 < ratio <= 1. Floats are read as they print: 0.1 is exactly 1/10."""
-        return cls(ratio=Decimal(str(ratio)), rounding=rounding)
+        try:
+            return cls(ratio=Decimal(str(ratio)), rounding=rounding)
+        except InvalidOperation:
+            raise BudgetError(f"keep={ratio}: a ratio is a number, e.g. keep=0.5") from None
 
     @classmethod
     def of_count(cls, count: int) -> Budget:
@@ -88,8 +92,8 @@ class Budget:
         size = group if self.unit is Unit.GROUP else 1
         units = available // size
         if self.ratio is not None:
-            exact = self.ratio * Decimal(available) / Decimal(size)
-            wanted = int(exact.to_integral_value(rounding=_DECIMAL_ROUNDING[self.rounding]))
+            top, bottom = self.ratio.as_integer_ratio()
+            wanted = _divide(top * available, bottom * size, self.rounding)
         else:
             assert self.count is not None
             wanted = self.count // size
@@ -101,3 +105,12 @@ class Budget:
         if self.count is not None:
             return "1tok" if self.count == 1 else str(self.count)
         return f"threshold:{self.threshold}"
+
+
+def _divide(top: int, bottom: int, rounding: Rounding) -> int:
+    """top / bottom for positive whole numbers, rounded exactly."""
+    if rounding is Rounding.FLOOR:
+        return top // bottom
+    if rounding is Rounding.CEIL:
+        return -(-top // bottom)
+    return (2 * top + bottom) // (2 * bottom)

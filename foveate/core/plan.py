@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from foveate.core.budget import Budget
+from foveate.core.budget import Budget, Unit
 from foveate.core.layout import Role
 from foveate.core.method import Method, TokenMethod
 from foveate.core.shape import MediumShape
@@ -61,7 +61,9 @@ class Stage:
         if not fixes_count and self.budget is None:
             raise BudgetError(f"{name} needs keep, e.g. keep=0.5 (what stays)")
         if self.budget is not None and not self.budget.is_fixed:
-            raise BudgetError(f"{name} keeps a number of tokens known before it runs: write keep=0.5 or keep=144")
+            raise BudgetError(f"{name} cannot keep by threshold, its count must be known first: write keep=0.5 or keep=144")
+        if self.budget is not None and self.budget.unit is Unit.GROUP and self.site.decoder_layer is not None:
+            raise BudgetError(f"{name}: merge groups exist inside the encoder only; count tokens at site {self.site}")
         if method.needs_grid and self.scope is Scope.SAMPLE:
             raise PlanError(f"{name} works on the grid of one medium: scope=sample has no grid")
         if method.needs_grid and self.effect is Effect.MASK:
@@ -97,6 +99,7 @@ class Plan:
     stages: tuple[Stage, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "stages", tuple(self.stages))
         keys = [(_ORDER.index(stage.site.kind), stage.site.layer or 0) for stage in self.stages]
         for before, after, stage in zip(keys, keys[1:], self.stages[1:], strict=False):
             if before == after:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from functools import cache
 from importlib.metadata import entry_points
 from types import ModuleType
 from typing import Any
@@ -19,8 +20,9 @@ def file_names(package: ModuleType) -> list[str]:
     return sorted(info.name for info in pkgutil.iter_modules(package.__path__) if not info.name.startswith("_"))
 
 
+@cache
 def entry_point_targets(group: str) -> dict[str, Any]:
-    """Entry points of a group by name, not loaded."""
+    """Entry points of a group by name, not loaded. Reading them costs milliseconds, so each group is read once."""
     return {point.name: point for point in entry_points(group=group)}
 
 
@@ -45,6 +47,8 @@ def find_class(package: ModuleType, group: str, name: str, base: type, kind: str
             raise TypeError(f"{module.__name__} must define exactly one public {base.__name__}, found {len(own)}")
         return own[0]
     if name in outside:
-        loaded: type = outside[name].load()
+        loaded = outside[name].load()
+        if not (isinstance(loaded, type) and issubclass(loaded, base)):
+            raise TypeError(f"entry point '{name}' of {group} must name a subclass of {base.__name__}, not {loaded!r}")
         return loaded
     raise UnknownName(f"unknown {kind} '{name}'." + did_you_mean(name, [*file_names(package), *outside]))

@@ -47,7 +47,13 @@ class Selection:
         if any(part is None for part in edges) != all(part is None for part in edges):
             raise MethodError("source, target and weight must be given together")
         if self.source is None or self.target is None or self.weight is None:
+            if self.self_weight is not None:
+                raise MethodError("self_weight belongs to a merge: give source, target and weight too")
             return
+        if self.source.ndim != 2 or self.source.shape[0] != group_count:
+            raise MethodError(f"source has shape {tuple(self.source.shape)}: edges are [G, E] with G = {group_count}")
+        if self.source.dtype != torch.long or self.target.dtype != torch.long:
+            raise MethodError(f"source and target must be long, not {self.source.dtype} and {self.target.dtype}")
         if self.source.shape != self.target.shape or self.source.shape != self.weight.shape:
             raise MethodError("source, target and weight must have the same shape [G, E]")
         if self.self_weight is None or self.self_weight.shape != self.kept.shape:
@@ -72,9 +78,9 @@ class Selection:
         if self.conserving:
             if bool(is_kept.gather(1, self.source).any()):
                 raise MethodError("a conserving merge cannot use a kept token as a source")
-            uses = torch.zeros(kept.shape[0], token_count, device=kept.device)
-            uses.scatter_add_(1, self.source, torch.ones_like(self.source, dtype=uses.dtype))
-            if float(uses.max()) > 1:
+            uses = torch.zeros(kept.shape[0], token_count, dtype=torch.long, device=kept.device)
+            uses.scatter_add_(1, self.source, torch.ones_like(self.source))
+            if int(uses.max()) > 1:
                 raise MethodError("a conserving merge gives each source one target")
 
     def kept_sizes(self, sizes: Tensor) -> Tensor:
@@ -88,7 +94,8 @@ class Selection:
         """The stage as a sparse matrix [K, N] on the CPU: row i says what kept token i is made of."""
         kept = self.kept[group].cpu()
         rows, columns = torch.arange(len(kept)), kept
-        weights = torch.ones(len(kept)) if self.self_weight is None else self.self_weight[group].float().cpu()
+        own = self.self_weight
+        weights = torch.ones(len(kept), dtype=torch.float32) if own is None else own[group].float().cpu()
         if self.source is not None and self.target is not None and self.weight is not None:
             slot = torch.zeros(token_count, dtype=torch.long)
             slot[kept] = torch.arange(len(kept))
@@ -109,7 +116,8 @@ def merge_values(values: Tensor, selection: Selection) -> Tensor:
         return values
     wide = values.float()
     width = values.shape[-1]
-    own = torch.ones(values.shape[:2], device=values.device).scatter(1, selection.kept, selection.self_weight.float())
+    own = torch.ones(values.shape[:2], dtype=torch.float32, device=values.device)
+    own = own.scatter(1, selection.kept, selection.self_weight.float())
     merged = wide * own[..., None]
     flow = wide.gather(1, selection.source[..., None].expand(-1, -1, width)) * selection.weight.float()[..., None]
     merged = merged.scatter_add(1, selection.target[..., None].expand(-1, -1, width), flow)

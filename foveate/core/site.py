@@ -38,7 +38,7 @@ class Site:
         if self.kind is SiteKind.LLM_LAYER and self.layer == 0:
             raise PlanError("layer=0: no decoder layer has run yet; write site=pre_llm to act before the LLM")
         if self.layer is not None and self.layer < 0:
-            raise PlanError(f"layer={self.layer}: layers are counted from 0, write a number >= 1")
+            raise PlanError(f"layer={self.layer}: layers are counted from 0, a layer is never negative")
 
     @classmethod
     def llm_layer(cls, layer: int) -> Site:

@@ -121,7 +121,22 @@ class Trace:
             offsets = torch.tensor([0] + [part.shape[1] for part, _ in parts]).cumsum(0)
             kept = torch.cat([own + offset for (_, own), offset in zip(parts, offsets, strict=False)])
             built[key]._apply(stage, _block_diagonal([part for part, _ in parts]), kept)
+        for entry in built:
+            if not len(entry.kept_index):
+                _extend_empty(entry, built)
         return built
+
+
+def _extend_empty(entry: MediumTrace, others: list[MediumTrace]) -> None:
+    """Give a medium without survivors the later stages of its row, which did not see it: stages count alike everywhere."""
+    met = [stage for stage, _ in entry.stages]
+    for other in others:
+        stages = [stage for stage, _ in other.stages]
+        if other.medium.row == entry.medium.row and len(stages) > len(met) and stages[: len(met)] == met:
+            nothing = _block_diagonal([])
+            for stage in stages[len(met) :]:
+                entry._apply(stage, nothing, torch.zeros(0, dtype=torch.long))
+            return
 
 
 def _block(matrix: Tensor, rows: Tensor, start: int, count: int) -> Tensor:
@@ -135,7 +150,8 @@ def _block(matrix: Tensor, rows: Tensor, start: int, count: int) -> Tensor:
 
 def _block_diagonal(parts: list[Tensor]) -> Tensor:
     """Sparse block-diagonal matrix of sparse blocks."""
-    indices, values, row, column = [], [], 0, 0
+    indices, values = [torch.zeros(2, 0, dtype=torch.long)], [torch.zeros(0, dtype=torch.float32)]
+    row, column = 0, 0
     for part in parts:
         indices.append(part.indices() + torch.tensor([[row], [column]]))
         values.append(part.values())

@@ -26,6 +26,11 @@ class Llava(FixedGridFamily):
             raise UnsupportedModel(
                 f"LLaVA with a '{encoder}' encoder has images of many sizes; the family file covers CLIP and SigLIP encoders"
             )
+        if encoder == "siglip_vision_model" and config.vision_feature_select_strategy == "default":
+            raise UnsupportedModel(
+                "vision_feature_select_strategy='default' cuts the first token, which for a SigLIP encoder is a patch and "
+                "leaves no grid: checkpoints with SigLIP say 'full'"
+            )
 
     def image(self, config: Any) -> MediumShape:
         vision = config.vision_config

@@ -17,6 +17,7 @@ from foveate.families._base import Family, tiny_prompt
 _ENCODER_STAGES = "encoder stages are not part of this version"
 # Defaults of the Qwen2.5-VL image processor, in pixels.
 _MIN_PIXELS, _MAX_PIXELS = 56 * 56, 28 * 28 * 1280
+_MAX_ASPECT = 200
 
 
 class Qwen25VL(Family):
@@ -142,7 +143,11 @@ class Qwen25VL(Family):
 
 def _resized(width: int, height: int, unit: int) -> tuple[int, int]:
     """(height, width) after Qwen's resize: sides are multiples of `unit`, the area is within the processor's bounds."""
-    high, wide = max(unit, round(height / unit) * unit), max(unit, round(width / unit) * unit)
+    if min(width, height) < 1 or max(width, height) > _MAX_ASPECT * min(width, height):
+        raise InputError(
+            f"image of {width} x {height} pixels: the longer side is at most {_MAX_ASPECT} times the shorter; crop it"
+        )
+    high, wide = round(height / unit) * unit, round(width / unit) * unit
     if high * wide > _MAX_PIXELS:
         scale = math.sqrt(height * width / _MAX_PIXELS)
         high = max(unit, math.floor(height / scale / unit) * unit)

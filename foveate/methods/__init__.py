@@ -26,4 +26,7 @@ def get(name: str) -> type[Method]:
     Raises:
         UnknownName: with the nearest known name.
     """
-    return registry.find_class(sys.modules[__name__], _GROUP, name, Method, "method")
+    found = registry.find_class(sys.modules[__name__], _GROUP, name, Method, "method")
+    if found.__module__.rpartition(".")[2] != name:
+        raise TypeError(f"entry point '{name}': {found.__name__} must live in a module called {name}, the name in specs")
+    return found

@@ -60,6 +60,6 @@ class FastV(ScoreMethod):
 def _window(option: str, text: str, allowed: str) -> int:
     """Return the number of `window:number`."""
     kind, _, number = text.partition(":")
-    if kind != "window" or not number.isdigit() or int(number) < 1:
+    if kind != "window" or not (number.isascii() and number.isdigit()) or int(number) < 1:
         raise SpecError(f"fastv({option}={text}): allowed are {allowed}")
     return int(number)

@@ -56,5 +56,6 @@ class Pool(TokenMethod):
 
     def _is_host(self, grid: tuple[int, int, int]) -> torch.Tensor:
         t, h, w = grid
-        corner = (torch.arange(h)[:, None] % self.size == 0) & (torch.arange(w)[None] % self.size == 0)
+        down, across = torch.arange(h, device="cpu"), torch.arange(w, device="cpu")
+        corner = (down[:, None] % self.size == 0) & (across[None] % self.size == 0)
         return corner.expand(t, h, w).flatten()

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from foveate.core.method import ScoreMethod
 from foveate.core.view import TokenView
+from foveate.errors import SpecError
 
 
 @dataclass(frozen=True)
@@ -24,10 +25,14 @@ class Random(ScoreMethod):
     reads_features = False
     paper = "control"
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**32:
+            raise SpecError(f"random(seed={self.seed}): a seed is a whole number from 0 to {2**32 - 1}")
+
     def score(self, view: TokenView) -> Tensor:
         # Drawn on the CPU, so that the same seed keeps the same tokens on every device.
         rows = []
         for key in view.group_keys:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + key)
-            rows.append(torch.rand(view.token_count, generator=generator))
+            generator = torch.Generator("cpu").manual_seed(self.seed * 1_000_003 + key)
+            rows.append(torch.rand(view.token_count, generator=generator, dtype=torch.float32, device="cpu"))
         return torch.stack(rows).to(view.features.device, non_blocking=True)

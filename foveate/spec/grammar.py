@@ -23,7 +23,9 @@ class Bare:
 Value: TypeAlias = "Bare | str | tuple[Value, ...]"
 
 _TOKEN = re.compile(r"""\s*(?:(?P<quoted>"[^"]*"|'[^']*')|(?P<punctuation>[()\[\],=|])|(?P<bare>[^\s()\[\],=|"']+))""")
-_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+_RANGE = re.compile(r"([0-9]+)\.\.([0-9]+)")
+# More than any model has layers; a longer range is a typing error.
+_LONGEST_RANGE = 10_000
 _NAME = re.compile(r"[A-Za-z_]\w*")
 
 
@@ -87,7 +89,8 @@ class _Parser:
         if self.accept("["):
             items: list[Value] = []
             while not self.accept("]"):
-                items.append(self.value())
+                item = self.value()
+                items += item if isinstance(item, tuple) else (item,)  # [5..8, 12] is one list
                 if not self.accept(","):
                     self.expect("]")
                     break
@@ -102,6 +105,8 @@ class _Parser:
             first, last = int(span[1]), int(span[2])
             if first > last:
                 raise SpecError(f"range {token} runs backwards: write {last}..{first}")
+            if last - first >= _LONGEST_RANGE:
+                raise SpecError(f"range {token} has {last - first + 1} numbers, at most {_LONGEST_RANGE} are read")
             return tuple(Bare(str(number)) for number in range(first, last + 1))
         return Bare(token)
 

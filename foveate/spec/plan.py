@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import fields
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from foveate import methods, recipes
-from foveate.core.budget import Budget, Rounding, Unit
+from foveate.core.budget import Rounding
 from foveate.core.layout import Role
 from foveate.core.method import Method
 from foveate.core.plan import Effect, Scope, Stage
 from foveate.core.plan import Plan as CorePlan
 from foveate.core.site import Site, SiteKind
-from foveate.errors import SpecError, UnknownName, did_you_mean
-from foveate.spec.grammar import Bare, Call, Value, parse_calls
-from foveate.spec.words import read_budget, read_fields, write_fields
+from foveate.errors import FoveateError, SpecError, UnknownName, did_you_mean
+from foveate.spec import stored
+from foveate.spec.grammar import Call, Value, parse_calls
+from foveate.spec.words import read_budget, read_fields, shown, write_fields
 
-FORMAT_VERSION = 1
+_LAYER_DIGITS = 6
 _RESERVED = ("layer", "site", "keep", "scope", "role", "effect", "rounding")
 
 
@@ -50,25 +49,34 @@ class Plan(CorePlan):
             return cls(plan.stages)
         if isinstance(plan, Stage):
             return cls((plan,))
-        return cls(tuple(plan))
+        stages = tuple(plan) if isinstance(plan, Iterable) else (plan,)
+        for stage in stages:
+            if not isinstance(stage, Stage):
+                raise SpecError(f"a plan is a spec string, a Plan or Stage objects, not {type(stage).__name__}")
+        return cls(stages)
 
     def __str__(self) -> str:
         return " | ".join(stage_text(stage) for stage in self.stages) or "none"
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-ready dictionary with the expanded stages."""
-        return {"format": FORMAT_VERSION, "stages": [_stage_to_json(stage) for stage in self.stages]}
+        return stored.write_plan(self.stages)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Plan:
-        """Read what `to_json` wrote."""
-        if data.get("format") != FORMAT_VERSION:
-            raise SpecError(f"plan format {data.get('format')!r} is not known; this version reads format {FORMAT_VERSION}")
-        return cls(tuple(_stage_from_json(stage) for stage in data["stages"]))
+        """Read what `to_json` wrote.
+
+        Raises:
+            SpecError, BudgetError, PlanError, UnknownName: one line that names the stage and what is wrong with it.
+        """
+        return cls(stored.read_plan(data))
 
     def save(self, path: str | Path) -> None:
         """Write the plan to a JSON file."""
-        Path(path).write_text(json.dumps(self.to_json(), indent=2) + "\n", encoding="utf-8")
+        try:
+            Path(path).write_text(json.dumps(self.to_json(), indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise SpecError(f"cannot write plan file {path}: {error.strerror}") from None
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:
@@ -77,9 +85,12 @@ class Plan(CorePlan):
             data = json.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
             raise SpecError(f"cannot read plan file {path}: {error.strerror}") from None
-        except ValueError:
+        except (ValueError, RecursionError):
             raise SpecError(f"plan file {path} is not JSON") from None
-        return cls.from_json(data)
+        try:
+            return cls.from_json(data)
+        except FoveateError as error:
+            raise type(error)(f"plan file {path}: {error}") from None
 
 
 def stage_text(stage: Stage) -> str:
@@ -105,6 +116,8 @@ def _stages(call: Call) -> tuple[Stage, ...]:
         recipe = read_fields(recipes.get(call.name), call.words, call.name)
         expanded: tuple[Stage, ...] = recipe.expand()
         return expanded
+    if call.name == "none":
+        raise SpecError("'none' is the plain model and stands alone: leave it out, or write nothing else")
     if call.name not in methods.names():
         known = [*methods.names(), *recipes.names(), "none"]
         raise UnknownName(f"unknown method '{call.name}'." + did_you_mean(call.name, known))
@@ -128,7 +141,7 @@ def _site(name: str, words: dict[str, Value]) -> Site:
     layer = None
     if "layer" in words:
         text = _text(words["layer"])
-        if not text.isdigit():
+        if not (text.isascii() and text.isdigit() and len(text) <= _LAYER_DIGITS):
             raise SpecError(f"{name}(layer={text}): a layer is a whole number >= 1")
         layer = int(text)
     if "site" not in words:
@@ -161,57 +174,5 @@ def _role(value: Value | None) -> Role:
 
 def _text(value: Value) -> str:
     if isinstance(value, tuple):
-        raise SpecError("a list stands where one value is expected")
-    return value.text if isinstance(value, Bare) else value
-
-
-def _stage_to_json(stage: Stage) -> dict[str, Any]:
-    options = {field.name: getattr(stage.method, field.name) for field in fields(stage.method)}
-    return {
-        "method": stage.method.name,
-        "options": options,
-        "site": stage.site.kind.value,
-        "layer": stage.site.layer,
-        "keep": None if stage.budget is None else _budget_to_json(stage.budget),
-        "scope": stage.scope.value,
-        "role": stage.role.name.lower(),
-        "effect": stage.effect.value,
-    }
-
-
-def _budget_to_json(budget: Budget) -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    if budget.ratio is not None:
-        # A JSON number where it is exact, a string where a float would round.
-        out["ratio"] = float(budget.ratio) if Decimal(str(float(budget.ratio))) == budget.ratio else str(budget.ratio)
-    elif budget.count is not None:
-        out["count"] = budget.count
-    else:
-        out["threshold"] = budget.threshold
-    if budget.rounding is not Rounding.HALF_UP:
-        out["rounding"] = budget.rounding.value
-    if budget.unit is not Unit.TOKEN:
-        out["unit"] = budget.unit.value
-    return out
-
-
-def _stage_from_json(data: dict[str, Any]) -> Stage:
-    keep = data["keep"]
-    budget = None
-    if keep is not None:
-        budget = Budget(
-            ratio=Decimal(str(keep["ratio"])) if "ratio" in keep else None,
-            count=keep.get("count"),
-            threshold=keep.get("threshold"),
-            rounding=Rounding(keep.get("rounding", "half_up")),
-            unit=Unit(keep.get("unit", "token")),
-        )
-    options = {key: tuple(value) if isinstance(value, list) else value for key, value in data["options"].items()}
-    return Stage(
-        site=Site(SiteKind(data["site"]), data["layer"]),
-        method=methods.get(data["method"])(**options),
-        budget=budget,
-        scope=Scope(data["scope"]),
-        role=Role[data["role"].upper()],
-        effect=Effect(data["effect"]),
-    )
+        raise SpecError(f"{shown(value)} is a list where one value is expected")
+    return shown(value)

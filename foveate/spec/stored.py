@@ -1,0 +1,169 @@
+"""Plans as JSON: what a plan file holds. Reading trusts nothing; every refusal is one line that names the stage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from decimal import Decimal
+from typing import Any, get_args, get_origin, get_type_hints
+
+from foveate import methods
+from foveate.core.budget import Budget, Rounding, Unit
+from foveate.core.layout import Role
+from foveate.core.method import Method
+from foveate.core.plan import Effect, Scope, Stage
+from foveate.core.site import Site, SiteKind
+from foveate.errors import FoveateError, SpecError, did_you_mean
+
+FORMAT_VERSION = 1
+_STAGE_KEYS = ("method", "options", "site", "layer", "keep", "scope", "role", "effect")
+_BUDGET_KEYS = ("ratio", "count", "threshold", "rounding", "unit")
+
+
+def write_plan(stages: tuple[Stage, ...]) -> dict[str, Any]:
+    """A JSON-ready dictionary."""
+    return {"format": FORMAT_VERSION, "stages": [_write_stage(stage) for stage in stages]}
+
+
+def read_plan(data: Any) -> tuple[Stage, ...]:
+    """Read what `write_plan` wrote.
+
+    Raises:
+        SpecError, BudgetError, PlanError, UnknownName: one line that names the stage and what is wrong with it.
+    """
+    if not isinstance(data, Mapping):
+        raise SpecError(f"a plan is a JSON object with 'format' and 'stages', not {_kind(data)}")
+    if data.get("format") != FORMAT_VERSION:
+        raise SpecError(f"plan format {data.get('format')!r} is not known; this version reads format {FORMAT_VERSION}")
+    if not isinstance(data.get("stages"), list):
+        raise SpecError("'stages' must be a list of stages")
+    stages = []
+    for number, stage in enumerate(data["stages"], start=1):
+        try:
+            stages.append(_read_stage(stage))
+        except FoveateError as error:
+            raise type(error)(f"stage {number}: {error}") from None
+    return tuple(stages)
+
+
+def _write_stage(stage: Stage) -> dict[str, Any]:
+    return {
+        "method": stage.method.name,
+        "options": {field.name: _plain(getattr(stage.method, field.name)) for field in fields(stage.method)},
+        "site": stage.site.kind.value,
+        "layer": stage.site.layer,
+        "keep": None if stage.budget is None else _write_budget(stage.budget),
+        "scope": stage.scope.value,
+        "role": stage.role.name.lower(),
+        "effect": stage.effect.value,
+    }
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _write_budget(budget: Budget) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    if budget.ratio is not None:
+        # A JSON number where it is exact, a string where a float would round.
+        out["ratio"] = float(budget.ratio) if Decimal(str(float(budget.ratio))) == budget.ratio else str(budget.ratio)
+    elif budget.count is not None:
+        out["count"] = budget.count
+    else:
+        out["threshold"] = budget.threshold
+    if budget.rounding is not Rounding.HALF_UP:
+        out["rounding"] = budget.rounding.value
+    if budget.unit is not Unit.TOKEN:
+        out["unit"] = budget.unit.value
+    return out
+
+
+def _read_stage(data: Any) -> Stage:
+    _check_keys(data, "a stage", _STAGE_KEYS)
+    for key in _STAGE_KEYS:
+        if key not in data:
+            raise SpecError(f"'{key}' is missing")
+    layer = data["layer"]
+    if layer is not None and not _is_whole(layer):
+        raise SpecError(f"layer={layer!r}: a layer is a whole number or null")
+    roles = {role.name.lower(): role for role in Role}
+    return Stage(
+        site=Site(_one_of(SiteKind, data, "site"), layer),
+        method=_read_method(data["method"], data["options"]),
+        budget=None if data["keep"] is None else _read_budget(data["keep"]),
+        scope=_one_of(Scope, data, "scope"),
+        role=roles[_known(data["role"], "role", list(roles))],
+        effect=_one_of(Effect, data, "effect"),
+    )
+
+
+def _read_method(name: Any, options: Any) -> Method:
+    if not isinstance(name, str):
+        raise SpecError(f"'method' is a name, not {_kind(name)}")
+    cls = methods.get(name)
+    hints = get_type_hints(cls)
+    _check_keys(options, f"the options of {name}", [field.name for field in fields(cls)])
+    try:
+        return cls(**{key: _read_option(value, hints[key], f"{name}({key}=...)") for key, value in options.items()})
+    except TypeError:  # an option without a default is not there
+        raise SpecError(f"{name} needs all of: {', '.join(field.name for field in fields(cls))}") from None
+
+
+def _read_option(value: Any, expected: Any, where: str) -> Any:
+    if get_origin(expected) is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise SpecError(f"{where} takes a list, not {_kind(value)}")
+        return tuple(_read_option(item, get_args(expected)[0], where) for item in value)
+    fits = _is_whole(value) if expected is int else isinstance(value, expected)
+    if expected is float:
+        fits = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not fits:
+        raise SpecError(f"{where} takes {expected.__name__}, not {_kind(value)}")
+    return value
+
+
+def _read_budget(data: Any) -> Budget:
+    _check_keys(data, "'keep'", _BUDGET_KEYS)
+    ratio, count, threshold = data.get("ratio"), data.get("count"), data.get("threshold")
+    if ratio is not None and (isinstance(ratio, bool) or not isinstance(ratio, (int, float, str))):
+        raise SpecError(f"keep: a ratio is a number, not {_kind(ratio)}")
+    if count is not None and not _is_whole(count):
+        raise SpecError(f"keep: a count is a whole number, not {_kind(count)}")
+    if threshold is not None and (isinstance(threshold, bool) or not isinstance(threshold, (int, float))):
+        raise SpecError(f"keep: a threshold is a number, not {_kind(threshold)}")
+    return Budget(
+        ratio=None if ratio is None else Budget.of_ratio(ratio).ratio,
+        count=count,
+        threshold=threshold,
+        rounding=_one_of(Rounding, {"rounding": "half_up", **data}, "rounding"),
+        unit=_one_of(Unit, {"unit": "token", **data}, "unit"),
+    )
+
+
+def _check_keys(data: Any, what: str, known: Any) -> None:
+    if not isinstance(data, Mapping):
+        raise SpecError(f"{what} must be a JSON object, not {_kind(data)}")
+    for key in data:
+        if key not in known:
+            raise SpecError(f"'{key}' is not part of {what}." + did_you_mean(str(key), known))
+
+
+def _one_of(options: Any, data: Mapping[str, Any], key: str) -> Any:
+    return options(_known(data[key], key, [option.value for option in options]))
+
+
+def _known(value: Any, key: str, known: list[str]) -> str:
+    if not isinstance(value, str) or value not in known:
+        raise SpecError(f"{key}={value!r} is not known." + did_you_mean(str(value), known))
+    return value
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _kind(value: Any) -> str:
+    """What a JSON value is called."""
+    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a number")

@@ -1,0 +1,146 @@
+"""Plans: order, scopes that only widen, grids, masks alone, and counts from shapes."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from foveate.core.budget import Budget, Unit
+from foveate.core.layout import Role
+from foveate.core.plan import Effect, Plan, Scope, Stage
+from foveate.core.shape import MediumShape
+from foveate.core.site import Site, SiteKind
+from foveate.errors import BudgetError, PlanError
+from foveate.methods.fastv import FastV
+from foveate.methods.pool import Pool
+from foveate.methods.random import Random
+from foveate.methods.uniform import Uniform
+
+HALF = Budget.of_ratio(0.5)
+IMAGE = MediumShape("image", (1, 6, 6))
+WIDE = MediumShape("image", (1, 3, 7))
+VIDEO = MediumShape("video", (4, 3, 5))
+
+
+def uniform(layer: int, budget: Budget = HALF, **options) -> Stage:
+    return Stage(Site.llm_layer(layer) if layer else Site.pre_llm(), Uniform(), budget, **options)
+
+
+def test_stages_stand_in_the_order_in_which_the_model_meets_them():
+    Plan((uniform(0), uniform(2), uniform(3)))
+    with pytest.raises(PlanError, match=r"llm\(2\) comes too late"):
+        Plan((uniform(3), uniform(2)))
+    with pytest.raises(PlanError, match="pre_llm comes too late"):
+        Plan((uniform(1), uniform(0)))
+
+
+def test_two_stages_at_one_site_are_refused():
+    with pytest.raises(PlanError, match=r"two stages act at llm\(2\)"):
+        Plan((uniform(2), uniform(2)))
+
+
+def test_stages_are_a_tuple_whatever_sequence_was_given():
+    plan = Plan([uniform(2)])
+    assert plan == Plan((uniform(2),))
+    assert hash(plan) == hash(Plan((uniform(2),)))
+
+
+@pytest.mark.parametrize("first", Scope)
+@pytest.mark.parametrize("second", Scope)
+def test_scopes_only_widen(first, second):
+    order = [Scope.FRAME, Scope.MEDIUM, Scope.SAMPLE]
+    stages = (uniform(1, scope=first), uniform(2, scope=second))
+    if order.index(second) >= order.index(first):
+        Plan(stages)
+    else:
+        with pytest.raises(PlanError, match="scopes may only widen"):
+            Plan(stages)
+
+
+def test_a_method_that_needs_the_grid_stands_first():
+    Plan((Stage(Site.pre_llm(), Pool()), uniform(2)))
+    with pytest.raises(PlanError, match="pool needs the whole grid"):
+        Plan((uniform(0), Stage(Site.llm_layer(2), Pool())))
+
+
+def test_a_method_that_needs_the_grid_has_no_grid_in_a_sample():
+    with pytest.raises(PlanError, match="scope=sample has no grid"):
+        Stage(Site.pre_llm(), Pool(), scope=Scope.SAMPLE)
+
+
+def test_a_merge_cannot_be_a_mask():
+    with pytest.raises(PlanError, match="effect=mask can only hide"):
+        Stage(Site.llm_layer(2), Pool(), effect=Effect.MASK)
+
+
+def test_a_mask_works_alone():
+    mask = uniform(2, effect=Effect.MASK)
+    assert not Plan((mask,)).drops
+    with pytest.raises(PlanError, match="effect=mask works alone"):
+        Plan((mask, uniform(3)))
+
+
+def test_a_method_acts_only_at_its_sites():
+    with pytest.raises(PlanError, match=r"fastv cannot act at site pre_llm; it acts at: llm"):
+        Stage(Site.pre_llm(), FastV(), HALF)
+    with pytest.raises(PlanError, match="random cannot act at site kv_cache"):
+        Stage(Site(SiteKind.KV_CACHE), Random(), HALF)
+
+
+def test_a_method_touches_only_its_roles():
+    with pytest.raises(PlanError, match="uniform does not touch instruct tokens"):
+        uniform(2, role=Role.INSTRUCT)
+
+
+def test_a_budget_is_given_exactly_when_the_method_fixes_no_count():
+    with pytest.raises(BudgetError, match=r"uniform needs keep, e\.g\. keep=0\.5"):
+        Stage(Site.pre_llm(), Uniform())
+    with pytest.raises(BudgetError, match="pool fixes its own count: leave keep out"):
+        Stage(Site.pre_llm(), Pool(), HALF)
+
+
+def test_budgets_whose_count_no_shape_tells_are_refused():
+    with pytest.raises(BudgetError, match="cannot keep by threshold"):
+        uniform(2, Budget(threshold=0.1))
+
+
+def test_merge_groups_are_refused_where_tokens_are_merged_already():
+    with pytest.raises(BudgetError, match="inside the encoder only"):
+        uniform(2, dataclasses.replace(HALF, unit=Unit.GROUP))
+
+
+def test_each_medium_keeps_its_own_share():
+    assert uniform(2).kept_per_medium([36, 21, 60], [IMAGE, WIDE, VIDEO]) == [18, 11, 30]
+    assert uniform(2, Budget.of_count(25)).kept_per_medium([36, 21, 60], [IMAGE, WIDE, VIDEO]) == [25, 21, 25]
+
+
+def test_each_frame_keeps_its_own_share():
+    frames = uniform(2, scope=Scope.FRAME)
+    assert frames.kept_per_medium([36, 60], [IMAGE, VIDEO]) == [18, 4 * 8]  # 7.5 of 15 per frame, half up
+    assert frames.kept_per_medium([4 * 8], [VIDEO]) == [4 * 4]  # a second stage sees 8 of each frame
+    assert uniform(2, Budget.of_count(2), scope=Scope.FRAME).kept_per_medium([60], [VIDEO]) == [8]
+
+
+def test_a_sample_has_one_joint_count():
+    sample = uniform(2, scope=Scope.SAMPLE)
+    assert sample.kept_per_medium([36, 21], [IMAGE, WIDE]) == [29]  # 28.5, half up; each on its own would be 18 + 11
+    assert sample.kept_per_medium([29], [IMAGE, WIDE]) == [15]
+
+
+def test_pooling_counts_cells_of_the_grid_frame_by_frame():
+    pool = Stage(Site.pre_llm(), Pool(2))
+    assert pool.kept_per_medium([36, 21, 60], [IMAGE, WIDE, VIDEO]) == [9, 8, 4 * 6]
+    by_frame = Stage(Site.pre_llm(), Pool(2), scope=Scope.FRAME)
+    assert by_frame.kept_per_medium([60], [VIDEO]) == [4 * 6]
+
+
+def test_tokens_per_layer_follow_the_stages():
+    plan = Plan((uniform(0), uniform(2, scope=Scope.SAMPLE), uniform(3, Budget.of_count(5), scope=Scope.SAMPLE)))
+    assert plan.grid_tokens_per_layer([IMAGE, WIDE], 5) == [29, 29, 15, 5, 5]
+    assert plan.grid_tokens_per_layer([], 3) == [0, 0, 0]
+    assert Plan().grid_tokens_per_layer([IMAGE], 2) == [36, 36]
+
+
+def test_a_mask_shortens_no_layer():
+    assert Plan((uniform(1, effect=Effect.MASK),)).grid_tokens_per_layer([IMAGE], 3) == [36, 36, 36]

@@ -1,0 +1,93 @@
+"""Finding the family of a model, refusing what no family file describes, and what every family file promises."""
+
+from __future__ import annotations
+
+import pytest
+
+from foveate import families
+from foveate.core.shape import ModelShape
+from foveate.core.site import SiteKind
+from foveate.errors import UnknownName, UnsupportedModel
+from foveate.families import Family, family_for
+
+PARAMETERS = 200_000
+
+
+@pytest.mark.parametrize("name", families.names())
+def test_every_family_describes_its_own_tiny_config(name):
+    family = families.get(name)
+    config = family.tiny_config()
+    assert type(family_for(config)) is type(family)
+    assert config.model_type in family.model_types
+    shape = family.model_shape(config)
+    assert isinstance(shape, ModelShape) and shape.family == name
+    assert len(shape.decoder.layer_windows) == shape.decoder.layers == config.get_text_config().num_hidden_layers
+    assert None in shape.decoder.layer_windows
+    assert set(family.placeholder_ids(config)) == set(family.placeholders)
+    assert family.title and family.notes
+
+
+@pytest.mark.parametrize("name", families.names())
+def test_tiny_models_stay_tiny(name):
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(families.get(name).tiny_config())
+    assert sum(parameter.numel() for parameter in model.parameters()) < PARAMETERS
+
+
+@pytest.mark.parametrize("name", families.names())
+def test_the_paths_of_a_family_exist_in_its_model(name):
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    family = families.get(name)
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(family.tiny_config())
+    assert model.get_submodule(family.base) is not None
+    layers = model.get_submodule(family.decoder + ".layers")
+    assert all(layer.get_submodule(family.attention) is not None for layer in layers)
+
+
+@pytest.mark.parametrize("name", families.names())
+def test_what_a_family_cannot_serve_it_says_in_words(name):
+    for site, reason in families.get(name).unsupported.items():
+        assert isinstance(site, SiteKind) and len(reason.split()) > 3
+
+
+def test_a_model_without_a_family_is_told_what_a_family_file_names():
+    from transformers import LlamaConfig
+
+    with pytest.raises(UnsupportedModel) as caught:
+        family_for(LlamaConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1))
+    message = str(caught.value)
+    assert "no family file describes model type 'llama'. Did you mean 'llava'?" in message
+    for part in ("decoder", "layers", "vision encoder", "placeholder ids", "grid of each image"):
+        assert part in message
+    assert "\n" not in message
+
+
+def test_what_is_no_config_is_refused_by_its_type():
+    with pytest.raises(UnsupportedModel, match="model type 'dict'"):
+        family_for({})
+
+
+def test_llava_with_an_encoder_of_many_sizes_is_refused():
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, PixtralVisionConfig
+
+    small = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+    text = LlamaConfig(**small)
+    with pytest.raises(UnsupportedModel, match="LLaVA with a 'pixtral' encoder has images of many sizes"):
+        family_for(LlavaConfig(vision_config=PixtralVisionConfig(**small), text_config=text))
+    assert family_for(LlavaConfig(vision_config=CLIPVisionConfig(**small), text_config=text)).title == "LLaVA 1.5"
+
+
+def test_an_unknown_family_is_answered_with_the_nearest():
+    with pytest.raises(UnknownName, match=r"unknown family 'gemma'\. Did you mean 'gemma3'\?"):
+        families.get("gemma")
+
+
+def test_families_are_found_by_file_name():
+    assert all(isinstance(families.get(name), Family) for name in families.names())
+    assert set(families.names()) >= {"gemma3", "llava", "qwen2_5_vl"}

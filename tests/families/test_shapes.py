@@ -1,0 +1,81 @@
+"""Published models in numbers: shapes of the presets against hand-written ones, and which layers see a window."""
+
+from __future__ import annotations
+
+import pytest
+
+from foveate.core.shape import DecoderShape, EncoderShape, LinearShape, ModelShape
+from foveate.cost.presets import load_preset, preset_names
+from foveate.families import family_for
+
+CLIP_L = EncoderShape(24, 1024, 4096, 16, patch_inputs=588, prefix_tokens=1)
+SHAPES = {
+    "llava-1.5-7b": ModelShape(
+        "llava",
+        DecoderShape(32, 4096, 11008, 32, 32, 128, vocabulary=32064, layer_windows=(None,) * 32),
+        CLIP_L,
+        (LinearShape(1024, 4096), LinearShape(4096, 4096)),
+    ),
+    "llava-1.5-13b": ModelShape(
+        "llava",
+        DecoderShape(40, 5120, 13824, 40, 40, 128, vocabulary=32064, layer_windows=(None,) * 40),
+        CLIP_L,
+        (LinearShape(1024, 5120), LinearShape(5120, 5120)),
+    ),
+    "qwen2.5-vl-7b": ModelShape(
+        "qwen2_5_vl",
+        DecoderShape(28, 3584, 18944, 28, 4, 128, vocabulary=152064, layer_windows=(None,) * 28),
+        EncoderShape(
+            32,
+            1280,
+            3420,
+            16,
+            patch_inputs=3 * 2 * 14 * 14,
+            gated_mlp=True,
+            windowed_layers=(*range(7), *range(8, 15), *range(16, 23), *range(24, 31)),
+        ),
+        (LinearShape(5120, 5120), LinearShape(5120, 3584)),
+    ),
+    "gemma-3-12b": ModelShape(
+        "gemma3",
+        DecoderShape(48, 3840, 15360, 16, 8, 256, vocabulary=262208, layer_windows=((1024,) * 5 + (None,)) * 8),
+        EncoderShape(27, 1152, 4304, 16, patch_inputs=588),
+        (LinearShape(1152, 3840),),
+    ),
+}
+
+
+def config_of(name: str):
+    from transformers import AutoConfig
+
+    return AutoConfig.for_model(**load_preset(name))
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_the_shape_of_a_preset(name):
+    config = config_of(name)
+    assert family_for(config).model_shape(config) == SHAPES[name]
+
+
+def test_layers_with_a_window():
+    config = config_of("gemma-3-12b")
+    windows = family_for(config).decoder_windows(config)
+    assert [layer for layer, window in enumerate(windows) if window is None] == [5, 11, 17, 23, 29, 35, 41, 47]
+    assert SHAPES["gemma-3-12b"].decoder.window(4) == 1024 and SHAPES["gemma-3-12b"].decoder.window(5) is None
+
+
+def test_sliding_layers_that_a_config_switches_on():
+    preset = load_preset("qwen2.5-vl-7b")
+    preset["text_config"] |= {"use_sliding_window": True, "max_window_layers": 26}
+    from transformers import AutoConfig
+
+    config = AutoConfig.for_model(**preset)
+    assert family_for(config).decoder_windows(config) == (None,) * 26 + (32768,) * 2
+
+
+def test_features_of_several_encoder_layers_are_wider():
+    preset = load_preset("llava-1.5-7b") | {"vision_feature_layer": [-2, -5, -8]}
+    from transformers import AutoConfig
+
+    config = AutoConfig.for_model(**preset)
+    assert family_for(config).model_shape(config).projector[0] == LinearShape(3 * 1024, 4096)

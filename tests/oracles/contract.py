@@ -1,0 +1,129 @@
+"""What every token method owes the engine, as one function. It rejects each class in `broken.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields, replace
+
+import torch
+from torch import Tensor
+
+from foveate.core.method import TokenMethod
+from foveate.core.selection import Selection
+from foveate.core.view import AttentionRows, Observation, TokenView
+
+SEEDS = range(8)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+HEADS, WIDTH, GROUPS = 4, 8, 3
+# 16 tokens must do; a partial window or cell, a video, and one row of tokens.
+GRIDS = ((1, 4, 4), (1, 5, 7), (2, 3, 4), (1, 1, 9))
+
+
+class ContractBroken(AssertionError):
+    """The method does not keep the contract."""
+
+
+def random_view(
+    method: TokenMethod, grid: tuple[int, int, int], seed: int, dtype: torch.dtype = torch.float32, groups: int = GROUPS
+) -> TokenView:
+    """A view with everything the method asks for; sizes of tokens that merged before, unequal numbers as group keys."""
+    generator = torch.Generator().manual_seed(seed)
+    t, h, w = grid
+    count = t * h * w
+    observed: dict[Observation, Tensor] = {}
+    for observation in method.needs():
+        assert isinstance(observation, AttentionRows), f"the contract cannot make {observation}: teach it"
+        observed[observation] = torch.rand(groups, HEADS, count, generator=generator) / count
+    return TokenView(
+        features=torch.randn(groups, count, WIDTH, generator=generator).to(dtype),
+        coords=torch.cartesian_prod(torch.arange(t), torch.arange(h), torch.arange(w))
+        .reshape(1, count, 3)
+        .repeat(groups, 1, 1),
+        grid=grid,
+        sizes=torch.randint(1, 5, (groups, count), generator=generator).float(),
+        group_keys=tuple(range(0, 1000 * groups, 1000)),
+        observed=observed,
+    )
+
+
+def check_method(method: TokenMethod) -> None:
+    """Raise ContractBroken, or MethodError, unless the method keeps the contract on all grids, seeds and dtypes."""
+    for grid in GRIDS:
+        count = grid[0] * grid[1] * grid[2]
+        fixed = method.fixed_count(grid)
+        keeps = (fixed,) if fixed is not None else sorted({1, 2, count // 3 or 1, count - 1, count})
+        for keep in keeps:
+            for seed in SEEDS:
+                dtype = DTYPES[seed % len(DTYPES)]
+                _check(method, random_view(method, grid, seed, dtype), keep, f"{method} keep {keep} of {grid} in {dtype}")
+
+
+def _check(method: TokenMethod, view: TokenView, keep: int, what: str) -> None:
+    before = _copy(view)
+    selection = method.select(view, keep)
+    for name, now, then in _tensors(view, before):
+        if not torch.equal(now, then):
+            raise ContractBroken(f"{what}: it wrote into {name}")
+    selection.check_shapes(view.group_count, view.token_count, keep)
+    selection.check_values(view.token_count)
+    if not _same(selection, method.select(_copy(view), keep)):
+        raise ContractBroken(f"{what}: two calls with equal inputs differ")
+    if keep == view.token_count and method.fixed_count(view.grid or (1, 1, 1)) is None:
+        everything = torch.arange(keep).expand(view.group_count, -1)
+        if selection.is_merge or not torch.equal(selection.kept, everything):
+            raise ContractBroken(f"{what}: keeping everything is not the identity")
+    for group in range(view.group_count):
+        if not _same(_take(selection, group), method.select(_alone(view, group), keep)):
+            raise ContractBroken(f"{what}: group {group} alone is treated unlike in company")
+    if selection.is_merge:
+        _check_weights(selection, what)
+
+
+def _check_weights(selection: Selection, what: str) -> None:
+    assert selection.weight is not None and selection.self_weight is not None
+    for name, part in (("weight", selection.weight), ("self_weight", selection.self_weight)):
+        if part.dtype != torch.float32 or not bool(part.isfinite().all()):
+            raise ContractBroken(f"{what}: {name} must be finite fp32")
+
+
+def _copy(view: TokenView) -> TokenView:
+    return replace(
+        view,
+        features=view.features.clone(),
+        coords=view.coords.clone(),
+        sizes=view.sizes.clone(),
+        observed={key: value.clone() for key, value in view.observed.items()},
+    )
+
+
+def _alone(view: TokenView, group: int) -> TokenView:
+    one = slice(group, group + 1)
+    return replace(
+        view,
+        features=view.features[one].clone(),
+        coords=view.coords[one].clone(),
+        sizes=view.sizes[one].clone(),
+        group_keys=view.group_keys[one],
+        observed={key: value[one].clone() for key, value in view.observed.items()},
+    )
+
+
+def _tensors(view: TokenView, before: TokenView) -> list[tuple[str, Tensor, Tensor]]:
+    pairs = [(name, getattr(view, name), getattr(before, name)) for name in ("features", "coords", "sizes")]
+    observed: Mapping[Observation, Tensor] = before.observed
+    return pairs + [(str(key), view.observed[key], value) for key, value in observed.items()]
+
+
+def _take(selection: Selection, group: int) -> Selection:
+    parts = {field.name: getattr(selection, field.name) for field in fields(selection)}
+    return Selection(**{name: part[group : group + 1] if isinstance(part, Tensor) else part for name, part in parts.items()})
+
+
+def _same(first: Selection, second: Selection) -> bool:
+    for field in fields(first):
+        one, other = getattr(first, field.name), getattr(second, field.name)
+        if isinstance(one, Tensor) != isinstance(other, Tensor):
+            return False
+        if not (torch.equal(one, other) if isinstance(one, Tensor) else one == other):
+            return False
+    return True

@@ -1,0 +1,142 @@
+"""parse(str(plan)) == plan and from_json(to_json(plan)) == plan, for plans of every method, option, budget and scope."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields
+from decimal import Decimal
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from foveate import methods
+from foveate.core.budget import Budget, Rounding
+from foveate.core.method import Method, TokenMethod
+from foveate.core.plan import Effect, Scope, Stage
+from foveate.core.site import Site, SiteKind
+from foveate.errors import FoveateError, SpecError
+from foveate.spec import Plan, stage_text
+from foveate.spec.grammar import parse_calls
+from foveate.spec.words import read_fields, write_fields
+
+WINDOW = st.integers(1, 99).map(lambda number: f"window:{number}")
+OPTIONS = {
+    "fastv": {
+        "query": st.sampled_from(["last", "text", "all"]) | WINDOW,
+        "rope": st.booleans(),
+        "topk": st.just("global") | WINDOW,
+    },
+    "random": {"seed": st.integers(0, 2**32 - 1)},
+    "pool": {"size": st.integers(2, 9)},
+    "uniform": {},
+}
+RATIOS = (
+    st.decimals(min_value="0.001", max_value=1, places=3)
+    | st.floats(1e-9, 1).map(lambda number: Decimal(str(number))).filter(lambda ratio: ratio.as_tuple().exponent >= -28)
+    | st.integers(1, 10**28).map(lambda digits: Decimal(digits).scaleb(-28))
+)
+BUDGETS = st.builds(Budget, ratio=RATIOS, rounding=st.sampled_from(Rounding)) | st.builds(
+    Budget, count=st.integers(1, 10**6), rounding=st.sampled_from(Rounding)
+)
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> Plan:
+    layers = sorted(draw(st.sets(st.integers(0, 40), max_size=4)))
+    scopes = sorted(draw(st.lists(st.sampled_from(Scope), min_size=4, max_size=4)), key=_width)
+    stages = []
+    for layer, scope in zip(layers, scopes, strict=False):
+        name = draw(st.sampled_from(sorted(OPTIONS)))
+        method = methods.get(name)(**draw(st.fixed_dictionaries(OPTIONS[name])))
+        site = Site.llm_layer(layer) if layer else Site.pre_llm()
+        effect = draw(st.sampled_from(Effect)) if len(layers) == 1 else Effect.DROP
+        fixed = isinstance(method, TokenMethod) and method.fixed_count((1, 4, 4)) is not None
+        try:
+            stages.append(Stage(site, method, None if fixed else draw(BUDGETS), scope, effect=effect))
+            Plan(tuple(stages))
+        except FoveateError:  # a place, order or effect that this method does not serve
+            del stages[-1:]
+    return Plan(tuple(stages))
+
+
+def _width(scope: Scope) -> int:
+    return [Scope.FRAME, Scope.MEDIUM, Scope.SAMPLE].index(scope)
+
+
+@given(plans())
+@settings(max_examples=100)
+def test_the_text_of_a_plan_reads_back_as_the_plan(plan):
+    assert Plan.parse(str(plan)) == plan
+    assert str(Plan.parse(str(plan))) == str(plan)
+
+
+@given(plans())
+@settings(max_examples=100)
+def test_the_json_of_a_plan_reads_back_as_the_plan(plan):
+    stored = json.loads(json.dumps(plan.to_json()))
+    assert stored == plan.to_json()
+    assert Plan.from_json(stored) == plan
+    assert Plan.from_json(stored).to_json() == stored
+
+
+def test_the_plans_above_cover_every_method_and_every_option():
+    assert set(OPTIONS) == set(methods.names())
+    for name, options in OPTIONS.items():
+        assert set(options) == {field.name for field in fields(methods.get(name))}
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 40), BUDGETS.filter(lambda b: b.rounding is Rounding.HALF_UP)), min_size=1, max_size=5)
+)
+def test_recipes_read_back_as_their_stages(pairs):
+    by_layer = dict(pairs)
+    layers = sorted(by_layer)
+    keep = ", ".join(str(by_layer[layer]) for layer in layers)
+    plan = Plan.parse(f"staged(method=random, layers=[{', '.join(map(str, layers))}], keep=[{keep}])")
+    assert plan.stages == tuple(Stage(Site.llm_layer(k), methods.get("random")(), by_layer[k]) for k in layers)
+    assert Plan.parse(str(plan)) == plan
+
+
+@dataclass(frozen=True)
+class Wordy(Method):
+    """A method with every kind of field that a spec can express."""
+
+    words: str = "a"
+    numbers: tuple[int, ...] = (1, 2)
+    shares: tuple[float, ...] = ()
+    switches: tuple[bool, ...] = ()
+    names: tuple[str, ...] = ()
+    factor: float = 0.5
+
+    sites = (SiteKind.PRE_LLM,)
+
+
+TEXT = st.text(st.characters(exclude_characters="'", exclude_categories=["Cs"]), max_size=8)
+FINITE = st.floats(allow_nan=False, allow_infinity=False)
+
+
+@given(
+    st.builds(
+        Wordy,
+        words=TEXT,
+        numbers=st.lists(st.integers(-99, 99), max_size=3).map(tuple),
+        shares=st.lists(FINITE, max_size=3).map(tuple),
+        switches=st.lists(st.booleans(), max_size=3).map(tuple),
+        names=st.lists(TEXT, max_size=3).map(tuple),
+        factor=FINITE,
+    )
+)
+@settings(max_examples=100)
+def test_fields_of_every_type_read_back_as_they_were(method):
+    call = parse_calls(f"wordy({', '.join(write_fields(method))})")[0]
+    assert read_fields(Wordy, call.words, "wordy") == method
+
+
+def test_a_text_with_both_kinds_of_quotes_is_refused_not_garbled():
+    with pytest.raises(SpecError, match="both kinds of quotes"):
+        write_fields(Wordy(words="'\""))
+
+
+def test_every_site_has_a_text():
+    assert stage_text(Stage(Site.pre_llm(), Wordy(), Budget.of_count(1))) == "test_roundtrip(site=pre_llm, keep=1tok)"
