@@ -26,6 +26,7 @@ class Span:
         row: batch row.
         medium: number of the medium within its row; of the first one if there are several.
         frame: number of the frame within its medium; of the first one if there are several.
+        frames: frames of the whole medium.
         grid: (t, h, w) while the tokens are a whole grid in raster order, else None.
         owner: [n] long, key of each token's medium in the trace.
         columns: [n] long, column of each token in this pass.
@@ -37,6 +38,7 @@ class Span:
     row: int
     medium: int
     frame: int
+    frames: int
     grid: tuple[int, int, int] | None
     owner: Tensor
     columns: Tensor
@@ -57,13 +59,24 @@ class Span:
             first.row,
             first.medium,
             first.frame,
+            first.frames,
             grid,
             torch.cat([span.owner for span in spans]),
             torch.cat([span.columns for span in spans]),
-            torch.cat([span.coords for span in spans]),
+            Span._coords(spans),
             torch.cat([span.sizes for span in spans]),
             sum(span.count for span in spans),
         )
+
+    @staticmethod
+    def _coords(spans: list[Span]) -> Tensor:
+        """Coordinates of several spans; media follow each other in time, so that a spatial window never mixes two."""
+        parts, start, medium = [], 0, spans[0].medium
+        for span, before in zip(spans, [spans[0], *spans], strict=False):
+            if span.medium != medium:
+                start, medium = start + before.frames, span.medium
+            parts.append(span.coords + torch.tensor([start, 0, 0], device=span.coords.device))
+        return torch.cat(parts)
 
 
 @dataclass

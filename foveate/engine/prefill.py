@@ -17,6 +17,9 @@ from foveate.engine.forward import Pass, Span
 from foveate.engine.projection import Alive, take
 from foveate.errors import MethodError
 
+# More frames than any video has: the keys of two groups of one row never meet.
+_FRAMES = 1 << 20
+
 
 def begin(running: Pass, layout: Layout, device: torch.device, by_frame: bool) -> None:
     """Bring the media of a pass to the device; uploads are not waited for.
@@ -45,6 +48,7 @@ def _spans(medium: Medium, key: int, device: torch.device, by_frame: bool) -> li
             row=medium.row,
             medium=medium.index,
             frame=frame,
+            frames=t,
             grid=(t // frames, h, w),
             owner=torch.full((size,), key, device=device),
             columns=columns[frame * size : (frame + 1) * size],
@@ -154,7 +158,7 @@ def _view(
         coords=torch.stack([span.coords for span in spans]),
         grid=grid,
         sizes=torch.stack([span.sizes for span in spans]),
-        group_keys=tuple(span.medium * 1000 + span.frame for span in spans),
+        group_keys=tuple(span.medium * _FRAMES + span.frame for span in spans),
         observed=observed,
     )
 
@@ -189,6 +193,7 @@ def _survivors(running: Pass, text: str, spans: list[Span], selection: Selection
                 row=span.row,
                 medium=span.medium,
                 frame=span.frame,
+                frames=span.frames,
                 grid=span.grid if len(kept) == span.count else None,
                 owner=span.owner[kept],
                 columns=span.columns[kept],

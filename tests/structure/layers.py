@@ -21,6 +21,7 @@ ORDER = (
     ("bench", "evaluate", "viz", "train", "demo"),
     ("serve",),
     ("cli",),
+    ("__main__",),
 )
 RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 ANYWHERE = ("version", "errors")
