@@ -170,6 +170,7 @@ class Hooks:
             else:
                 mask = None
             codes = layout.column_codes(self.family, self.config, ids, embeds, mask, self.model.get_input_embeddings())  # type: ignore[operator]
+            codes, inputs = layout.fetch(codes, inputs, self.family.host_inputs)
             length = talk.prompt_length if in_generate or talk.prompt_length is None else talk.prompt_length - past
             found = layout.build_layout(self.family, self.config, inputs, codes, length)
             if found is None:
