@@ -24,7 +24,11 @@ from foveate.engine.watch import Watch
 from foveate.errors import UnsupportedCombination
 from foveate.families import Family
 
-_NEXT_COLUMN = Announcement(None, 1, True, None)
+_NEXT_COLUMN = Announcement(None, 1, True, 0)
+_CHUNKED = (
+    "chunked prefill: stages that look at attention need one chunk with all visual tokens and the prompt's last token, and "
+    "no chunk may split an image; raise prefill_chunk_size or leave it out"
+)
 # Labels travel from the top model's hook to the base model's hook of the same call.
 _labels: ContextVar[Tensor | None] = ContextVar("foveate_labels", default=None)
 
@@ -60,6 +64,7 @@ class Hooks:
         self.base = model.get_submodule(family.base)
         self.decoder = model.get_submodule(family.decoder)
         self.base_arguments = list(inspect.signature(self.base.forward).parameters)
+        self.model_arguments = list(inspect.signature(model.forward).parameters)
         self.stages: dict[int, Stage] = {}
         for stage in plan.stages:
             assert stage.site.decoder_layer is not None
@@ -73,7 +78,7 @@ class Hooks:
                 watch = self.watches.setdefault(probe_layers[layer], Watch(owner, self.masks))
                 watch.wanted.append((layer, observation))
         self.handles: list[RemovableHandle] = []
-        self.checked_on_device = False
+        self.checked_on_device: set[int] = set()
 
     def install(self) -> None:
         """Register every hook."""
@@ -82,6 +87,7 @@ class Hooks:
         layers = self.decoder.get_submodule("layers")
         self.handles += [
             self.model.register_forward_pre_hook(self._before_model, with_kwargs=True),
+            self.model.register_forward_hook(self._after_model, always_call=True),
             self.base.register_forward_pre_hook(self._before_base, with_kwargs=True),
             self.base.register_forward_hook(self._after_base, with_kwargs=True, always_call=True),
             self.decoder.register_forward_hook(self._after_decoder),
@@ -101,16 +107,30 @@ class Hooks:
         for handle in self.handles:
             handle.remove()
         self.handles.clear()
+        self.settle()
+
+    def settle(self) -> None:
+        """Forget a call that was interrupted: torch runs no hooks behind KeyboardInterrupt."""
+        forward.leave(self.owner)
+        _labels.set(None)
+        for index in self.watches:
+            observe.disarm(self.decoder.get_submodule(f"layers.{index}.{self.family.attention}"))
 
     # The model and its base: opening and closing a pass.
 
     def _before_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        labels = kwargs.get("labels")
+        call = dict(zip(self.model_arguments, args, strict=False)) | kwargs
+        labels = call.get("labels")
         if labels is None:
             return None
-        kwargs["labels"] = labels.clone()  # edited once it is known which columns are gone; the caller's stay
-        _labels.set(kwargs["labels"])
-        return args, kwargs
+        own = labels.clone()  # edited once it is known which columns are gone; the caller's stay
+        _labels.set(own)
+        if "labels" in kwargs:
+            return args, {**kwargs, "labels": own}
+        return tuple(own if value is labels else value for value in args), kwargs
+
+    def _after_model(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        _labels.set(None)  # a call that failed before its base took them
 
     def _before_base(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         call = dict(zip(self.base_arguments, args, strict=False)) | kwargs
@@ -123,8 +143,9 @@ class Hooks:
         cache = call.get("past_key_values")
         past = 0 if cache is None else int(cache.get_seq_length())
         talk = conversation.current(self.owner) or Conversation(self.owner)
-        running = Pass(self.owner, talk, queries=source.shape[1], past=past, labels=labels)
-        if past == 0 or source.shape[1] > 1:
+        running = Pass(self.owner, talk, queries=source.shape[1], past=past, cached=cache is not None, labels=labels)
+        in_prompt = talk.prompt_length is not None and past < talk.prompt_length
+        if past == 0 or source.shape[1] > 1 or in_prompt:
             self._prepare(running, call, source)
         elif self.masks:
             self._prepare_masked_step(running, source)
@@ -143,9 +164,11 @@ class Hooks:
     def _prepare(self, running: Pass, call: Mapping[str, Any], source: Tensor) -> None:
         """Find the media of a prefill pass."""
         found = self._layout(running, call)
-        if found is None or not found.media:
+        if found is None:
             return
         self._refuse(running, call, found)
+        if not found.media:
+            return
         if running.past == 0 and len(running.conversation.trace):
             running.conversation.trace.clear()  # without a cache every step chooses anew; the last choice counts
         prefill.begin(running, found, source.device, self.by_frame)
@@ -154,8 +177,8 @@ class Hooks:
     def _layout(self, running: Pass, call: Mapping[str, Any]) -> Layout | None:
         talk, past = running.conversation, running.past
         rows = (call["input_ids"] if call.get("input_ids") is not None else call["inputs_embeds"]).shape[0]
-        if talk.layout is None:
-            in_generate = bool(talk.inputs)
+        in_generate = bool(talk.inputs)
+        if talk.layout is None or (not in_generate and past >= talk.layout.width):
             inputs: Mapping[str, Any] = talk.inputs if in_generate else call
             ids = inputs.get("input_ids")
             embeds = None if ids is not None else inputs.get("inputs_embeds")
@@ -171,8 +194,11 @@ class Hooks:
                 mask = None
             codes = layout.column_codes(self.family, self.config, ids, embeds, mask, self.model.get_input_embeddings())  # type: ignore[operator]
             codes, inputs = layout.fetch(codes, inputs, self.family.host_inputs)
-            length = talk.prompt_length if in_generate or talk.prompt_length is None else talk.prompt_length - past
-            found = layout.build_layout(self.family, self.config, inputs, codes, length)
+            length = talk.prompt_length
+            if not in_generate and length is not None:
+                length = length - past if length > past else None
+            cached = past if in_generate else 0
+            found = layout.build_layout(self.family, self.config, inputs, codes, length, cached)
             if found is None:
                 return None
             if not in_generate:
@@ -185,21 +211,28 @@ class Hooks:
 
     def _refuse(self, running: Pass, call: Mapping[str, Any], found: Layout) -> None:
         """Say no to what cannot work, before any layer has run."""
-        if call.get("output_attentions"):
+        split = int((found.roles == 2).sum()) != sum(medium.shape.tokens for medium in found.media)
+        if split:
+            raise UnsupportedCombination(_CHUNKED)
+        talk = running.conversation
+        if self.masks and running.past and talk.layout is not None and talk.layout.media:
+            raise UnsupportedCombination(
+                "effect=mask chooses anew for every token: several tokens behind a cache (a second turn, assisted decoding, "
+                "chunked prefill) would need several choices at once; use effect=drop"
+            )
+        if not found.media:
+            return
+        # As transformers reads it: the argument, else the config.
+        if call.get("output_attentions", getattr(self.decoder.config, "output_attentions", False)):
             raise UnsupportedCombination(
                 "output_attentions is not defined for pruned layers: use attachment.disabled() to look at the plain model's"
             )
         checkpointed = self.model.training and getattr(self.decoder, "gradient_checkpointing", False)
         if checkpointed and not compat.HOOKS_SURVIVE_CHECKPOINTING:
             raise UnsupportedCombination("gradient checkpointing under a plan needs transformers >= 5.23")
-        talk = running.conversation
         ends_early = talk.prompt_length is not None and running.past + running.queries < talk.prompt_length
-        split = int((found.roles == 2).sum()) != sum(medium.shape.tokens for medium in found.media)
-        if split or (ends_early and self.watches):
-            raise UnsupportedCombination(
-                "chunked prefill: stages that look at attention need one chunk with all visual tokens and the prompt's last "
-                "token, and no chunk may split an image; raise prefill_chunk_size or leave it out"
-            )
+        if ends_early and self.watches:
+            raise UnsupportedCombination(_CHUNKED)
 
     def _prepare_masked_step(self, running: Pass, source: Tensor) -> None:
         """A decode step under effect=mask ranks the prompt's media anew."""
@@ -210,6 +243,7 @@ class Hooks:
             raise UnsupportedCombination(
                 "effect=mask chooses anew at every step: run inside generate(), or inside attachment.conversation()"
             )
+        talk.trace.clear()  # the last choice counts
         repeated = talk.layout.repeated(source.shape[0] // talk.layout.roles.shape[0])
         if repeated.media:
             prefill.begin(running, repeated, source.device, self.by_frame)
@@ -242,9 +276,9 @@ class Hooks:
         hidden = args[0] if args else kwargs["hidden_states"]
         stage = self.stages.get(index)
         if stage is not None and running.spans:
-            check = hidden.device.type == "cpu" or not self.checked_on_device
+            check = hidden.device.type == "cpu" or index not in self.checked_on_device
             hidden = prefill.run_stage(running, stage, index, self.texts[stage], hidden, self.shortcut, check)
-            self.checked_on_device = True
+            self.checked_on_device.add(index)
         alive = running.alive_on(hidden.device)
         if alive is None and not isinstance(stored, SlotLayer):
             return None
@@ -330,14 +364,17 @@ class Hooks:
         output.last_hidden_state = full
         captured = getattr(output, "hidden_states", None)
         if captured is not None:
-            by_width = {known.index.shape[1]: known for known in running.shortened}
+            # Entry 0 is what enters layer 0, entry i what leaves layer i - 1; entries nobody asked for are None.
             output.hidden_states = tuple(
-                scatter_back(states, by_width[states.shape[1]].to(states.device), running.queries)
-                if states.shape[1] in by_width and states.shape[1] != running.queries
-                else states
-                for states in captured
+                self._at_full_length(running, states, max(entry - 1, 0)) for entry, states in enumerate(captured)
             )
         return output
+
+    def _at_full_length(self, running: Pass, states: Tensor | None, layer: int) -> Tensor | None:
+        alive = running.alive_at(layer)
+        if states is None or alive is None:
+            return states
+        return scatter_back(states, alive.to(states.device), running.queries)
 
     def _ignore_labels(self, running: Pass) -> None:
         """Leave labels out of the loss that would be predicted from a pruned position."""

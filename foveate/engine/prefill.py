@@ -108,7 +108,7 @@ def run_stage(running: Pass, stage: Stage, layer: int, text: str, hidden: Tensor
         for span in spans:
             running.lengths[span.row] -= count - keep
     running.spans = sorted(survivors, key=lambda span: (span.row, span.medium, span.frame))
-    return _shorten(running, changed)
+    return _shorten(running, layer, changed)
 
 
 def choose_hidden(running: Pass, stage: Stage, layer: int, text: str, rows: int, columns: int) -> Tensor:
@@ -199,12 +199,12 @@ def _survivors(running: Pass, text: str, spans: list[Span], selection: Selection
     return out
 
 
-def _shorten(running: Pass, hidden: Tensor) -> Tensor:
+def _shorten(running: Pass, layer: int, hidden: Tensor) -> Tensor:
     """Gather the surviving tokens of every row; rows of unequal length are right-aligned."""
     assert running.real is not None and running.dead is not None
     before = running.alive
     alive = Alive.of(running.real & ~running.dead, running.lengths)
     slots = alive.index if before is None else before.slot_of.gather(1, alive.index)
     running.alive = alive
-    running.shortened.append(alive)
+    running.shortened.append((layer, alive))
     return take(hidden, slots, 1)
