@@ -188,7 +188,7 @@ def test_invariant_8_labels_of_a_failed_call_do_not_reach_the_next(model_of, fam
         with pytest.raises(ValueError, match="on purpose"):
             model(**inputs, labels=labels)
         handle.remove()
-        model.model(**{k: v for k, v in prompts(family, 1).items()})
+        model.model(**prompts(family, 1))
         assert attachment.last.ignored == []
 
 
