@@ -17,7 +17,6 @@ from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLa
 from foveate.engine.projection import pack, take
 from foveate.errors import AttachError, UnsupportedCombination
 
-
 # Lineages: of a layer that no stage has touched, the step of a reordering, and negative numbers for a layer of its own.
 _PLAIN, _REORDERED = 0, 1
 _own_lineage = count(-1, -1)

@@ -29,6 +29,7 @@ _CHUNKED = (
     "chunked prefill: stages that look at attention need one chunk with all visual tokens and the prompt's last token, and "
     "no chunk may split an image; raise prefill_chunk_size or leave it out"
 )
+_OPEN_A_CONVERSATION = "effect=mask chooses anew at every step: run inside generate(), or inside attachment.conversation()"
 # Labels travel from the top model's hook to the base model's hook of the same call.
 _labels: ContextVar[Tensor | None] = ContextVar("foveate_labels", default=None)
 
@@ -163,6 +164,8 @@ class Hooks:
 
     def _prepare(self, running: Pass, call: Mapping[str, Any], source: Tensor) -> None:
         """Find the media of a prefill pass."""
+        if self.masks and running.past:
+            self._refuse_masked_turn(running.conversation)
         found = self._layout(running, call)
         if found is None:
             return
@@ -215,11 +218,6 @@ class Hooks:
         if split:
             raise UnsupportedCombination(_CHUNKED)
         talk = running.conversation
-        if self.masks and running.past and talk.layout is not None and talk.layout.media:
-            raise UnsupportedCombination(
-                "effect=mask chooses anew for every token: several tokens behind a cache (a second turn, assisted decoding, "
-                "chunked prefill) would need several choices at once; use effect=drop"
-            )
         if not found.media:
             return
         # As transformers reads it: the argument, else the config.
@@ -234,15 +232,30 @@ class Hooks:
         if ends_early and self.watches:
             raise UnsupportedCombination(_CHUNKED)
 
+    def _refuse_masked_turn(self, talk: Conversation) -> None:
+        """Several tokens behind a cache cannot have one choice, unless there is no picture to choose from."""
+        if talk.layout is None and not talk.inputs:
+            raise UnsupportedCombination(_OPEN_A_CONVERSATION)
+        ids = talk.inputs.get("input_ids")
+        placeholders = list(self.family.placeholder_ids(self.config).values())
+        pictures = (
+            bool(talk.layout.media)
+            if talk.layout is not None
+            else ids is None or bool(torch.isin(ids, torch.tensor(placeholders, device=ids.device)).any())
+        )
+        if pictures:
+            raise UnsupportedCombination(
+                "effect=mask chooses anew for every token: several tokens behind a cache (a second turn, assisted decoding, "
+                "chunked prefill) would need several choices at once; use effect=drop"
+            )
+
     def _prepare_masked_step(self, running: Pass, source: Tensor) -> None:
         """A decode step under effect=mask ranks the prompt's media anew."""
         talk = running.conversation
         if talk.layout is None:
             if talk.inputs:
                 return  # a text-only prompt
-            raise UnsupportedCombination(
-                "effect=mask chooses anew at every step: run inside generate(), or inside attachment.conversation()"
-            )
+            raise UnsupportedCombination(_OPEN_A_CONVERSATION)
         talk.trace.clear()  # the last choice counts
         repeated = talk.layout.repeated(source.shape[0] // talk.layout.roles.shape[0])
         if repeated.media:
