@@ -17,7 +17,7 @@ from foveate.core.trace import Trace
 from foveate.engine import compat, conversation, observe
 from foveate.engine.conversation import Conversation
 from foveate.engine.hooks import Hooks
-from foveate.errors import AttachError, PlanError, UnsupportedCombination
+from foveate.errors import AttachError, FoveateError, PlanError, UnsupportedCombination
 from foveate.families import Family, family_for
 
 # Which models carry a plan. Weak on both sides, for an attachment holds its model: a model is freed like any other.
@@ -162,6 +162,10 @@ class Attachment:
             token = conversation.push(talk)
             try:
                 return generate(*args, **kwargs)  # type: ignore[operator]
+            except Exception as error:
+                if not isinstance(error, FoveateError):
+                    self._hooks.explain(talk)
+                raise
             finally:
                 conversation.pop(token)
                 talk.inputs = {}  # pixels and caches are the caller's again; the trace stays
@@ -177,7 +181,9 @@ class Attachment:
             inputs["input_ids"] = inputs["inputs"]
         ids, embeds = inputs.get("input_ids"), inputs.get("inputs_embeds")
         prompt = ids if ids is not None else embeds
-        kind = inputs.get("cache_implementation")
+        configs = (inputs.get("generation_config"), getattr(self.model, "generation_config", None))
+        kinds = [inputs.get("cache_implementation"), *(getattr(config, "cache_implementation", None) for config in configs)]
+        kind = next((kind for kind in kinds if kind is not None), None)
         if kind not in (None, "dynamic", "dynamic_full") and self.plan.drops:
             raise UnsupportedCombination(
                 f"cache_implementation='{kind}' cannot hold a pruned cache in this version: leave it out, or detach the plan"

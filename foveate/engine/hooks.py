@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from foveate.core.layout import Layout
 from foveate.core.plan import Effect, Plan, Scope, Stage
 from foveate.core.view import AttentionRows
-from foveate.engine import compat, conversation, forward, layout, observe, prefill
+from foveate.engine import compat, conversation, forward, labels, layout, observe, prefill
 from foveate.engine.cache import Announcement, SlotLayer, slot_layer
 from foveate.engine.conversation import Conversation
 from foveate.engine.forward import Pass
@@ -30,8 +29,10 @@ _CHUNKED = (
     "no chunk may split an image; raise prefill_chunk_size or leave it out"
 )
 _OPEN_A_CONVERSATION = "effect=mask chooses anew at every step: run inside generate(), or inside attachment.conversation()"
-# Labels travel from the top model's hook to the base model's hook of the same call.
-_labels: ContextVar[Tensor | None] = ContextVar("foveate_labels", default=None)
+
+
+def _waits(device: torch.device) -> bool:
+    return device.type != "cpu"
 
 
 class Hooks:
@@ -79,7 +80,7 @@ class Hooks:
                 watch = self.watches.setdefault(probe_layers[layer], Watch(owner, self.masks))
                 watch.wanted.append((layer, observation))
         self.handles: list[RemovableHandle] = []
-        self.checked_on_device: set[int] = set()
+        self.checked: set[int] = set()  # layers whose stage has answered well once
 
     def install(self) -> None:
         """Register every hook."""
@@ -113,38 +114,28 @@ class Hooks:
     def settle(self) -> None:
         """Forget a call that was interrupted: torch runs no hooks behind KeyboardInterrupt."""
         forward.leave(self.owner)
-        _labels.set(None)
+        labels.take()
         for index in self.watches:
             observe.disarm(self.decoder.get_submodule(f"layers.{index}.{self.family.attention}"))
 
     # The model and its base: opening and closing a pass.
 
     def _before_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        call = dict(zip(self.model_arguments, args, strict=False)) | kwargs
-        labels = call.get("labels")
-        if labels is None:
-            return None
-        own = labels.clone()  # edited once it is known which columns are gone; the caller's stay
-        _labels.set(own)
-        if "labels" in kwargs:
-            return args, {**kwargs, "labels": own}
-        return tuple(own if value is labels else value for value in args), kwargs
+        return labels.send(self.model_arguments, args, kwargs)
 
     def _after_model(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        _labels.set(None)  # a call that failed before its base took them
+        labels.take()  # of a call that failed before its base took them
 
     def _before_base(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         call = dict(zip(self.base_arguments, args, strict=False)) | kwargs
-        labels = _labels.get()
-        if labels is not None:
-            _labels.set(None)
+        own_labels = labels.take()
         source = call.get("input_ids") if call.get("input_ids") is not None else call.get("inputs_embeds")
         if source is None:
             return  # the model itself says what is missing
         cache = call.get("past_key_values")
         past = 0 if cache is None else int(cache.get_seq_length())
         talk = conversation.current(self.owner) or Conversation(self.owner)
-        running = Pass(self.owner, talk, queries=source.shape[1], past=past, cached=cache is not None, labels=labels)
+        running = Pass(self.owner, talk, queries=source.shape[1], past=past, cached=cache is not None, labels=own_labels)
         in_prompt = talk.prompt_length is not None and past < talk.prompt_length
         if past == 0 or source.shape[1] > 1 or in_prompt:
             self._prepare(running, call, source)
@@ -211,6 +202,13 @@ class Hooks:
             talk.layout = found
         prompt_layout = talk.layout.repeated(rows // talk.layout.roles.shape[0])
         return prompt_layout.columns_between(past, past + running.queries).extended(running.queries)
+
+    def explain(self, talk: Conversation) -> None:
+        """Raise InputError if media that do not fit their placeholders made generate() fail in transformers' own code."""
+        ids = talk.inputs.get("input_ids")
+        if talk.layout is None and isinstance(ids, Tensor):
+            codes = layout.column_codes(self.family, self.config, ids, None, talk.inputs.get("attention_mask"), nn.Identity())
+            layout.build_layout(self.family, self.config, talk.inputs, codes.cpu(), talk.prompt_length)
 
     def _refuse(self, running: Pass, call: Mapping[str, Any], found: Layout) -> None:
         """Say no to what cannot work, before any layer has run."""
@@ -289,9 +287,9 @@ class Hooks:
         hidden = args[0] if args else kwargs["hidden_states"]
         stage = self.stages.get(index)
         if stage is not None and running.spans:
-            check = hidden.device.type == "cpu" or index not in self.checked_on_device
+            check = self._check(index, hidden.device)
             hidden = prefill.run_stage(running, stage, index, self.texts[stage], hidden, self.shortcut, check)
-            self.checked_on_device.add(index)
+            self.checked.add(index)
         alive = running.alive_on(hidden.device)
         if alive is None and not isinstance(stored, SlotLayer):
             return None
@@ -308,6 +306,10 @@ class Hooks:
         if args:
             return (hidden, *args[1:]), kwargs
         return args, {**kwargs, "hidden_states": hidden}
+
+    def _check(self, index: int, device: torch.device) -> bool:
+        """Whether to read the values of a stage's answer: always, or once where reading waits for the device."""
+        return index not in self.checked or not _waits(device)
 
     def _project_positions(self, running: Pass, alive: Alive, kwargs: dict[str, Any]) -> None:
         for name, embeddings in kwargs.items():
@@ -342,7 +344,8 @@ class Hooks:
         keys = running.past + running.queries
         stage = self.stages.get(index)
         if stage is not None:
-            running.hidden = prefill.choose_hidden(running, stage, index, self.texts[stage], hidden.shape[0], keys)
+            check = self._check(index, hidden.device)
+            running.hidden = prefill.choose_hidden(running, stage, index, self.texts[stage], hidden.shape[0], keys, check)
         gone = running.hidden
         if gone is None:
             return None
@@ -371,7 +374,7 @@ class Hooks:
         if hidden.shape[1] != alive.index.shape[1]:
             return None
         full = scatter_back(hidden, alive, running.queries)
-        self._ignore_labels(running)
+        labels.ignore_lost(running)
         if isinstance(output, tuple):
             return (full, *output[1:])
         output.last_hidden_state = full
@@ -388,12 +391,3 @@ class Hooks:
         if states is None or alive is None:
             return states
         return scatter_back(states, alive.to(states.device), running.queries)
-
-    def _ignore_labels(self, running: Pass) -> None:
-        """Leave labels out of the loss that would be predicted from a pruned position."""
-        if running.labels is None or running.dead is None:
-            return
-        labels = running.labels
-        lost = running.dead[:, :-1].to(labels.device) & (labels[:, 1:] != -100)
-        labels[:, 1:].masked_fill_(lost, -100)
-        running.conversation.ignored.append(lost.sum())
