@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 from torch import nn
 
@@ -17,11 +17,16 @@ from foveate.core.trace import Trace
 from foveate.engine import compat, conversation, observe
 from foveate.engine.conversation import Conversation
 from foveate.engine.hooks import Hooks
-from foveate.errors import AttachError, PlanError, UnsupportedCombination
+from foveate.errors import AttachError, FoveateError, PlanError, UnsupportedCombination
 from foveate.families import Family, family_for
 
-# Which models carry a plan. Weak, so that a model is freed like any other.
-_attached: WeakKeyDictionary[nn.Module, Attachment] = WeakKeyDictionary()
+# Which models carry a plan. Weak on both sides, for an attachment holds its model: a model is freed like any other.
+_attached: WeakKeyDictionary[nn.Module, ref[Attachment]] = WeakKeyDictionary()
+
+
+def _attachment_of(model: nn.Module) -> Attachment | None:
+    known = _attached.get(model)
+    return None if known is None else known()
 
 
 def unwrap(model: Any) -> nn.Module:
@@ -38,6 +43,8 @@ def unwrap(model: Any) -> nn.Module:
         return unwrap(model.model)
     if not isinstance(model, nn.Module) or not hasattr(model, "config"):
         raise AttachError(f"attach takes a Hugging Face model, a pipeline or a PeftModel, not {type(model).__name__}")
+    if any(getattr(part, "_compiled_call_impl", None) is not None or hasattr(part, "_orig_mod") for part in model.modules()):
+        raise AttachError("a part of the model is compiled already: attach first, compile afterwards")
     return model
 
 
@@ -102,51 +109,67 @@ class Attachment:
         Raises:
             AttachError, UnsupportedModel, PlanError, UnsupportedCombination: before anything was touched.
         """
-        if model in _attached:
-            raise AttachError(
-                f"this model already carries the plan '{_attached[model]}': detach it first, or use attachment.using(plan)"
-            )
+        known = _attachment_of(model)
+        if known is not None:
+            raise AttachError(f"this model already carries the plan '{known}': detach it first, or use attachment.using(plan)")
         self.model, self.plan = model, plan
         self.family = family_for(model.config)
         self._describe, self._shortcut = describe, shortcut
         self._conversations: deque[Conversation] = deque(maxlen=max(1, keep_traces))
+        self._installed = False
+        self._own_generate: Any = None  # a generate that somebody else put on the instance
         self._hooks = self._make_hooks(plan)
         compat.warn_if_untested()
         self._install(self._hooks)
-        _attached[model] = self
+        _attached[model] = ref(self)
 
     def _make_hooks(self, plan: Plan) -> Hooks:
         probes = check_plan(plan, self.family, self.model.config)
         texts = {stage: self._describe(stage) for stage in plan.stages}
-        return Hooks(self, self.model, self.family, plan, texts, probes, self._shortcut, self._remember)
+        try:
+            return Hooks(self, self.model, self.family, plan, texts, probes, self._shortcut, self._remember)
+        except AttributeError as error:
+            raise AttachError(
+                f"{type(self.model).__name__} is not laid out as {self.family.title}: {error}; attach the model with its head, "
+                "or compare the family file with this transformers"
+            ) from None
 
     def _remember(self, talk: Conversation) -> None:
         if not any(known is talk for known in self._conversations):
             self._conversations.append(talk)
 
     def _install(self, hooks: Hooks) -> None:
-        try:
-            hooks.install()
-        except AttributeError as error:
-            hooks.remove()
-            raise AttachError(f"{self.family.title}: {error}; the family file and this transformers do not agree") from None
+        hooks.install()
         self._wrap_generate()
+        self._installed = True
 
     def _uninstall(self, hooks: Hooks) -> None:
         hooks.remove()
-        self.model.__dict__.pop("generate", None)
+        if self._installed:
+            self.model.__dict__.pop("generate", None)
+            if self._own_generate is not None:
+                self.model.__dict__["generate"] = self._own_generate
+        self._installed = False
 
     def _wrap_generate(self) -> None:
         """Let generate() open a conversation. On the instance, so that removing it restores the class's own."""
         generate = self.model.generate
+        self._own_generate = self.model.__dict__.get("generate")
 
         @wraps(generate)  # type: ignore[arg-type]
         def with_conversation(*args: Any, **kwargs: Any) -> Any:
-            token = conversation.push(self._conversation_for(args, kwargs))
+            talk = self._conversation_for(args, kwargs)
+            token = conversation.push(talk)
             try:
                 return generate(*args, **kwargs)  # type: ignore[operator]
+            except Exception as error:
+                if not isinstance(error, FoveateError):
+                    self._hooks.explain(talk)
+                raise
             finally:
                 conversation.pop(token)
+                talk.inputs = {}  # pixels and caches are the caller's again; the trace stays
+                self._hooks.settle()
 
         self.model.__dict__["generate"] = with_conversation
 
@@ -158,7 +181,9 @@ class Attachment:
             inputs["input_ids"] = inputs["inputs"]
         ids, embeds = inputs.get("input_ids"), inputs.get("inputs_embeds")
         prompt = ids if ids is not None else embeds
-        kind = inputs.get("cache_implementation")
+        configs = (inputs.get("generation_config"), getattr(self.model, "generation_config", None))
+        kinds = [inputs.get("cache_implementation"), *(getattr(config, "cache_implementation", None) for config in configs)]
+        kind = next((kind for kind in kinds if kind is not None), None)
         if kind not in (None, "dynamic", "dynamic_full") and self.plan.drops:
             raise UnsupportedCombination(
                 f"cache_implementation='{kind}' cannot hold a pruned cache in this version: leave it out, or detach the plan"
@@ -169,7 +194,7 @@ class Attachment:
 
     def detach(self) -> None:
         """Take everything back. Calling it twice does nothing."""
-        if _attached.get(self.model) is self:
+        if self.is_attached:
             self._uninstall(self._hooks)
             del _attached[self.model]
             if not _attached:
@@ -184,23 +209,25 @@ class Attachment:
     @property
     def is_attached(self) -> bool:
         """Whether the model carries this plan."""
-        return _attached.get(self.model) is self
+        return _attachment_of(self.model) is self
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
         """The plain model inside the block: no hook is left, so that a comparison is honest."""
         self._require_attached()
-        self._uninstall(self._hooks)
+        was_installed, hooks = self._installed, self._hooks
+        self._uninstall(hooks)
         try:
             yield
         finally:
-            self._install(self._hooks)
+            if was_installed and self.is_attached:
+                self._install(hooks)
 
     @contextmanager
     def _replaced(self, plan: Plan) -> Iterator[Attachment]:
         """Another plan inside the block."""
         self._require_attached()
-        before, hooks = self.plan, self._hooks
+        before, hooks, was_installed = self.plan, self._hooks, self._installed
         other = self._make_hooks(plan)
         self._uninstall(hooks)
         self.plan, self._hooks = plan, other
@@ -210,7 +237,8 @@ class Attachment:
         finally:
             self._uninstall(other)
             self.plan, self._hooks = before, hooks
-            self._install(hooks)
+            if was_installed and self.is_attached:
+                self._install(hooks)
 
     @contextmanager
     def conversation(self, prompt_length: int | None = None) -> Iterator[Conversation]:

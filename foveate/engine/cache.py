@@ -7,6 +7,7 @@ column it holds, -1 for a hole.
 
 from __future__ import annotations
 
+from itertools import count
 from typing import Any
 
 import torch
@@ -17,6 +18,10 @@ from foveate.engine import compat
 from foveate.engine.projection import pack, take
 from foveate.errors import AttachError, UnsupportedCombination
 
+# Lineages: of a layer that no stage has touched, the step of a reordering, and negative numbers for a layer of its own.
+_PLAIN, _REORDERED = 0, 1
+_own_lineage = count(-1, -1)
+
 
 class Announcement:
     """What the hook in front of a layer tells its cache layer about the states that are about to arrive.
@@ -25,12 +30,12 @@ class Announcement:
         positions: [B, n] column of each arriving state, -1 for a hole; None if they are the next columns in a row.
         columns: how many columns the arriving states stand for.
         all_valid: whether `positions` holds no -1.
-        lineage: equal objects mean equal slots: layers behind the same stages share it, so masks are built once.
+        lineage: equal numbers mean equal slots: layers behind the same stages share it, so masks are built once.
     """
 
     __slots__ = ("all_valid", "columns", "lineage", "positions")
 
-    def __init__(self, positions: Tensor | None, columns: int, all_valid: bool, lineage: object) -> None:
+    def __init__(self, positions: Tensor | None, columns: int, all_valid: bool, lineage: int) -> None:
         self.positions, self.columns, self.all_valid, self.lineage = positions, columns, all_valid, lineage
 
 
@@ -48,14 +53,14 @@ class SlotLayer:
     logical: int
     all_valid: bool  # no hole among the slots
     pad_free: bool  # no slot holds a padding column
-    lineage: object
+    lineage: int
     _announced: Announcement | None
 
     def begin(self) -> None:
         """Take over a layer that may hold states already: its slots are its last columns."""
         self._prefix, self._tail, self._announced = None, self.slots, None
         self.logical = super().get_seq_length()  # type: ignore[misc]
-        self.all_valid, self.pad_free, self.lineage = True, self._tail == 0, "plain"
+        self.all_valid, self.pad_free, self.lineage = True, self._tail == 0, _PLAIN
 
     @property
     def slots(self) -> int:
@@ -89,13 +94,17 @@ class SlotLayer:
             new = announced.positions
             self._prefix, self._tail = torch.cat([self.positions(new.shape[0], new.device), new], dim=1), 0
             self.all_valid = self.all_valid and announced.all_valid
-            self.lineage = (self.lineage, announced.lineage)
+            self._descend(announced.lineage)
         else:
             self._tail += arriving
             self.pad_free = self.pad_free and arriving == 1
         out: tuple[Tensor, Tensor] = super().update(key_states, value_states, *args, **kwargs)  # type: ignore[misc]
         self._advance(announced.columns)
         return out
+
+    def _descend(self, step: int) -> None:
+        # One number and not a list of steps: a long beam search reorders at every step.
+        self.lineage = hash((self.lineage, step))
 
     def _advance(self, columns: int) -> None:
         self.logical += columns
@@ -121,7 +130,7 @@ class SlotLayer:
         index, valid = pack(keep, lengths)
         self.keys, self.values = take(self.keys, index, 2), take(self.values, index, 2)
         self._prefix, self._tail = torch.where(valid, positions.gather(1, index), -1), 0
-        self.all_valid, self.lineage = min(lengths) == max(lengths), object()
+        self.all_valid, self.lineage = min(lengths) == max(lengths), next(_own_lineage)
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last columns; `tokens_to_remove` is negative, as transformers passes it."""
@@ -143,14 +152,14 @@ class SlotLayer:
         """Empty the layer."""
         super().reset()  # type: ignore[misc]
         self._prefix, self._tail, self.logical = None, 0, 0
-        self.all_valid, self.pad_free, self.lineage = True, True, "plain"
+        self.all_valid, self.pad_free, self.lineage = True, True, _PLAIN
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Permute rows, as beam search does."""
         super().reorder_cache(beam_idx)  # type: ignore[misc]
         if self._prefix is not None:
             self._prefix = self._prefix.index_select(0, beam_idx.to(self._prefix.device))
-            self.lineage = (self.lineage, "reordered")
+            self._descend(_REORDERED)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat rows."""

@@ -88,13 +88,14 @@ class Pass:
         conversation: the conversation it belongs to.
         queries: columns in this call.
         past: columns in the cache before this call.
+        cached: whether there is a cache: then the choice holds for the whole answer, else every step chooses anew.
         layout: roles and media of the columns, None if there is nothing to choose from.
         real: [B, S] bool on the device, False at padding.
         dead: [B, S] bool on the device, True at columns that stages removed.
         lengths: surviving columns per row.
         spans: the surviving visual tokens, by frame, medium or row, as the last stage ranked them.
         alive: the tokens that reach the current layer, None for all columns.
-        shortened: every `alive` of this pass, in order, to scatter captured hidden states back.
+        shortened: every `alive` of this pass with the layer it starts at, in order, to scatter captured hidden states back.
         hidden: [B, past + S] bool, True at key columns that a MASK stage hides; None without one.
         observed: what was measured, per (stage's layer, observation): [B, H, S] for the columns of this pass.
         records: whether the stages of this pass belong in the trace; the steps behind a prefill do not.
@@ -105,13 +106,14 @@ class Pass:
     conversation: Conversation
     queries: int
     past: int = 0
+    cached: bool = False
     layout: Layout | None = None
     real: Tensor | None = None
     dead: Tensor | None = None
     lengths: list[int] = field(default_factory=list)
     spans: list[Span] = field(default_factory=list)
     alive: Alive | None = None
-    shortened: list[Alive] = field(default_factory=list)
+    shortened: list[tuple[int, Alive]] = field(default_factory=list)
     hidden: Tensor | None = None
     observed: dict[tuple[int, Observation], Tensor] = field(default_factory=dict)
     labels: Tensor | None = None
@@ -129,6 +131,11 @@ class Pass:
             self.memo[(key, id(source))] = known
         result: _T = known[1]
         return result
+
+    def alive_at(self, layer: int) -> Alive | None:
+        """The tokens that reached a layer, None for all columns."""
+        reached = [alive for start, alive in self.shortened if start <= layer]
+        return reached[-1] if reached else None
 
     def alive_on(self, device: torch.device) -> Alive | None:
         """The surviving tokens on a device."""

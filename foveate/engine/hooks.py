@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from foveate.core.layout import Layout
 from foveate.core.plan import Effect, Plan, Scope, Stage
 from foveate.core.view import AttentionRows
-from foveate.engine import compat, conversation, forward, layout, observe, prefill
+from foveate.engine import compat, conversation, forward, labels, layout, observe, prefill
 from foveate.engine.cache import Announcement, SlotLayer, slot_layer
 from foveate.engine.conversation import Conversation
 from foveate.engine.forward import Pass
@@ -24,9 +23,16 @@ from foveate.engine.watch import Watch
 from foveate.errors import UnsupportedCombination
 from foveate.families import Family
 
-_NEXT_COLUMN = Announcement(None, 1, True, None)
-# Labels travel from the top model's hook to the base model's hook of the same call.
-_labels: ContextVar[Tensor | None] = ContextVar("foveate_labels", default=None)
+_NEXT_COLUMN = Announcement(None, 1, True, 0)
+_CHUNKED = (
+    "chunked prefill: stages that look at attention need one chunk with all visual tokens and the prompt's last token, and "
+    "no chunk may split an image; raise prefill_chunk_size or leave it out"
+)
+_OPEN_A_CONVERSATION = "effect=mask chooses anew at every step: run inside generate(), or inside attachment.conversation()"
+
+
+def _waits(device: torch.device) -> bool:
+    return device.type != "cpu"
 
 
 class Hooks:
@@ -60,6 +66,7 @@ class Hooks:
         self.base = model.get_submodule(family.base)
         self.decoder = model.get_submodule(family.decoder)
         self.base_arguments = list(inspect.signature(self.base.forward).parameters)
+        self.model_arguments = list(inspect.signature(model.forward).parameters)
         self.stages: dict[int, Stage] = {}
         for stage in plan.stages:
             assert stage.site.decoder_layer is not None
@@ -73,7 +80,7 @@ class Hooks:
                 watch = self.watches.setdefault(probe_layers[layer], Watch(owner, self.masks))
                 watch.wanted.append((layer, observation))
         self.handles: list[RemovableHandle] = []
-        self.checked_on_device = False
+        self.checked: set[int] = set()  # layers whose stage has answered well once
 
     def install(self) -> None:
         """Register every hook."""
@@ -82,6 +89,7 @@ class Hooks:
         layers = self.decoder.get_submodule("layers")
         self.handles += [
             self.model.register_forward_pre_hook(self._before_model, with_kwargs=True),
+            self.model.register_forward_hook(self._after_model, always_call=True),
             self.base.register_forward_pre_hook(self._before_base, with_kwargs=True),
             self.base.register_forward_hook(self._after_base, with_kwargs=True, always_call=True),
             self.decoder.register_forward_hook(self._after_decoder),
@@ -101,30 +109,35 @@ class Hooks:
         for handle in self.handles:
             handle.remove()
         self.handles.clear()
+        self.settle()
+
+    def settle(self) -> None:
+        """Forget a call that was interrupted: torch runs no hooks behind KeyboardInterrupt."""
+        forward.leave(self.owner)
+        labels.take()
+        for index in self.watches:
+            observe.disarm(self.decoder.get_submodule(f"layers.{index}.{self.family.attention}"))
 
     # The model and its base: opening and closing a pass.
 
     def _before_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        labels = kwargs.get("labels")
-        if labels is None:
-            return None
-        kwargs["labels"] = labels.clone()  # edited once it is known which columns are gone; the caller's stay
-        _labels.set(kwargs["labels"])
-        return args, kwargs
+        return labels.send(self.model_arguments, args, kwargs)
+
+    def _after_model(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        labels.take()  # of a call that failed before its base took them
 
     def _before_base(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         call = dict(zip(self.base_arguments, args, strict=False)) | kwargs
-        labels = _labels.get()
-        if labels is not None:
-            _labels.set(None)
+        own_labels = labels.take()
         source = call.get("input_ids") if call.get("input_ids") is not None else call.get("inputs_embeds")
         if source is None:
             return  # the model itself says what is missing
         cache = call.get("past_key_values")
         past = 0 if cache is None else int(cache.get_seq_length())
         talk = conversation.current(self.owner) or Conversation(self.owner)
-        running = Pass(self.owner, talk, queries=source.shape[1], past=past, labels=labels)
-        if past == 0 or source.shape[1] > 1:
+        running = Pass(self.owner, talk, queries=source.shape[1], past=past, cached=cache is not None, labels=own_labels)
+        in_prompt = talk.prompt_length is not None and past < talk.prompt_length
+        if past == 0 or source.shape[1] > 1 or in_prompt:
             self._prepare(running, call, source)
         elif self.masks:
             self._prepare_masked_step(running, source)
@@ -142,10 +155,14 @@ class Hooks:
 
     def _prepare(self, running: Pass, call: Mapping[str, Any], source: Tensor) -> None:
         """Find the media of a prefill pass."""
+        if self.masks and running.past:
+            self._refuse_masked_turn(running.conversation)
         found = self._layout(running, call)
-        if found is None or not found.media:
+        if found is None:
             return
         self._refuse(running, call, found)
+        if not found.media:
+            return
         if running.past == 0 and len(running.conversation.trace):
             running.conversation.trace.clear()  # without a cache every step chooses anew; the last choice counts
         prefill.begin(running, found, source.device, self.by_frame)
@@ -154,8 +171,8 @@ class Hooks:
     def _layout(self, running: Pass, call: Mapping[str, Any]) -> Layout | None:
         talk, past = running.conversation, running.past
         rows = (call["input_ids"] if call.get("input_ids") is not None else call["inputs_embeds"]).shape[0]
-        if talk.layout is None:
-            in_generate = bool(talk.inputs)
+        in_generate = bool(talk.inputs)
+        if talk.layout is None or (not in_generate and past >= talk.layout.width):
             inputs: Mapping[str, Any] = talk.inputs if in_generate else call
             ids = inputs.get("input_ids")
             embeds = None if ids is not None else inputs.get("inputs_embeds")
@@ -170,8 +187,12 @@ class Hooks:
             else:
                 mask = None
             codes = layout.column_codes(self.family, self.config, ids, embeds, mask, self.model.get_input_embeddings())  # type: ignore[operator]
-            length = talk.prompt_length if in_generate or talk.prompt_length is None else talk.prompt_length - past
-            found = layout.build_layout(self.family, self.config, inputs, codes, length)
+            codes, inputs = layout.fetch(codes, inputs, self.family.host_inputs)
+            length = talk.prompt_length
+            if not in_generate and length is not None:
+                length = length - past if length > past else None
+            cached = past if in_generate else 0
+            found = layout.build_layout(self.family, self.config, inputs, codes, length, cached)
             if found is None:
                 return None
             if not in_generate:
@@ -182,22 +203,48 @@ class Hooks:
         prompt_layout = talk.layout.repeated(rows // talk.layout.roles.shape[0])
         return prompt_layout.columns_between(past, past + running.queries).extended(running.queries)
 
+    def explain(self, talk: Conversation) -> None:
+        """Raise InputError if media that do not fit their placeholders made generate() fail in transformers' own code."""
+        ids = talk.inputs.get("input_ids")
+        if talk.layout is None and isinstance(ids, Tensor):
+            codes = layout.column_codes(self.family, self.config, ids, None, talk.inputs.get("attention_mask"), nn.Identity())
+            layout.build_layout(self.family, self.config, talk.inputs, codes.cpu(), talk.prompt_length)
+
     def _refuse(self, running: Pass, call: Mapping[str, Any], found: Layout) -> None:
         """Say no to what cannot work, before any layer has run."""
-        if call.get("output_attentions"):
+        split = int((found.roles == 2).sum()) != sum(medium.shape.tokens for medium in found.media)
+        if split:
+            raise UnsupportedCombination(_CHUNKED)
+        talk = running.conversation
+        if not found.media:
+            return
+        # As transformers reads it: the argument, else the config.
+        if call.get("output_attentions", getattr(self.decoder.config, "output_attentions", False)):
             raise UnsupportedCombination(
                 "output_attentions is not defined for pruned layers: use attachment.disabled() to look at the plain model's"
             )
         checkpointed = self.model.training and getattr(self.decoder, "gradient_checkpointing", False)
         if checkpointed and not compat.HOOKS_SURVIVE_CHECKPOINTING:
             raise UnsupportedCombination("gradient checkpointing under a plan needs transformers >= 5.23")
-        talk = running.conversation
         ends_early = talk.prompt_length is not None and running.past + running.queries < talk.prompt_length
-        split = int((found.roles == 2).sum()) != sum(medium.shape.tokens for medium in found.media)
-        if split or (ends_early and self.watches):
+        if ends_early and self.watches:
+            raise UnsupportedCombination(_CHUNKED)
+
+    def _refuse_masked_turn(self, talk: Conversation) -> None:
+        """Several tokens behind a cache cannot have one choice, unless there is no picture to choose from."""
+        if talk.layout is None and not talk.inputs:
+            raise UnsupportedCombination(_OPEN_A_CONVERSATION)
+        ids = talk.inputs.get("input_ids")
+        placeholders = list(self.family.placeholder_ids(self.config).values())
+        pictures = (
+            bool(talk.layout.media)
+            if talk.layout is not None
+            else ids is None or bool(torch.isin(ids, torch.tensor(placeholders, device=ids.device)).any())
+        )
+        if pictures:
             raise UnsupportedCombination(
-                "chunked prefill: stages that look at attention need one chunk with all visual tokens and the prompt's last "
-                "token, and no chunk may split an image; raise prefill_chunk_size or leave it out"
+                "effect=mask chooses anew for every token: several tokens behind a cache (a second turn, assisted decoding, "
+                "chunked prefill) would need several choices at once; use effect=drop"
             )
 
     def _prepare_masked_step(self, running: Pass, source: Tensor) -> None:
@@ -206,9 +253,8 @@ class Hooks:
         if talk.layout is None:
             if talk.inputs:
                 return  # a text-only prompt
-            raise UnsupportedCombination(
-                "effect=mask chooses anew at every step: run inside generate(), or inside attachment.conversation()"
-            )
+            raise UnsupportedCombination(_OPEN_A_CONVERSATION)
+        talk.trace.clear()  # the last choice counts
         repeated = talk.layout.repeated(source.shape[0] // talk.layout.roles.shape[0])
         if repeated.media:
             running.records = False
@@ -242,9 +288,9 @@ class Hooks:
         hidden = args[0] if args else kwargs["hidden_states"]
         stage = self.stages.get(index)
         if stage is not None and running.spans:
-            check = hidden.device.type == "cpu" or not self.checked_on_device
+            check = self._check(index, hidden.device)
             hidden = prefill.run_stage(running, stage, index, self.texts[stage], hidden, self.shortcut, check)
-            self.checked_on_device = True
+            self.checked.add(index)
         alive = running.alive_on(hidden.device)
         if alive is None and not isinstance(stored, SlotLayer):
             return None
@@ -261,6 +307,10 @@ class Hooks:
         if args:
             return (hidden, *args[1:]), kwargs
         return args, {**kwargs, "hidden_states": hidden}
+
+    def _check(self, index: int, device: torch.device) -> bool:
+        """Whether to read the values of a stage's answer: always, or once where reading waits for the device."""
+        return index not in self.checked or not _waits(device)
 
     def _project_positions(self, running: Pass, alive: Alive, kwargs: dict[str, Any]) -> None:
         for name, embeddings in kwargs.items():
@@ -295,7 +345,8 @@ class Hooks:
         keys = running.past + running.queries
         stage = self.stages.get(index)
         if stage is not None:
-            running.hidden = prefill.choose_hidden(running, stage, index, self.texts[stage], hidden.shape[0], keys)
+            check = self._check(index, hidden.device)
+            running.hidden = prefill.choose_hidden(running, stage, index, self.texts[stage], hidden.shape[0], keys, check)
         gone = running.hidden
         if gone is None:
             return None
@@ -324,26 +375,20 @@ class Hooks:
         if hidden.shape[1] != alive.index.shape[1]:
             return None
         full = scatter_back(hidden, alive, running.queries)
-        self._ignore_labels(running)
+        labels.ignore_lost(running)
         if isinstance(output, tuple):
             return (full, *output[1:])
         output.last_hidden_state = full
         captured = getattr(output, "hidden_states", None)
         if captured is not None:
-            by_width = {known.index.shape[1]: known for known in running.shortened}
+            # Entry 0 is what enters layer 0, entry i what leaves layer i - 1; entries nobody asked for are None.
             output.hidden_states = tuple(
-                scatter_back(states, by_width[states.shape[1]].to(states.device), running.queries)
-                if states.shape[1] in by_width and states.shape[1] != running.queries
-                else states
-                for states in captured
+                self._at_full_length(running, states, max(entry - 1, 0)) for entry, states in enumerate(captured)
             )
         return output
 
-    def _ignore_labels(self, running: Pass) -> None:
-        """Leave labels out of the loss that would be predicted from a pruned position."""
-        if running.labels is None or running.dead is None:
-            return
-        labels = running.labels
-        lost = running.dead[:, :-1].to(labels.device) & (labels[:, 1:] != -100)
-        labels[:, 1:].masked_fill_(lost, -100)
-        running.conversation.ignored.append(lost.sum())
+    def _at_full_length(self, running: Pass, states: Tensor | None, layer: int) -> Tensor | None:
+        alive = running.alive_at(layer)
+        if states is None or alive is None:
+            return states
+        return scatter_back(states, alive.to(states.device), running.queries)

@@ -19,7 +19,7 @@ _TEXT, _PAD = 0, -1
 def column_codes(
     family: Family, config: Any, input_ids: Tensor | None, inputs_embeds: Tensor | None, mask: Tensor | None, embed: nn.Module
 ) -> Tensor:
-    """[B, S] int8 on the CPU: -1 padding, 0 text, 1.. the kinds of media in the family's order.
+    """[B, S] int8: -1 padding, 0 text, 1.. the kinds of media in the family's order.
 
     Callers that pass embeddings instead of ids are served by looking for the placeholder's own embedding.
     """
@@ -38,17 +38,39 @@ def column_codes(
         codes = codes.masked_fill(found, number)
     if mask is not None and mask.ndim == 2:
         codes = codes.masked_fill(mask[:, -codes.shape[1] :].to(codes.device) == 0, _PAD)
-    return codes.cpu()
+    return codes
+
+
+def fetch(codes: Tensor, inputs: Mapping[str, Any], names: tuple[str, ...]) -> tuple[Tensor, Mapping[str, Any]]:
+    """Codes and the small integer inputs `names` on the CPU. One transfer for all of them: each one waits for the device."""
+    far = {name: inputs[name] for name in names if isinstance(inputs.get(name), Tensor)}
+    far = {name: value for name, value in far.items() if value.device == codes.device}
+    parts = [codes, *far.values()]
+    packed = torch.cat([part.flatten().long() for part in parts]).cpu()
+    near = [
+        piece.view(part.shape) for piece, part in zip(torch.split(packed, [part.numel() for part in parts]), parts, strict=True)
+    ]
+    return near[0].to(torch.int8), {**inputs, **dict(zip(far, near[1:], strict=True))}
 
 
 def build_layout(
-    family: Family, config: Any, inputs: Mapping[str, Any], codes: Tensor, prompt_length: int | None
+    family: Family, config: Any, inputs: Mapping[str, Any], codes: Tensor, prompt_length: int | None, cached: int = 0
 ) -> Layout | None:
     """The layout of a call, or None for a text-only one.
+
+    The first `cached` columns are in the cache already. Usually the media of a next turn are passed without those of the
+    turns before it, so columns in the cache count as text; if the media fit the whole prompt only, they count as media.
 
     Raises:
         InputError: if placeholders and media do not fit together.
     """
+    if cached:
+        behind = codes.clone()
+        behind[:, :cached] = behind[:, :cached].clamp(max=_TEXT)
+        try:
+            return build_layout(family, config, inputs, behind, prompt_length)
+        except InputError:
+            pass
     kinds = list(family.placeholder_ids(config))
     columns = {kind: int((codes == number).sum()) for number, kind in enumerate(kinds, start=1)}
     has_pixels = any(inputs.get(name) is not None for name in ("pixel_values", "pixel_values_videos"))

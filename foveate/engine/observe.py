@@ -37,8 +37,8 @@ class ProbeConfig:
 
 def arm(module: nn.Module, callback: Callback) -> None:
     """Measure the next call of an attention module."""
-    if not isinstance(module.config, ProbeConfig):
-        module.config = ProbeConfig(module.config, callback)  # type: ignore[assignment]
+    disarm(module)  # an interrupt may have left the callback of a call that never came
+    module.config = ProbeConfig(module.config, callback)  # type: ignore[assignment]
 
 
 def disarm(module: nn.Module) -> None:
@@ -57,15 +57,17 @@ def probe(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: An
     return function(module, query, key, value, mask, *args, **kwargs)
 
 
-def rater_columns(layout: Layout, query: str) -> list[list[int]]:
+def rater_columns(layout: Layout, query: str, output_rates: bool = False) -> list[list[int]]:
     """For each row the columns whose attention counts, ascending; at least the last real one.
 
-    `query` is "last", "text" (the instruction behind the row's last medium), "all" or "window:w".
+    `query` is "last", "text" (the instruction behind the row's last medium), "all" or "window:w". Generated tokens rate only
+    if `output_rates`: assisted decoding puts guesses behind the prompt already in the first pass.
     """
     rows = []
     for row in range(layout.roles.shape[0]):
         roles = layout.roles[row]
-        real = torch.nonzero(roles != int(Role.PAD)).flatten()
+        prompt = (roles != int(Role.PAD)) & (roles != int(Role.OUTPUT))
+        real = torch.nonzero(roles != int(Role.PAD) if output_rates or not bool(prompt.any()) else prompt).flatten()
         chosen = real[-1:]
         if query == "all":
             chosen = real

@@ -98,7 +98,7 @@ def run_stage(running: Pass, stage: Stage, layer: int, text: str, hidden: Tensor
         columns = torch.stack([span.columns for span in spans])  # [G, N]
         rows = _rows(spans, hidden.device)
         slots = columns if running.alive is None else running.alive.slot_of[rows, columns]
-        features = hidden[rows, slots]  # [G, N, D]
+        features = _gather(hidden, rows, slots)
         view = _view(running, stage, layer, spans, grid, features, rows, columns)
         selection = _ask(stage, view, keep, check)
         if selection.is_merge:
@@ -112,11 +112,14 @@ def run_stage(running: Pass, stage: Stage, layer: int, text: str, hidden: Tensor
         for span in spans:
             running.lengths[span.row] -= count - keep
     running.spans = sorted(survivors, key=lambda span: (span.row, span.medium, span.frame))
-    return _shorten(running, changed)
+    return _shorten(running, layer, changed)
 
 
-def choose_hidden(running: Pass, stage: Stage, layer: int, text: str, rows: int, columns: int) -> Tensor:
-    """Run a MASK stage: [rows, columns] bool, True at the key columns that the layers behind it must not see."""
+def choose_hidden(running: Pass, stage: Stage, layer: int, text: str, rows: int, columns: int, check: bool) -> Tensor:
+    """Run a MASK stage: [rows, columns] bool, True at the key columns that the layers behind it must not see.
+
+    `check` is that of `run_stage`.
+    """
     running.spans = _widen(running.spans, stage.scope)
     device = running.spans[0].columns.device
     hidden = torch.zeros(rows, columns, dtype=torch.bool, device=device)
@@ -126,11 +129,19 @@ def choose_hidden(running: Pass, stage: Stage, layer: int, text: str, rows: int,
         # Cached tokens have keys and values but no hidden states any more, so masked methods see none.
         features = torch.empty(len(spans), count, 0, device=device)
         view = _view(running, stage, layer, spans, grid, features, row_index, own)
-        selection = _ask(stage, view, keep, check=False)
+        selection = _ask(stage, view, keep, check)
         hidden[row_index, own] = True
         hidden[row_index, own.gather(1, selection.kept)] = False
         _survivors(running, text, spans, selection, view)
     return hidden
+
+
+def _gather(hidden: Tensor, rows: Tensor, slots: Tensor) -> Tensor:
+    """A copy [G, N, D] of the states of some tokens; in inference mode too one whose writes are counted."""
+    if not hidden.is_inference():
+        return hidden[rows, slots]
+    with torch.inference_mode(False), torch.no_grad():
+        return hidden[rows, slots]
 
 
 def _rows(spans: list[Span], device: torch.device) -> Tensor:
@@ -205,12 +216,12 @@ def _survivors(running: Pass, text: str, spans: list[Span], selection: Selection
     return out
 
 
-def _shorten(running: Pass, hidden: Tensor) -> Tensor:
+def _shorten(running: Pass, layer: int, hidden: Tensor) -> Tensor:
     """Gather the surviving tokens of every row; rows of unequal length are right-aligned."""
     assert running.real is not None and running.dead is not None
     before = running.alive
     alive = Alive.of(running.real & ~running.dead, running.lengths)
     slots = alive.index if before is None else before.slot_of.gather(1, alive.index)
     running.alive = alive
-    running.shortened.append(alive)
+    running.shortened.append((layer, alive))
     return take(hidden, slots, 1)

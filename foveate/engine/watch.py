@@ -35,9 +35,11 @@ class Watch:
         embeddings = compat.flat_rotary(module, kwargs.get("position_embeddings"))
 
         def measure(query: Tensor, key: Tensor, mask: Any, scaling: float | None, softcap: float | None) -> None:
-            for layer, wanted in self.wanted:
-                rows = self._rows(running, wanted, query, key, mask, embeddings, scaling, softcap)
-                running.observed[(layer, wanted)] = rows
+            # A ranking has no gradient; saved tensors would also differ from those of a checkpointed layer run again.
+            with torch.no_grad():
+                for layer, wanted in self.wanted:
+                    rows = self._rows(running, wanted, query, key, mask, embeddings, scaling, softcap)
+                    running.observed[(layer, wanted)] = rows
 
         observe.arm(module, measure)
 
@@ -82,7 +84,7 @@ def _raters(running: Pass, wanted: AttentionRows, query: Tensor) -> tuple[Tensor
     """Columns [B, R] of the raters within the pass, and which of them count [B, R]."""
     assert running.layout is not None
     one_token = running.queries == 1
-    columns = [[0]] * query.shape[0] if one_token else observe.rater_columns(running.layout, wanted.query)
+    columns = [[0]] * query.shape[0] if one_token else observe.rater_columns(running.layout, wanted.query, not running.cached)
     width = max(len(row) for row in columns)
     # Filled up with a real rater: a padding column sees nothing, and 0 * nan is nan.
     padded = torch.tensor([row + row[-1:] * (width - len(row)) for row in columns])

@@ -24,6 +24,7 @@ class Family(ABC):
         decoder: the language model without its head; `decoder + ".layers"` are its layers.
         attention: the attention module within a decoder layer.
         placeholders: config attribute with the placeholder id of each kind of medium.
+        host_inputs: small integer tensors among a call's inputs that `media` reads; the engine brings them to the CPU.
         unsupported: for each site the family cannot serve, the reason in words.
         notes: what is special, one line for the capability table.
     """
@@ -34,6 +35,7 @@ class Family(ABC):
     decoder: ClassVar[str] = "model.language_model"
     attention: ClassVar[str] = "self_attn"
     placeholders: ClassVar[Mapping[str, str]] = {"image": "image_token_id"}
+    host_inputs: ClassVar[tuple[str, ...]] = ()
     unsupported: ClassVar[Mapping[SiteKind, str]] = {}
     notes: ClassVar[str] = ""
 

@@ -26,6 +26,7 @@ class Qwen25VL(Family):
     model_types = ("qwen2_5_vl",)
     title = "Qwen2.5-VL"
     placeholders = {"image": "image_token_id", "video": "video_token_id"}
+    host_inputs = ("image_grid_thw", "video_grid_thw")
     unsupported = {SiteKind.PIXELS: _ENCODER_STAGES, SiteKind.VISION_LAYER: _ENCODER_STAGES}
     notes = "images and video of any size, M-RoPE, windowed packed encoder"
 

@@ -1,0 +1,158 @@
+"""Attention backends: eager and SDPA for real, the contracts of flash and flex emulated on the CPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import foveate
+from foveate.engine import observe
+from foveate.engine.attach import Attachment
+from foveate.spec import Plan, stage_text
+from tests import fake_backends, tiny
+from tests.fake_backends import FLASH, FLEX
+from tests.oracles.dense_reference import eager_attention
+from tests.spies import alive_columns, layer_calls, real
+
+# fp32 sums in another order: logits are of size 10, so this is a few units in the last place.
+LOGITS = 2e-4
+# Attention weights are at most 1; both sides compute them in fp32.
+WEIGHTS = 1e-5
+
+FAMILIES = ("llava", "qwen2_5_vl")
+PLANS = (
+    "fastv(layer=2, keep=0.4)",
+    "random(site=pre_llm, keep=0.6) | fastv(layer=2, keep=0.5, query=text)",
+    "fastv(layer=2, keep=0.4, effect=mask)",
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _registered():
+    fake_backends.register()
+
+
+@pytest.fixture(scope="module")
+def models():
+    made = {}
+    for family in FAMILIES:
+        for backend in ("eager", "sdpa", FLASH, FLEX):
+            made[family, backend] = tiny.tiny_model(family, "sdpa" if "_" in backend else backend)
+            fake_backends.use(made[family, backend], backend)
+    return made
+
+
+def prompts(family, batch, side="left"):
+    maker = tiny.Maker(family)
+    return maker.inputs(tiny.ragged_rows(maker, batch), side=side)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("backend", [FLASH, FLEX])
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("plan", PLANS)
+def test_pruned_equals_pruned_under_sdpa(models, family, backend, batch, plan):
+    inputs = prompts(family, batch)
+    with foveate.attach(models[family, "sdpa"], plan):
+        expected = tiny.generate(models[family, "sdpa"], inputs)
+    plain = tiny.generate(models[family, backend], inputs)
+    fake_backends.packed.clear()
+    with foveate.attach(models[family, backend], plan):
+        answer = tiny.generate(models[family, backend], inputs)
+    assert not fake_backends.packed, "gaps in the positions were taken for packed sequences"
+    assert torch.equal(answer.sequences, expected.sequences)
+    assert tiny.greatest_difference(answer, expected) < LOGITS
+    assert tiny.greatest_difference(answer, plain) > 100 * LOGITS
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("backend", ["eager", FLASH, FLEX])
+def test_right_padding_equals_right_padding_under_sdpa(models, family, backend):
+    inputs = prompts(family, 3, side="right")
+    logits = {}
+    for name in ("sdpa", backend):
+        with torch.no_grad(), foveate.attach(models[family, name], PLANS[0]):
+            logits[name] = models[family, name](**inputs).logits[real(inputs)]
+    assert float((logits[backend] - logits["sdpa"]).abs().max()) < LOGITS
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("backend", ["eager", "sdpa", FLASH, FLEX])
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("shortcut", [True, False])
+def test_keeping_everything_is_bit_identical(models, family, backend, batch, shortcut):
+    model, inputs = models[family, backend], prompts(family, batch)
+    plain = tiny.generate(model, inputs, tokens=3)
+    with Attachment(model, Plan.parse("random(site=pre_llm, keep=100%)"), stage_text, shortcut=shortcut):
+        kept = tiny.generate(model, inputs, tokens=3)
+    assert all(torch.equal(a, b) for a, b in zip(kept.logits, plain.logits, strict=True))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("backend", [FLASH, FLEX])
+def test_a_text_turn_on_a_pruned_cache_equals_sdpa(models, family, backend):
+    maker = tiny.Maker(family)
+    inputs, more = prompts(family, 1), maker.text(5)[None]
+    logits = {}
+    for name in ("sdpa", backend):
+        model = models[family, name]
+        with foveate.attach(model, PLANS[0]):
+            first = tiny.generate(model, inputs)
+            ids = torch.cat([first.sequences, more], 1)
+            again = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "past_key_values": first.past_key_values}
+            if family == "qwen2_5_vl":
+                again["mm_token_type_ids"] = (ids == tiny.IMAGE).int()
+            logits[name] = tiny.generate(model, again)
+    assert tiny.greatest_difference(logits["sdpa"], logits[backend]) < LOGITS
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("backend", ["eager", "sdpa", FLASH, FLEX])
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("before", [False, True])
+def test_probe_scores_equal_eager_output_attentions(models, family, backend, batch, before, monkeypatch):
+    inputs = prompts(family, batch)
+    measured = []
+    rows = observe.attention_rows
+
+    def note(*args, **kwargs):
+        measured.append(rows(*args, **kwargs))
+        return measured[-1]
+
+    monkeypatch.setattr(observe, "attention_rows", note)
+    plan = "fastv(layer=2, keep=0.5)"
+    if before:
+        plan = f"random(site=pre_llm, keep=0.5) | {plan}"
+    model = models[family, backend]
+    with torch.no_grad(), foveate.attach(model, plan) as attachment, layer_calls(model, 1) as calls:
+        model(**inputs)
+        alive = {0: alive_columns(attachment.trace, inputs)[0]} if before else {}
+    attention = eager_attention(models[family, "sdpa"], inputs, alive)[1]
+    assert len(measured) == 1
+    for row in range(batch):
+        columns = alive[0][row] & real(inputs)[row] if before else torch.ones(inputs["input_ids"].shape[1], dtype=torch.bool)
+        expected = attention[row, :, -1, columns]
+        assert float((measured[0][row, :, -expected.shape[1] :] - expected).abs().max()) < WEIGHTS
+    assert calls[0]["hidden"].shape[1] == measured[0].shape[2]
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("query", ["all", "text", "window:5"])
+def test_rows_of_several_raters_equal_eager_output_attentions(model_of, family, query, monkeypatch):
+    inputs = prompts(family, 3)
+    model, measured = model_of(family), []
+    rows = observe.attention_rows
+
+    def note(*args, **kwargs):
+        measured.append((rows(*args, **kwargs), args[3], args[4]))
+        return measured[-1][0]
+
+    monkeypatch.setattr(observe, "attention_rows", note)
+    monkeypatch.setattr(observe, "_ROWS_AT_ONCE", 48)  # several chunks
+    with torch.no_grad(), foveate.attach(model, f"fastv(layer=2, keep=0.5, query={query})"):
+        model(**inputs)
+    attention = eager_attention(model, inputs, {})[1]
+    got, raters, valid = measured[0]
+    for row in range(3):
+        expected = attention[row][:, raters[row][valid[row]]].mean(1)
+        assert float((got[row] - expected).abs().max()) < WEIGHTS
