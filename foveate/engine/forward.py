@@ -98,7 +98,6 @@ class Pass:
         shortened: every `alive` of this pass with the layer it starts at, in order, to scatter captured hidden states back.
         hidden: [B, past + S] bool, True at key columns that a MASK stage hides; None without one.
         observed: what was measured, per (stage's layer, observation): [B, H, S] for the columns of this pass.
-        records: whether the stages of this pass belong in the trace; the steps behind a prefill do not.
         labels: the labels of the loss, to be edited in place once it is known which columns are gone.
     """
 
@@ -117,7 +116,6 @@ class Pass:
     hidden: Tensor | None = None
     observed: dict[tuple[int, Observation], Tensor] = field(default_factory=dict)
     labels: Tensor | None = None
-    records: bool = True
     memo: dict[Any, tuple[Any, Any]] = field(default_factory=dict)
 
     def once(self, key: Any, source: Any, make: Callable[[], _T]) -> _T:

@@ -257,7 +257,6 @@ class Hooks:
         talk.trace.clear()  # the last choice counts
         repeated = talk.layout.repeated(source.shape[0] // talk.layout.roles.shape[0])
         if repeated.media:
-            running.records = False
             prefill.begin(running, repeated, source.device, self.by_frame)
 
     # The decoder and its layers.

@@ -30,7 +30,7 @@ def begin(running: Pass, layout: Layout, device: torch.device, by_frame: bool) -
     running.real = layout.real.to(device, non_blocking=True)
     running.dead = torch.zeros_like(running.real)
     running.lengths = layout.real.sum(1).tolist()
-    first = running.conversation.trace.add_media(layout.media) if running.records else 0
+    first = running.conversation.trace.add_media(layout.media)
     running.spans = [
         span for key, medium in enumerate(layout.media, start=first) for span in _spans(medium, key, device, by_frame)
     ]
@@ -196,8 +196,7 @@ def _survivors(running: Pass, text: str, spans: list[Span], selection: Selection
     sizes = selection.kept_sizes(view.sizes)
     out = []
     for group, span in enumerate(spans):
-        if running.records:
-            running.conversation.trace.add(GroupRecord(text, span.owner, selection, group))
+        running.conversation.trace.add(GroupRecord(text, span.owner, selection, group))
         kept = selection.kept[group]
         out.append(
             Span(
