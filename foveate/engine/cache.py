@@ -134,11 +134,9 @@ class SlotLayer:
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last columns; `tokens_to_remove` is negative, as transformers passes it."""
-        removed = abs(tokens_to_remove)
+        removed = compat.columns_to_crop(tokens_to_remove, self.logical)
         if removed == 0:
             return
-        if tokens_to_remove > 0:
-            raise ValueError("crop takes a negative number: how many columns to remove")
         positions = self.positions(self.keys.shape[0], self.keys.device)
         self.logical -= removed
         if self._tail >= removed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 import warnings
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
+from transformers.cache_utils import DynamicLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from foveate.version import NEWEST_TESTED_TRANSFORMERS
@@ -18,6 +20,8 @@ _TRANSFORMERS = tuple(int(part) for part in transformers.__version__.split(".")[
 # From 5.23 on checkpointing wraps forward and hooks stay outside; before, hooks are replayed inside backward.
 # Delete when transformers >= 5.23 is required.
 HOOKS_SURVIVE_CHECKPOINTING = _TRANSFORMERS >= (5, 23)
+# The parameter was renamed when its meaning changed.
+_CROP_TAKES_A_LENGTH = "max_length" in inspect.signature(DynamicLayer.crop).parameters
 
 _warned: set[str] = set()
 
@@ -74,3 +78,16 @@ def flat_rotary(module: Any, embeddings: Any) -> Any:
     return tuple(
         torch.cat([part[index % 3] for index, part in enumerate(whole.split(sections, dim=-1))], dim=-1) for whole in embeddings
     )
+
+
+def columns_to_crop(argument: int, length: int) -> int:
+    """How many columns `crop(argument)` removes from a layer of `length` columns.
+
+    Negative: that many. Positive: the length to keep, before transformers 5.17; later it is refused. Delete when 5.17 is
+    required.
+    """
+    if argument <= 0:
+        return -argument
+    if not _CROP_TAKES_A_LENGTH:
+        raise ValueError("crop takes a negative number: how many columns to remove")
+    return max(0, length - argument)
