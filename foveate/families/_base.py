@@ -9,9 +9,25 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from foveate.core.shape import DecoderShape, MediumShape, ModelShape
+from foveate.core.shape import DecoderShape, EncoderShape, MediumShape, ModelShape
 from foveate.core.site import SiteKind
 from foveate.errors import InputError, UnsupportedCombination
+
+_NO_ENCODER = "encoder stages are not part of this version"
+
+# Sizes that the tiny configs share: a text model and a vision transformer of a few ten thousand weights.
+TINY_TEXT: Mapping[str, Any] = dict(
+    vocab_size=99,
+    hidden_size=32,
+    intermediate_size=64,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=4096,
+    pad_token_id=0,
+    bos_token_id=1,
+    eos_token_id=2,
+)
+TINY_VISION: Mapping[str, Any] = dict(hidden_size=32, intermediate_size=64, num_attention_heads=4, image_size=24, patch_size=4)
 
 
 class Family(ABC):
@@ -36,7 +52,7 @@ class Family(ABC):
     attention: ClassVar[str] = "self_attn"
     placeholders: ClassVar[Mapping[str, str]] = {"image": "image_token_id"}
     host_inputs: ClassVar[tuple[str, ...]] = ()
-    unsupported: ClassVar[Mapping[SiteKind, str]] = {}
+    unsupported: ClassVar[Mapping[SiteKind, str]] = {SiteKind.PIXELS: _NO_ENCODER, SiteKind.VISION_LAYER: _NO_ENCODER}
     notes: ClassVar[str] = ""
 
     def check(self, config: Any) -> None:  # noqa: B027 - most families cover every config of their type
@@ -104,6 +120,18 @@ class FixedGridFamily(Family):
     @abstractmethod
     def image(self, config: Any) -> MediumShape:
         """The shape of any image."""
+
+    def encoder_shape(self, config: Any, prefix_tokens: int = 0) -> EncoderShape:
+        """A CLIP or SigLIP encoder in numbers."""
+        vision = config.vision_config
+        return EncoderShape(
+            layers=vision.num_hidden_layers,
+            hidden=vision.hidden_size,
+            intermediate=vision.intermediate_size,
+            heads=vision.num_attention_heads,
+            patch_inputs=3 * vision.patch_size**2,
+            prefix_tokens=prefix_tokens,
+        )
 
     def media(self, config: Any, inputs: Mapping[str, Any], columns: Mapping[str, int]) -> dict[str, list[MediumShape]]:
         shape = self.image(config)

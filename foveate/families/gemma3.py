@@ -6,11 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from foveate.core.shape import EncoderShape, LinearShape, MediumShape, ModelShape
-from foveate.core.site import SiteKind
-from foveate.families._base import FixedGridFamily
-
-_ENCODER_STAGES = "encoder stages are not part of this version"
+from foveate.core.shape import LinearShape, MediumShape, ModelShape
+from foveate.families._base import TINY_TEXT, TINY_VISION, FixedGridFamily
 
 
 class Gemma3(FixedGridFamily):
@@ -18,7 +15,6 @@ class Gemma3(FixedGridFamily):
 
     model_types = ("gemma3",)
     title = "Gemma 3"
-    unsupported = {SiteKind.PIXELS: _ENCODER_STAGES, SiteKind.VISION_LAYER: _ENCODER_STAGES}
     notes = "sliding and full layers, bidirectional image blocks"
 
     def image(self, config: Any) -> MediumShape:
@@ -32,13 +28,7 @@ class Gemma3(FixedGridFamily):
         return ModelShape(
             family="gemma3",
             decoder=self.decoder_shape(config),
-            encoder=EncoderShape(
-                layers=vision.num_hidden_layers,
-                hidden=vision.hidden_size,
-                intermediate=vision.intermediate_size,
-                heads=vision.num_attention_heads,
-                patch_inputs=3 * vision.patch_size**2,
-            ),
+            encoder=self.encoder_shape(config),
             projector=(LinearShape(vision.hidden_size, text.hidden_size),),
         )
 
@@ -46,30 +36,14 @@ class Gemma3(FixedGridFamily):
         from transformers import Gemma3Config, Gemma3TextConfig
 
         text = Gemma3TextConfig(
-            vocab_size=99,
-            hidden_size=32,
-            intermediate_size=64,
+            **TINY_TEXT,
             num_hidden_layers=6,
-            num_attention_heads=4,
-            num_key_value_heads=2,
             head_dim=8,
             query_pre_attn_scalar=8,
-            max_position_embeddings=4096,
             sliding_window=24,
             layer_types=["sliding_attention", "full_attention", "sliding_attention"] * 2,
-            pad_token_id=0,
-            bos_token_id=1,
-            eos_token_id=2,
         )
-        vision = dict(
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            image_size=24,
-            patch_size=4,
-            vision_use_head=False,
-        )
+        vision = dict(**TINY_VISION, num_hidden_layers=2, vision_use_head=False)
         return Gemma3Config(
             text_config=text,
             vision_config=vision,

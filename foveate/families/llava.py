@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from foveate.core.shape import EncoderShape, LinearShape, MediumShape, ModelShape
-from foveate.core.site import SiteKind
+from foveate.core.shape import LinearShape, MediumShape, ModelShape
 from foveate.errors import UnsupportedModel
-from foveate.families._base import FixedGridFamily
-
-_ENCODER_STAGES = "encoder stages are not part of this version"
+from foveate.families._base import TINY_TEXT, TINY_VISION, FixedGridFamily
 
 
 class Llava(FixedGridFamily):
@@ -17,7 +14,6 @@ class Llava(FixedGridFamily):
 
     model_types = ("llava",)
     title = "LLaVA 1.5"
-    unsupported = {SiteKind.PIXELS: _ENCODER_STAGES, SiteKind.VISION_LAYER: _ENCODER_STAGES}
     notes = "one grid per image, CLIP or SigLIP encoder"
 
     def check(self, config: Any) -> None:
@@ -35,7 +31,7 @@ class Llava(FixedGridFamily):
     def image(self, config: Any) -> MediumShape:
         vision = config.vision_config
         side = vision.image_size // vision.patch_size
-        prefix = 1 if vision.model_type == "clip_vision_model" else 0
+        prefix = _prefix_tokens(vision)
         shows_prefix = prefix and config.vision_feature_select_strategy == "full"
         return MediumShape(
             kind="image",
@@ -53,35 +49,20 @@ class Llava(FixedGridFamily):
         return ModelShape(
             family="llava",
             decoder=self.decoder_shape(config),
-            encoder=EncoderShape(
-                layers=vision.num_hidden_layers,
-                hidden=vision.hidden_size,
-                intermediate=vision.intermediate_size,
-                heads=vision.num_attention_heads,
-                patch_inputs=3 * vision.patch_size**2,
-                prefix_tokens=1 if vision.model_type == "clip_vision_model" else 0,
-            ),
+            encoder=self.encoder_shape(config, _prefix_tokens(vision)),
             projector=(LinearShape(features, text.hidden_size), LinearShape(text.hidden_size, text.hidden_size)),
         )
 
     def tiny_config(self) -> Any:
         from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
-        text = LlamaConfig(
-            vocab_size=99,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=5,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=4096,
-            pad_token_id=0,
-            bos_token_id=1,
-            eos_token_id=2,
-        )
-        vision = CLIPVisionConfig(
-            hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, image_size=24, patch_size=4
-        )
+        text = LlamaConfig(**TINY_TEXT, num_hidden_layers=5)
+        vision = CLIPVisionConfig(**TINY_VISION, num_hidden_layers=3)
         return LlavaConfig(
             vision_config=vision, text_config=text, image_token_id=90, image_seq_length=36, vision_feature_layer=-2
         )
+
+
+def _prefix_tokens(vision: Any) -> int:
+    """CLIP has a class token, SigLIP has none."""
+    return 1 if vision.model_type == "clip_vision_model" else 0

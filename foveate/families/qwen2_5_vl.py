@@ -10,11 +10,9 @@ import torch
 from torch import Tensor
 
 from foveate.core.shape import EncoderShape, LinearShape, MediumShape, ModelShape
-from foveate.core.site import SiteKind
 from foveate.errors import InputError
-from foveate.families._base import Family, tiny_prompt
+from foveate.families._base import TINY_TEXT, Family, tiny_prompt
 
-_ENCODER_STAGES = "encoder stages are not part of this version"
 # Defaults of the Qwen2.5-VL image processor, in pixels.
 _MIN_PIXELS, _MAX_PIXELS = 56 * 56, 28 * 28 * 1280
 _MAX_ASPECT = 200
@@ -27,7 +25,6 @@ class Qwen25VL(Family):
     title = "Qwen2.5-VL"
     placeholders = {"image": "image_token_id", "video": "video_token_id"}
     host_inputs = ("image_grid_thw", "video_grid_thw")
-    unsupported = {SiteKind.PIXELS: _ENCODER_STAGES, SiteKind.VISION_LAYER: _ENCODER_STAGES}
     notes = "images and video of any size, M-RoPE, windowed packed encoder"
 
     def media(self, config: Any, inputs: Mapping[str, Any], columns: Mapping[str, int]) -> dict[str, list[MediumShape]]:
@@ -95,19 +92,8 @@ class Qwen25VL(Family):
     def tiny_config(self) -> Any:
         from transformers import Qwen2_5_VLConfig
 
-        text = dict(
-            vocab_size=99,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=5,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=4096,
-            pad_token_id=0,
-            bos_token_id=1,
-            eos_token_id=2,
-            rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]},
-        )
+        rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
+        text = dict(**TINY_TEXT, num_hidden_layers=5, rope_parameters=rope)
         vision = dict(
             depth=4,
             hidden_size=32,
