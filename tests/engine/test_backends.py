@@ -47,10 +47,18 @@ def prompts(family, batch, side="left"):
     return maker.inputs(tiny.ragged_rows(maker, batch), side=side)
 
 
+def cases(*short: tuple) -> list:
+    """Backends x batches x plans; those that are not named here are part of the full run."""
+    every = [(backend, batch, plan) for backend in (FLASH, FLEX) for batch in (1, 3) for plan in PLANS]
+    return [pytest.param(*case, marks=[] if case in short else [pytest.mark.full]) for case in every]
+
+
+# A BlockMask is slow to make without a compiler.
+SHORT = [(FLASH, 3, plan) for plan in PLANS] + [(FLASH, 1, PLANS[0]), (FLEX, 1, PLANS[0]), (FLEX, 3, PLANS[0])]
+
+
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("backend", [FLASH, FLEX])
-@pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize(("backend", "batch", "plan"), cases(*SHORT))
 def test_pruned_equals_pruned_under_sdpa(models, family, backend, batch, plan):
     inputs = prompts(family, batch)
     with foveate.attach(models[family, "sdpa"], plan):
@@ -78,8 +86,8 @@ def test_right_padding_equals_right_padding_under_sdpa(models, family, backend):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("backend", ["eager", "sdpa", FLASH, FLEX])
-@pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize("shortcut", [True, False])
+@pytest.mark.parametrize("batch", [pytest.param(1, marks=pytest.mark.full), 3])
+@pytest.mark.parametrize("shortcut", [pytest.param(True, marks=pytest.mark.full), False])
 def test_keeping_everything_is_bit_identical(models, family, backend, batch, shortcut):
     model, inputs = models[family, backend], prompts(family, batch)
     plain = tiny.generate(model, inputs, tokens=3)
@@ -108,7 +116,7 @@ def test_a_text_turn_on_a_pruned_cache_equals_sdpa(models, family, backend):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("backend", ["eager", "sdpa", FLASH, FLEX])
-@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("batch", [pytest.param(1, marks=pytest.mark.full), 3])
 @pytest.mark.parametrize("before", [False, True])
 def test_probe_scores_equal_eager_output_attentions(models, family, backend, batch, before, monkeypatch):
     inputs = prompts(family, batch)

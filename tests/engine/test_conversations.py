@@ -42,8 +42,10 @@ def next_turn(family: str, answer, inputs: dict[str, Tensor], more: Tensor) -> d
 
 
 @every_family
-@pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize("length", [1, 6])
+@pytest.mark.parametrize(
+    ("batch", "length"),
+    [(1, 1), (3, 6), pytest.param(1, 6, marks=pytest.mark.full), pytest.param(3, 1, marks=pytest.mark.full)],
+)
 def test_a_text_turn_on_a_pruned_cache_equals_the_dense_reference(model_of, family, batch, length):
     model, inputs = model_of(family), prompts(family, batch)
     more = torch.stack([tiny.Maker(family, seed).text(length) for seed in range(batch)])

@@ -177,9 +177,13 @@ def test_invariant_7_keeping_everything_is_bit_identical(model_of, family, short
     assert all(torch.equal(a, b) for a, b in zip(again.logits, plain.logits, strict=True))
 
 
+MERGE = "pool(site=pre_llm) | fastv(layer=2, keep=0.5, query=text)"
+
+
 @every_family
-@pytest.mark.parametrize("plan", ["fastv(layer=2, keep=0.4)", "pool(site=pre_llm) | fastv(layer=2, keep=0.5, query=text)"])
-def test_invariant_9_one_sync_per_prefill_and_none_in_64_decode_steps(model_of, family, plan, monkeypatch):
+@pytest.mark.parametrize("plan", ["fastv(layer=2, keep=0.4)", MERGE])
+@pytest.mark.parametrize("tokens", [2, pytest.param(65, marks=pytest.mark.full)])
+def test_invariant_9_one_sync_per_prefill_and_none_in_decode_steps(model_of, family, plan, tokens, monkeypatch):
     # On an accelerator the values of a method's answer are checked once per attachment, not on every call.
     monkeypatch.setattr(Selection, "check_values", lambda self, token_count: None)
     model, inputs = model_of(family), prompts(family)
@@ -188,8 +192,16 @@ def test_invariant_9_one_sync_per_prefill_and_none_in_64_decode_steps(model_of, 
             model(**on_device(inputs), use_cache=True)
         assert len(prefill) == 1, prefill
         with syncs_of_foveate() as answer:
-            tiny.generate(model, on_device(inputs), tokens=65)
+            tiny.generate(model, on_device(inputs), tokens=tokens)
         assert len(answer) == 1, answer
+
+
+def test_invariant_9_64_decode_steps_of_a_batch_need_no_sync(model_of, monkeypatch):
+    monkeypatch.setattr(Selection, "check_values", lambda self, token_count: None)
+    model = model_of("llava")
+    with foveate.attach(model, "fastv(layer=2, keep=0.4)"), weights_on_device(model), syncs_of_foveate() as answer:
+        tiny.generate(model, on_device(prompts("llava")), tokens=65)
+    assert len(answer) == 1, answer
 
 
 @every_family
