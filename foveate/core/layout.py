@@ -58,6 +58,7 @@ class Layout:
         is_real: Tensor,
         shapes: list[list[MediumShape]],
         prompt_length: int | None = None,
+        is_output: Tensor | None = None,
     ) -> Layout:
         """Find roles and media.
 
@@ -66,6 +67,7 @@ class Layout:
             is_real: [B, S] bool, False at padding.
             shapes: for each row its media in column order.
             prompt_length: columns from here on are output; None if all S columns are prompt.
+            is_output: [B, S] bool, output columns that labels tell of, where every row has its own.
 
         Raises:
             InputError: if a row's media and its placeholder columns do not have the same number of tokens.
@@ -92,6 +94,8 @@ class Layout:
         roles[is_visual] = int(Role.VISUAL)
         if prompt_length is not None:
             roles[:, prompt_length:] = int(Role.OUTPUT)
+        if is_output is not None:
+            roles[is_output & ~is_visual] = int(Role.OUTPUT)
         roles[~is_real] = int(Role.PAD)
         return cls(roles, tuple(media))
 

@@ -186,7 +186,8 @@ class Hooks:
                 mask = mask[:, : prompt.shape[1]] if in_generate else mask
             else:
                 mask = None
-            codes = layout.column_codes(self.family, self.config, ids, embeds, mask, self.model.get_input_embeddings())  # type: ignore[operator]
+            embed = self.model.get_input_embeddings()  # type: ignore[operator]
+            codes = layout.column_codes(self.family, self.config, ids, embeds, mask, embed, running.labels)
             codes, inputs = layout.fetch(codes, inputs, self.family.host_inputs)
             length = talk.prompt_length
             if not in_generate and length is not None:

@@ -13,15 +13,22 @@ from foveate.core.shape import MediumShape
 from foveate.errors import InputError
 from foveate.families import Family
 
-_TEXT, _PAD = 0, -1
+_TEXT, _PAD, _ANSWER = 0, -1, -2
 
 
 def column_codes(
-    family: Family, config: Any, input_ids: Tensor | None, inputs_embeds: Tensor | None, mask: Tensor | None, embed: nn.Module
+    family: Family,
+    config: Any,
+    input_ids: Tensor | None,
+    inputs_embeds: Tensor | None,
+    mask: Tensor | None,
+    embed: nn.Module,
+    labels: Tensor | None = None,
 ) -> Tensor:
-    """[B, S] int8: -1 padding, 0 text, 1.. the kinds of media in the family's order.
+    """[B, S] int8: -2 answer, -1 padding, 0 text, 1.. the kinds of media in the family's order.
 
-    Callers that pass embeddings instead of ids are served by looking for the placeholder's own embedding.
+    Callers that pass embeddings instead of ids are served by looking for the placeholder's own embedding. The answer of a
+    training row begins with its first label that is not -100.
     """
     ids = family.placeholder_ids(config)
     source = input_ids if input_ids is not None else inputs_embeds
@@ -36,6 +43,9 @@ def column_codes(
             placeholder = embed(torch.tensor(token, device=inputs_embeds.device))
             found = (inputs_embeds == placeholder).all(-1)
         codes = codes.masked_fill(found, number)
+    if labels is not None and labels.shape == codes.shape:
+        answered = (labels.to(codes.device) != -100).cumsum(1) > 0
+        codes = codes.masked_fill(answered & (codes == _TEXT), _ANSWER)
     if mask is not None and mask.ndim == 2:
         codes = codes.masked_fill(mask[:, -codes.shape[1] :].to(codes.device) == 0, _PAD)
     return codes
@@ -79,7 +89,7 @@ def build_layout(
     shapes = family.media(config, inputs, columns)
     rows = _media_by_row(codes, kinds, shapes)
     is_visual = codes > _TEXT
-    return Layout.build(is_visual, codes != _PAD, rows, prompt_length)
+    return Layout.build(is_visual, codes != _PAD, rows, prompt_length, codes == _ANSWER)
 
 
 def _media_by_row(codes: Tensor, kinds: list[str], shapes: Mapping[str, list[MediumShape]]) -> list[list[MediumShape]]:

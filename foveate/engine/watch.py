@@ -84,7 +84,9 @@ def _raters(running: Pass, wanted: AttentionRows, query: Tensor) -> tuple[Tensor
     """Columns [B, R] of the raters within the pass, and which of them count [B, R]."""
     assert running.layout is not None
     one_token = running.queries == 1
-    columns = [[0]] * query.shape[0] if one_token else observe.rater_columns(running.layout, wanted.query, not running.cached)
+    # Without a cache every step chooses anew, and the newest token rates; a training row's answer never does.
+    output_rates = not running.cached and running.labels is None
+    columns = [[0]] * query.shape[0] if one_token else observe.rater_columns(running.layout, wanted.query, output_rates)
     width = max(len(row) for row in columns)
     # Filled up with a real rater: a padding column sees nothing, and 0 * nan is nan.
     padded = torch.tensor([row + row[-1:] * (width - len(row)) for row in columns])
