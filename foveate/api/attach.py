@@ -23,8 +23,9 @@ class Report:
 
     Attributes:
         plan: canonical text.
-        media: (row, kind, visual tokens in, visual tokens kept) of each image or video.
-        estimate: theory for the conversation's first row.
+        media: (sample, kind, visual tokens in, visual tokens kept) of each image or video; beams are counted once.
+        estimate: theory for the conversation's first sample with media; None for a turn behind a cache, whose cost depends on
+            the turns before it.
         prefill_kv_bytes: bytes in the cache of the whole batch after prefill, read off the cache; None without one.
         ignored_labels: labels left out of the loss because they would be predicted from a pruned position.
         saves_nothing: the plan only masks, for accuracy studies.
@@ -32,13 +33,14 @@ class Report:
 
     plan: str
     media: tuple[tuple[int, str, int, int], ...]
-    estimate: CostEstimate
+    estimate: CostEstimate | None
     prefill_kv_bytes: int | None
     ignored_labels: int
     saves_nothing: bool
 
     def __str__(self) -> str:
-        lines = [f"plan: {self.plan}", f"theory (first row): {self.estimate.summary()}"]
+        theory = "not computed behind a cache" if self.estimate is None else self.estimate.summary()
+        lines = [f"plan: {self.plan}", f"theory (first row): {theory}"]
         lines += [f"row {row}: {kind}, {before} -> {after} visual tokens" for row, kind, before, after in self.media]
         measured = "not measured (no cache)" if self.prefill_kv_bytes is None else f"{self.prefill_kv_bytes:,} bytes"
         lines.append(f"KV cache after prefill, whole batch: {measured}")
@@ -68,8 +70,9 @@ class Attachment(engine.Attachment):
         """
         talk = self.last
         media = tuple(
-            (entry.medium.row, entry.medium.shape.kind, entry.medium.shape.grid_tokens, len(entry.kept_index))
+            (entry.medium.row // talk.copies, entry.medium.shape.kind, entry.medium.shape.grid_tokens, len(entry.kept_index))
             for entry in talk.trace
+            if entry.medium.row % talk.copies == 0
         )
         return Report(
             plan=str(self.plan),
@@ -80,12 +83,14 @@ class Attachment(engine.Attachment):
             saves_nothing=any(stage.effect is Effect.MASK for stage in self.plan.stages),
         )
 
-    def _estimate(self, talk: Conversation) -> CostEstimate:
+    def _estimate(self, talk: Conversation) -> CostEstimate | None:
+        if talk.past:
+            return None
         row = talk.trace.media[0].medium.row
         shapes = [entry.medium.shape for entry in talk.trace.sample(row)]
         text = 0
         if talk.layout is not None:
-            roles = talk.layout.roles[min(row, len(talk.layout.roles) - 1)]
+            roles = talk.layout.roles[row // talk.copies]
             text = int(((roles != int(Role.PAD)) & (roles != int(Role.VISUAL))).sum())
         bytes_each = next(self.model.parameters()).dtype.itemsize
         shape = self.family.model_shape(self.model.config)
@@ -94,9 +99,10 @@ class Attachment(engine.Attachment):
     def __str__(self) -> str:
         plan = super().__str__()
         try:
-            return f"{plan}: {self._estimate(self.last).summary()}"
+            estimate = self._estimate(self.last)
         except AttachError:
             return plan
+        return plan if estimate is None else f"{plan}: {estimate.summary()}"
 
 
 def attach(model: Any, plan: str | CorePlan | Stage | Iterable[Stage], keep_traces: int = 1) -> Attachment:
@@ -112,3 +118,12 @@ def attach(model: Any, plan: str | CorePlan | Stage | Iterable[Stage], keep_trac
             attach, a compiled model.
     """
     return Attachment(engine.unwrap(model), Plan.of(plan), stage_text, keep_traces)
+
+
+def detach(model: Any) -> bool:
+    """Take a plan off a model whose attachment was not kept; returns whether there was one."""
+    attachment = engine.attachment_of(engine.unwrap(model))
+    if attachment is None:
+        return False
+    attachment.detach()
+    return True

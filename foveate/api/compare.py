@@ -28,12 +28,12 @@ class Candidate:
 
     Attributes:
         name: as shown.
-        plan: the plan, "none" for the plain model.
+        plan: a spec or a plan, "none" for the plain model.
         inputs: other inputs for this row, e.g. of a downsampled image; None for the common ones.
     """
 
     name: str
-    plan: Plan
+    plan: str | CorePlan
     inputs: Mapping[str, Any] | None = None
 
 
@@ -45,7 +45,7 @@ class Answer:
         new_tokens: [B, T] long, generated ids.
         visual_tokens, kept_tokens: of the whole batch, before and after the plan.
         prefill_ratio: LLM prefill FLOPs under the plan as a share of the plain model's, in theory; None without media.
-        kv_bytes: of the cache when the answer was complete, read off the cache.
+        kv_bytes: of the cache when the answer was complete, read off the cache; 0 without a cache.
         ttft_ms: time to the first token: vision encoder, selection and prefill; median over the repeats.
         tpot_ms: mean time of the further tokens; None if there is only one.
         loyalty: share of generated tokens equal to the plain model's, position by position; 1.0 for the plain model.
@@ -82,6 +82,19 @@ class _Clock(StoppingCriteria):
 
 
 @dataclass(frozen=True)
+class _Row:
+    name: str
+    plan: Plan
+    inputs: Mapping[str, Any]
+
+
+def _row(plan: str | CorePlan | Candidate, inputs: Mapping[str, Any]) -> _Row:
+    if isinstance(plan, Candidate):
+        return _Row(plan.name, Plan.of(plan.plan), plan.inputs or inputs)
+    return _Row(str(Plan.of(plan)), Plan.of(plan), inputs)
+
+
+@dataclass(frozen=True)
 class _Run:
     new_tokens: Tensor
     kv_bytes: int
@@ -95,7 +108,7 @@ class _Run:
 def compare(
     model: Any,
     inputs: Mapping[str, Any],
-    plans: Sequence[str | CorePlan | Candidate],
+    plans: str | CorePlan | Candidate | Sequence[str | CorePlan | Candidate],
     max_new_tokens: int = 32,
     repeats: int = 1,
     with_plain: bool = True,
@@ -118,11 +131,13 @@ def compare(
     Raises:
         FoveateError: for a plan that does not fit the model, before anything is generated.
     """
-    if repeats < 1 or max_new_tokens < 1:
-        raise InputError("repeats and max_new_tokens are at least 1")
-    rows = [Candidate("plain", Plan())] if with_plain else []
-    for plan in plans:
-        rows.append(plan if isinstance(plan, Candidate) else Candidate(str(Plan.of(plan)), Plan.of(plan)))
+    if not isinstance(repeats, int) or not isinstance(max_new_tokens, int) or min(repeats, max_new_tokens) < 1:
+        raise InputError("repeats and max_new_tokens are whole numbers of at least 1")
+    taken = sorted({"past_key_values", "return_dict_in_generate", "max_length"} & {*options, *inputs})
+    if taken or "input_ids" not in inputs:
+        raise InputError(f"compare runs whole prompts from input_ids, and sets {', '.join(taken) or 'nothing else'} itself")
+    rows = [_Row("plain", Plan(), inputs)] if with_plain else []
+    rows += [_row(plan, inputs) for plan in ([plans] if isinstance(plans, (str, CorePlan, Candidate)) else plans)]
     base = unwrap(model)
     for row in rows:
         with attach(base, row.plan):
@@ -135,7 +150,7 @@ def compare(
     runs: list[list[_Run]] = [[] for _ in rows]
     for _ in range(repeats):
         for row, done in zip(rows, runs, strict=True):
-            done.append(_generate(base, row.inputs or inputs, row.plan, max_new_tokens, options))
+            done.append(_generate(base, row.inputs, row.plan, max_new_tokens, options))
     plain = runs[0][0].new_tokens
     return [_answer(row, done, plain) for row, done in zip(rows, runs, strict=True)]
 
@@ -146,11 +161,11 @@ def _generate(model: nn.Module, inputs: Mapping[str, Any], plan: Plan, tokens: i
     device = next(model.parameters()).device
     with attachment or nullcontext(), torch.inference_mode():
         clock = _Clock(device)
+        criteria = StoppingCriteriaList([*options.get("stopping_criteria", ()), clock])
         output = model.generate(  # type: ignore[operator]
             **inputs,
-            **{"do_sample": False, **options},
+            **{"do_sample": False, **options, "stopping_criteria": criteria},
             max_new_tokens=tokens,
-            stopping_criteria=StoppingCriteriaList([clock]),
             return_dict_in_generate=True,
         )
     start = inputs["input_ids"].shape[1]
@@ -163,7 +178,7 @@ def _generate(model: nn.Module, inputs: Mapping[str, Any], plan: Plan, tokens: i
         estimate = report.estimate
     return _Run(
         new_tokens=output.sequences[:, start:].cpu(),
-        kv_bytes=sum(layer.keys.nbytes + layer.values.nbytes for layer in output.past_key_values.layers),
+        kv_bytes=_kv_bytes(output.past_key_values),
         ttft_ms=steps[0],
         tpot_ms=sum(steps[1:]) / len(steps[1:]) if len(steps) > 1 else None,
         visual_tokens=visual,
@@ -172,12 +187,16 @@ def _generate(model: nn.Module, inputs: Mapping[str, Any], plan: Plan, tokens: i
     )
 
 
+def _kv_bytes(cache: Any) -> int:
+    return 0 if cache is None else sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+
+
 def _visual_tokens(model: nn.Module, inputs: Mapping[str, Any]) -> int:
     ids = torch.tensor(list(family_for(model.config).placeholder_ids(model.config).values()))
     return int(torch.isin(inputs["input_ids"].cpu(), ids).sum())
 
 
-def _answer(row: Candidate, runs: list[_Run], plain: Tensor) -> Answer:
+def _answer(row: _Row, runs: list[_Run], plain: Tensor) -> Answer:
     first = runs[0]
     tpots = [run.tpot_ms for run in runs if run.tpot_ms is not None]
     return Answer(

@@ -61,9 +61,11 @@ def media_of(
     """Shapes of the media that the arguments of `estimate` describe."""
     if images is not None and visual_tokens is not None:
         raise InputError("give images or visual_tokens, not both")
-    for width, height in images or ():
-        if width < 1 or height < 1:
-            raise InputError(f"image size {width}x{height}: width and height are pixels, at least 1")
+    for size in images or ():
+        if not (isinstance(size, (tuple, list)) and len(size) == 2 and all(isinstance(n, int) and n >= 1 for n in size)):
+            raise InputError(
+                f"image size {size!r}: write (width, height) in whole pixels, at least 1, e.g. images=[(1024, 768)]"
+            )
     if frames is not None:
         if not images or len(images) != 1:
             raise InputError("frames describes one video: give its frame size as one image size, e.g. images=[(640, 360)]")
@@ -91,7 +93,7 @@ def estimate(
     text_tokens: int = 64,
     new_tokens: int = 128,
     batch: int = 1,
-    dtype: str = "bf16",
+    dtype: Any = "bf16",
     convention: str = "exact",
 ) -> CostEstimate:
     """Estimate visual tokens, FLOPs and KV bytes under a plan. No weights are needed.
@@ -104,7 +106,7 @@ def estimate(
             unless it is the number of the model's usual image.
         frames: number of frames of one video whose frame size `images` gives.
         text_tokens, new_tokens, batch: of the workload.
-        dtype: of the KV cache, e.g. "bf16".
+        dtype: of the KV cache, e.g. "bf16" or torch.bfloat16.
         convention: "exact", or a paper's own way of counting: "fastv", "dynamic-llava".
 
     Raises:
@@ -114,6 +116,10 @@ def estimate(
     family = family_for(config)
     parsed = Plan.of(plan)
     check_plan(parsed, family, config)
+    for name, number in (("text_tokens", text_tokens), ("new_tokens", new_tokens), ("batch", batch)):
+        if not isinstance(number, int):
+            raise InputError(f"{name}={number!r}: write a whole number")
+    dtype = str(dtype).removeprefix("torch.")
     if dtype not in DTYPE_BYTES:
         raise InputError(f"dtype '{dtype}' is not known." + did_you_mean(dtype, DTYPE_BYTES))
     media = media_of(family, config, images, visual_tokens, frames)

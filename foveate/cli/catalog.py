@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
-from foveate.api.capabilities import family_capabilities, method_capabilities
+from foveate import recipes
+from foveate.api.capabilities import FamilyCapability, family_capabilities, method_capabilities
 from foveate.cli import tables
 
 
@@ -29,6 +31,7 @@ def methods(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
         table.add_row(f"[bold]{row.name}[/]", what, ", ".join(row.sites), effect, row.options or "none")
     console.print(table)
     console.print('Every method also takes keep, layer or site, scope, effect: "fastv(layer=2, keep=0.5)".', style="dim")
+    console.print(f"Recipes expand to several stages: {', '.join(recipes.names())}.", style="dim")
 
 
 def models(
@@ -43,7 +46,7 @@ def models(
         console.print_json(json.dumps([asdict(row) for row in rows]))
         return
     if markdown:
-        typer.echo(markdown_table())
+        typer.echo(markdown_table(rows))
         return
     table = Table(show_lines=True)
     for heading in ("family", "model_type", "sites that work", "backends that ran", "video", "not served"):
@@ -64,10 +67,10 @@ def models(
     console.print(table)
 
 
-def markdown_table() -> str:
+def markdown_table(rows: Iterable[FamilyCapability]) -> str:
     """The family table of the README."""
     lines = ["| family | `model_type` | sites | backends | video | notes |", "|---|---|---|---|---|---|"]
-    for row in family_capabilities():
+    for row in rows:
         cells = (
             row.title,
             ", ".join(f"`{name}`" for name in row.model_types),

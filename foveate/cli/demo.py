@@ -11,6 +11,7 @@ import torch
 import typer
 from PIL import Image
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from foveate.api import Answer, attach, compare
@@ -66,7 +67,7 @@ def _answers(console: Console, model: Any, processor: Any) -> None:
         texts = [_text(processor, answer) for answer in _ask(model, processor, example)]
         for name, text in zip(PLANS, texts, strict=True):
             right[name] += text == example.answer
-        cells = [text if text == example.answer else f"[bold red]{text}[/]" for text in texts]
+        cells = [escape(text) if text == example.answer else f"[bold red]{escape(text)}[/]" for text in texts]
         table.add_row(example.name, example.question, example.answer, *cells)
     table.add_section()
     table.add_row("", "right answers", str(len(examples)), *[str(count) for count in right.values()])

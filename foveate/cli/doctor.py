@@ -55,7 +55,7 @@ def doctor(
     if loaded is None:
         console.print("time shares: not measured (no weights here); run doctor on the loaded model, or foveate run --compare")
         return
-    _print_amdahl(console, loaded, processor, picture, theory.llm_prefill_flops.ratio.plan)
+    _print_amdahl(console, loaded, processor, picture, theory.prefill_flops.ratio.plan)
 
 
 def _has_weights(model: str) -> bool:

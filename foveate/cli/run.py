@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from foveate.api import Answer, Candidate, compare, default_plan
 from foveate.cli import loading, tables
 from foveate.core.plan import Stage
 from foveate.errors import InputError
 from foveate.spec import Plan
+
+# A last argument with such an ending is a picture, even when the file is missing.
+_PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 def run(
@@ -48,25 +52,20 @@ def run(
         console.print_json(json.dumps({"question": question, "pictures": [str(path) for path in paths], "rows": rows_json}))
         return
     title = f"{question} ({', '.join(path.name for path in paths) or 'no picture'})"
-    console.print(tables.answer_table(answers, texts, title))
+    console.print(tables.answer_table(answers, texts, escape(title)))
     if not compare_plans:
         console.print("Times are of a first call, warm-up included; --compare measures side by side.", style="dim")
 
 
 def _split(arguments: list[str]) -> tuple[list[Path], str]:
     *names, question = arguments
-    if Path(question).suffix.lower() in loading_suffixes() or Path(question).is_file():
+    if Path(question).suffix.lower() in _PICTURE_SUFFIXES or Path(question).is_file():
         raise InputError(f"no question: '{question}' is a picture; write the question last, in quotes")
     if not question.strip():
         raise InputError("the question is empty: write it last, in quotes")
     if not names:
         raise InputError("no picture: write one or more picture files before the question")
     return [Path(name) for name in names], question
-
-
-def loading_suffixes() -> tuple[str, ...]:
-    """Endings that are pictures even when the file is missing."""
-    return (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 def _controls(plan: Plan, model: Any, processor: Any, pictures: list[Any], question: str) -> list[Candidate]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from difflib import SequenceMatcher
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -66,7 +67,7 @@ def answer_table(answers: Sequence[Answer], texts: Sequence[str], title: str) ->
         table.add_column(heading, justify="right", overflow="fold")
     for answer, text in zip(answers, texts, strict=True):
         table.add_row(
-            answer.name,
+            escape(answer.name),
             highlighted(text, texts[0]),
             f"{answer.visual_tokens} -> {answer.kept_tokens}",
             "100 %" if answer.prefill_ratio is None else f"{100 * answer.prefill_ratio:.0f} %",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import wraps
+from functools import update_wrapper
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
@@ -17,14 +17,15 @@ from foveate.core.trace import Trace
 from foveate.engine import compat, conversation, observe
 from foveate.engine.conversation import Conversation
 from foveate.engine.hooks import Hooks
-from foveate.errors import AttachError, FoveateError, PlanError, UnsupportedCombination
+from foveate.errors import AttachError, FoveateError, InputError, PlanError, UnsupportedCombination
 from foveate.families import Family, family_for
 
 # Which models carry a plan. Weak on both sides, for an attachment holds its model: a model is freed like any other.
 _attached: WeakKeyDictionary[nn.Module, ref[Attachment]] = WeakKeyDictionary()
 
 
-def _attachment_of(model: nn.Module) -> Attachment | None:
+def attachment_of(model: nn.Module) -> Attachment | None:
+    """The attachment that a model carries, if any."""
     known = _attached.get(model)
     return None if known is None else known()
 
@@ -86,6 +87,32 @@ def check_plan(plan: Plan, family: Family, config: Any) -> dict[int, int]:
     return probes
 
 
+class _Generate:
+    """generate() of one model instance, inside a conversation."""
+
+    def __init__(self, attachment: Attachment, generate: Any) -> None:
+        self._attachment, self._generate = attachment, generate
+        update_wrapper(self, generate)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        attachment = self._attachment
+        talk = attachment._conversation_for(args, kwargs)
+        token = conversation.push(talk)
+        try:
+            return self._generate(*args, **kwargs)
+        except Exception as error:
+            if not isinstance(error, FoveateError):
+                attachment._hooks.explain(talk)
+            raise
+        finally:
+            conversation.pop(token)
+            talk.inputs = {}  # pixels and caches are the caller's again; the trace stays
+            attachment._hooks.settle()
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        raise AttachError("this model carries a plan: detach it before copying, the copy would run the original's hooks")
+
+
 class Attachment:
     """A plan attached to a model. Made by `foveate.attach`; use it as a context manager or call `detach()`.
 
@@ -109,13 +136,15 @@ class Attachment:
         Raises:
             AttachError, UnsupportedModel, PlanError, UnsupportedCombination: before anything was touched.
         """
-        known = _attachment_of(model)
+        known = attachment_of(model)
         if known is not None:
             raise AttachError(f"this model already carries the plan '{known}': detach it first, or use attachment.using(plan)")
+        if not isinstance(keep_traces, int) or keep_traces < 1:
+            raise AttachError(f"keep_traces={keep_traces!r}: write a whole number of at least 1")
         self.model, self.plan = model, plan
         self.family = family_for(model.config)
         self._describe, self._shortcut = describe, shortcut
-        self._conversations: deque[Conversation] = deque(maxlen=max(1, keep_traces))
+        self._conversations: deque[Conversation] = deque(maxlen=keep_traces)
         self._installed = False
         self._own_generate: Any = None  # a generate that somebody else put on the instance
         self._hooks = self._make_hooks(plan)
@@ -156,22 +185,7 @@ class Attachment:
         generate = self.model.generate
         self._own_generate = self.model.__dict__.get("generate")
 
-        @wraps(generate)  # type: ignore[arg-type]
-        def with_conversation(*args: Any, **kwargs: Any) -> Any:
-            talk = self._conversation_for(args, kwargs)
-            token = conversation.push(talk)
-            try:
-                return generate(*args, **kwargs)  # type: ignore[operator]
-            except Exception as error:
-                if not isinstance(error, FoveateError):
-                    self._hooks.explain(talk)
-                raise
-            finally:
-                conversation.pop(token)
-                talk.inputs = {}  # pixels and caches are the caller's again; the trace stays
-                self._hooks.settle()
-
-        self.model.__dict__["generate"] = with_conversation
+        self.model.__dict__["generate"] = _Generate(self, generate)
 
     def _conversation_for(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Conversation:
         inputs = dict(kwargs)
@@ -184,7 +198,8 @@ class Attachment:
         configs = (inputs.get("generation_config"), getattr(self.model, "generation_config", None))
         kinds = [inputs.get("cache_implementation"), *(getattr(config, "cache_implementation", None) for config in configs)]
         kind = next((kind for kind in kinds if kind is not None), None)
-        if kind not in (None, "dynamic", "dynamic_full") and self.plan.drops:
+        # "hybrid" stands in published Gemma 3 checkpoints; transformers reads it as the dynamic cache.
+        if kind not in (None, "dynamic", "dynamic_full", "hybrid") and self.plan.stages:
             raise UnsupportedCombination(
                 f"cache_implementation='{kind}' cannot hold a pruned cache in this version: leave it out, or detach the plan"
             )
@@ -209,7 +224,7 @@ class Attachment:
     @property
     def is_attached(self) -> bool:
         """Whether the model carries this plan."""
-        return _attachment_of(self.model) is self
+        return attachment_of(self.model) is self
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
@@ -248,6 +263,8 @@ class Attachment:
             prompt_length: columns of the prompt; later ones are output.
         """
         self._require_attached()
+        if prompt_length is not None and (not isinstance(prompt_length, int) or prompt_length < 1):
+            raise InputError(f"prompt_length={prompt_length!r}: write the number of prompt columns, at least 1")
         talk = Conversation(self, prompt_length=prompt_length)
         token = conversation.push(talk)
         try:
@@ -279,6 +296,9 @@ class Attachment:
     def traces(self) -> tuple[Trace, ...]:
         """The traces of the last conversations, oldest first; `attach(..., keep_traces=n)` says how many."""
         return tuple(talk.trace for talk in self._conversations)
+
+    def __repr__(self) -> str:
+        return f"<{self} on {type(self.model).__name__}{'' if self.is_attached else ', detached'}>"
 
     def __str__(self) -> str:
         return " | ".join(self._describe(stage) for stage in self.plan.stages) or "none"

@@ -22,6 +22,8 @@ class Conversation:
         inputs: keyword arguments of generate: grids and pixel values that forward no longer sees once encoded.
         prompt_length: columns of the prompt; what follows is output. None until known.
         layout: of the prompt, one row per sample (beams are not repeated), once the first pass has found it.
+        copies: rows per sample: beams or return sequences.
+        past: columns that were in the cache before the last prefill pass.
         trace: what the stages kept.
         prefill_kv_bytes: bytes in the cache after the last prefill pass, read off the cache; None without a cache.
         ignored: for each pass with labels, how many were predicted from pruned positions and left out of the loss.
@@ -31,6 +33,8 @@ class Conversation:
     inputs: Mapping[str, Any] = field(default_factory=dict)
     prompt_length: int | None = None
     layout: Layout | None = None
+    copies: int = 1
+    past: int = 0
     trace: Trace = field(default_factory=Trace)
     prefill_kv_bytes: int | None = None
     ignored: list[Tensor] = field(default_factory=list)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from foveate.core.layout import Layout
+from foveate.core.layout import Layout, Role
 from foveate.core.plan import Effect, Plan, Scope, Stage
 from foveate.core.view import AttentionRows
 from foveate.engine import compat, conversation, forward, labels, layout, observe, prefill
@@ -165,6 +165,7 @@ class Hooks:
             return
         if running.past == 0 and len(running.conversation.trace):
             running.conversation.trace.clear()  # without a cache every step chooses anew; the last choice counts
+        running.conversation.past = running.past
         prefill.begin(running, found, source.device, self.by_frame)
         self.on_media(running.conversation)
 
@@ -201,7 +202,8 @@ class Hooks:
                     talk.layout = found
                 return found
             talk.layout = found
-        prompt_layout = talk.layout.repeated(rows // talk.layout.roles.shape[0])
+        talk.copies = rows // talk.layout.roles.shape[0]
+        prompt_layout = talk.layout.repeated(talk.copies)
         return prompt_layout.columns_between(past, past + running.queries).extended(running.queries)
 
     def explain(self, talk: Conversation) -> None:
@@ -213,7 +215,7 @@ class Hooks:
 
     def _refuse(self, running: Pass, call: Mapping[str, Any], found: Layout) -> None:
         """Say no to what cannot work, before any layer has run."""
-        split = int((found.roles == 2).sum()) != sum(medium.shape.tokens for medium in found.media)
+        split = int((found.roles == int(Role.VISUAL)).sum()) != sum(medium.shape.tokens for medium in found.media)
         if split:
             raise UnsupportedCombination(_CHUNKED)
         talk = running.conversation

@@ -14,6 +14,8 @@ from foveate.errors import InputError
 from foveate.families import Family
 
 _TEXT, _PAD, _ANSWER = 0, -1, -2
+# Arguments that carry pictures which were encoded before the call.
+_ENCODED = ("mm_encoder_outputs",)
 
 
 def column_codes(
@@ -47,6 +49,10 @@ def column_codes(
         answered = (labels.to(codes.device) != -100).cumsum(1) > 0
         codes = codes.masked_fill(answered & (codes == _TEXT), _ANSWER)
     if mask is not None and mask.ndim == 2:
+        if mask.shape[0] != codes.shape[0] or mask.shape[1] < codes.shape[1]:
+            raise InputError(
+                f"attention_mask of shape {tuple(mask.shape)} does not fit {codes.shape[0]} rows of {codes.shape[1]} columns"
+            )
         codes = codes.masked_fill(mask[:, -codes.shape[1] :].to(codes.device) == 0, _PAD)
     return codes
 
@@ -86,6 +92,9 @@ def build_layout(
     has_pixels = any(inputs.get(name) is not None for name in ("pixel_values", "pixel_values_videos"))
     if not any(columns.values()) and not has_pixels:
         return None
+    if not has_pixels and inputs.get("inputs_embeds") is None and not any(inputs.get(name) for name in _ENCODED):
+        kind, count = max(columns.items(), key=lambda item: item[1])
+        raise InputError(f"the prompt has {count} {kind} placeholder tokens, but no {kind} is given: pass its pixel values too")
     shapes = family.media(config, inputs, columns)
     rows = _media_by_row(codes, kinds, shapes)
     is_visual = codes > _TEXT

@@ -1,13 +1,17 @@
 """Measuring attention rows from the queries and keys that a layer has anyway. No N x N tensor is ever made.
 
-For one call of one attention module, `module.config` is a stand-in whose attention implementation is our probe. The probe
-sees queries and keys behind every norm and rotation that the architecture applies, measures, puts the config back and calls
-the implementation that would have run. The model's own config never changes, so masks keep their format.
+During one call of one attention module, `module.config` is a stand-in that names our probe as the attention implementation.
+The probe sees queries and keys behind every norm and rotation that the architecture applies, measures, and calls the
+implementation that would have run. The model's own config never changes, so masks keep their format. Which call is to be
+measured stands in a context variable: another thread that uses the model meanwhile sees its own implementation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from threading import Lock
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -23,36 +27,55 @@ _ROWS_AT_ONCE = 256
 
 Callback = Callable[[Tensor, Tensor, Any, float | None, float | None], None]
 
+# In this context: module (by id) -> what to do with its queries and keys; None once that has been done.
+_NOTHING: Mapping[int, Callback | None] = MappingProxyType({})
+_armed: ContextVar[Mapping[int, Callback | None]] = ContextVar("foveate_armed", default=_NOTHING)
+_lock = Lock()
+
 
 class ProbeConfig:
-    """The config one attention module sees for one call."""
+    """The config an attention module shows while calls of it are measured; `users` counts them over all threads."""
 
-    def __init__(self, wrapped: Any, callback: Callback) -> None:
-        self.__dict__["wrapped"] = wrapped
-        self.__dict__["callback"] = callback
+    def __init__(self, wrapped: Any, module: nn.Module) -> None:
+        self.__dict__.update(wrapped=wrapped, module=id(module), users=0)
 
     def __getattr__(self, name: str) -> Any:
-        return PROBE if name == "_attn_implementation" else getattr(self.__dict__["wrapped"], name)
+        if name == "_attn_implementation" and _armed.get().get(self.__dict__["module"]) is not None:
+            return PROBE
+        return getattr(self.__dict__["wrapped"], name)
 
 
 def arm(module: nn.Module, callback: Callback) -> None:
-    """Measure the next call of an attention module."""
+    """Measure this context's next call of an attention module."""
     disarm(module)  # an interrupt may have left the callback of a call that never came
-    module.config = ProbeConfig(module.config, callback)  # type: ignore[assignment]
+    with _lock:
+        if not isinstance(module.config, ProbeConfig):
+            module.config = ProbeConfig(module.config, module)  # type: ignore[assignment]
+        module.config.__dict__["users"] += 1
+    _armed.set({**_armed.get(), id(module): callback})
 
 
 def disarm(module: nn.Module) -> None:
-    """Put the config back, whether or not the call got as far as its attention function."""
-    if isinstance(module.config, ProbeConfig):
-        module.config = module.config.wrapped
+    """End this context's measuring, whether or not the call got as far as its attention function."""
+    if id(module) not in _armed.get():
+        return
+    _armed.set({key: value for key, value in _armed.get().items() if key != id(module)})
+    with _lock:
+        config = module.config
+        if isinstance(config, ProbeConfig):
+            config.__dict__["users"] -= 1
+            if config.__dict__["users"] == 0:
+                module.config = config.wrapped
 
 
 def probe(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, *args: Any, **kwargs: Any) -> Any:
-    """The attention function that stands in: measure, restore, delegate."""
-    config: Any = module.config
-    disarm(module)
-    config.callback(query, key, mask, kwargs.get("scaling"), kwargs.get("softcap"))
-    # Restored before delegating, because flash reads the implementation's name from the module's config again.
+    """The attention function that stands in: measure, then delegate."""
+    armed = dict(_armed.get())
+    callback = armed[id(module)]
+    armed[id(module)] = None  # from here on the module shows its real implementation: flash reads the name once more
+    _armed.set(armed)
+    assert callback is not None
+    callback(query, key, mask, kwargs.get("scaling"), kwargs.get("softcap"))
     function = compat.attention_function(module, module.config._attn_implementation)  # type: ignore[arg-type, union-attr]
     return function(module, query, key, value, mask, *args, **kwargs)
 

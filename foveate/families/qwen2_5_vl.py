@@ -13,8 +13,8 @@ from foveate.core.shape import EncoderShape, LinearShape, MediumShape, ModelShap
 from foveate.errors import InputError
 from foveate.families._base import TINY_TEXT, Family, tiny_prompt
 
-# Defaults of the Qwen2.5-VL image processor, in pixels.
-_MIN_PIXELS, _MAX_PIXELS = 56 * 56, 28 * 28 * 1280
+# Bounds in the preprocessor config of the published Qwen2.5-VL checkpoints, in pixels: at most 16,384 visual tokens.
+_MIN_PIXELS, _MAX_PIXELS = 3_136, 12_845_056
 _MAX_ASPECT = 200
 
 

@@ -115,3 +115,61 @@ def test_a_preset_name_and_a_config_give_the_same_estimate():
 def test_an_unknown_preset_is_answered_with_the_nearest():
     with pytest.raises(UnknownName, match=r"llava-1\.5-7b"):
         foveate.estimate("llava-1.5-7", "none")
+
+
+def test_a_lost_attachment_can_be_detached(model):
+    foveate.attach(model, "fastv(layer=2, keep=0.5)")
+    assert foveate.detach(model)
+    assert not foveate.detach(model)
+    with foveate.attach(model, "fastv(layer=2, keep=0.5)"):
+        pass
+
+
+def test_beams_are_counted_once(model, inputs):
+    rows = foveate.compare(model, inputs, "fastv(layer=2, keep=0.5)", max_new_tokens=2, num_beams=3)
+    assert [(row.visual_tokens, row.kept_tokens) for row in rows] == [(108, 108), (108, 54)]
+    with foveate.attach(model, "fastv(layer=2, keep=0.5)") as attachment:
+        model.generate(**inputs, max_new_tokens=2, num_beams=3)
+        assert [entry[0] for entry in attachment.report().media] == [0, 1, 1]
+
+
+def test_compare_takes_the_options_of_generate(model, inputs):
+    (row,) = foveate.compare(model, inputs, "none", max_new_tokens=2, use_cache=False, with_plain=False)
+    assert row.kv_bytes == 0
+    for option in ("past_key_values", "return_dict_in_generate"):
+        with pytest.raises(foveate.FoveateError, match=option):
+            foveate.compare(model, inputs, "none", **{option: True})
+
+
+def test_theory_is_not_made_up_for_a_turn_behind_a_cache(model):
+    maker = tiny.Maker("llava")
+    first = maker.inputs([tiny.Row([maker.text(5), maker.picture(), maker.text(6)])])
+    picture = maker.picture()
+    with foveate.attach(model, "fastv(layer=2, keep=0.5)") as attachment:
+        out = model.generate(**first, max_new_tokens=3, do_sample=False, return_dict_in_generate=True)
+        more = torch.cat([maker.text(2), torch.full((36,), tiny.IMAGE), maker.text(4)])[None]
+        ids = torch.cat([out.sequences, more], dim=1)
+        second = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": picture.pixels[None]}
+        model.generate(**second, past_key_values=out.past_key_values, max_new_tokens=2, do_sample=False)
+        report = attachment.report()
+    assert report.estimate is None
+    assert "not computed behind a cache" in str(report)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"images": (1024, 768)}, "width, height"),
+        ({"images": [("a", "b")]}, "width, height"),
+        ({"text_tokens": "64"}, "whole number"),
+        ({"dtype": torch.int64}, "int64"),
+    ],
+)
+def test_estimate_answers_wrong_types_in_one_line(arguments, says):
+    with pytest.raises(foveate.FoveateError, match=says):
+        foveate.estimate("llava-1.5-7b", "none", **arguments)
+
+
+def test_estimate_takes_torch_dtypes():
+    named, torch_dtype = (foveate.estimate("llava-1.5-7b", "none", dtype=dtype) for dtype in ("bf16", torch.bfloat16))
+    assert named == torch_dtype

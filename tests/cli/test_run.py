@@ -119,3 +119,9 @@ def test_a_missing_model_gives_one_line(command, picture, tmp_path):
 def test_a_wrong_option_gives_one_line(command, picture):
     code, out, err = command("run", picture, "what?", "--plam", "none")
     _is_one_line(code, out, err, "--plam")
+
+
+def test_square_brackets_in_a_question_are_text(command, model_folder, picture):
+    code, out, _ = command("run", picture, "is it [/b] or [bold]?", "--model", model_folder, "--new-tokens", "2")
+    assert code == 0
+    assert "is it [/b] or [bold]?" in out

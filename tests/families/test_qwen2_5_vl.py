@@ -27,7 +27,9 @@ def config():
 
 
 def processor():
-    return image_processor("qwen2_vl", "qwen2_vl", "Qwen2VLImageProcessorPil")
+    # The bounds of the published checkpoints, which are wider than the class's own defaults.
+    bounds = {"min_pixels": 3_136, "max_pixels": 12_845_056}
+    return image_processor("qwen2_vl", "qwen2_vl", "Qwen2VLImageProcessorPil", **bounds)
 
 
 @pytest.mark.parametrize("size", SIZES)
