@@ -170,31 +170,11 @@ class Hooks:
         self.on_media(running.conversation)
 
     def _layout(self, running: Pass, call: Mapping[str, Any]) -> Layout | None:
+        """The layout of this pass, None if it is text only. A generate call finds the layout of its prompt once."""
         talk, past = running.conversation, running.past
-        rows = (call["input_ids"] if call.get("input_ids") is not None else call["inputs_embeds"]).shape[0]
         in_generate = bool(talk.inputs)
         if talk.layout is None or (not in_generate and past >= talk.layout.width):
-            inputs: Mapping[str, Any] = talk.inputs if in_generate else call
-            ids = inputs.get("input_ids")
-            embeds = None if ids is not None else inputs.get("inputs_embeds")
-            prompt = ids if ids is not None else embeds
-            assert prompt is not None
-            mask = call.get("attention_mask")
-            if not isinstance(mask, Tensor) or mask.ndim != 2:
-                mask = inputs.get("attention_mask")
-            if isinstance(mask, Tensor) and mask.ndim == 2:
-                mask = mask[:: rows // prompt.shape[0]]  # generate repeats rows for beams
-                mask = mask[:, : prompt.shape[1]] if in_generate else mask
-            else:
-                mask = None
-            embed = self.model.get_input_embeddings()  # type: ignore[operator]
-            codes = layout.column_codes(self.family, self.config, ids, embeds, mask, embed, running.labels)
-            codes, inputs = layout.fetch(codes, inputs, self.family.host_inputs)
-            length = talk.prompt_length
-            if not in_generate and length is not None:
-                length = length - past if length > past else None
-            cached = past if in_generate else 0
-            found = layout.build_layout(self.family, self.config, inputs, codes, length, cached)
+            found = self._find(running, call, talk.inputs if in_generate else call)
             if found is None:
                 return None
             if not in_generate:
@@ -202,9 +182,23 @@ class Hooks:
                     talk.layout = found
                 return found
             talk.layout = found
-        talk.copies = rows // talk.layout.roles.shape[0]
+        talk.copies = _row_count(call) // talk.layout.roles.shape[0]
         prompt_layout = talk.layout.repeated(talk.copies)
         return prompt_layout.columns_between(past, past + running.queries).extended(running.queries)
+
+    def _find(self, running: Pass, call: Mapping[str, Any], inputs: Mapping[str, Any]) -> Layout | None:
+        """The layout of `inputs`: of the whole prompt inside generate, of this call's columns otherwise."""
+        length, past = running.conversation.prompt_length, running.past
+        in_generate = inputs is running.conversation.inputs
+        mask = layout.two_dimensional_mask(call, inputs, in_generate)
+        ids = inputs.get("input_ids")
+        embeds = None if ids is not None else inputs.get("inputs_embeds")
+        embed = self.model.get_input_embeddings()  # type: ignore[operator]
+        codes = layout.column_codes(self.family, self.config, ids, embeds, mask, embed, running.labels)
+        codes, inputs = layout.fetch(codes, inputs, self.family.host_inputs)
+        if not in_generate and length is not None:
+            length = length - past if length > past else None
+        return layout.build_layout(self.family, self.config, inputs, codes, length, past if in_generate else 0)
 
     def explain(self, talk: Conversation) -> None:
         """Raise InputError if media that do not fit their placeholders made generate() fail in transformers' own code."""
@@ -394,3 +388,8 @@ class Hooks:
         if states is None or alive is None:
             return states
         return scatter_back(states, alive.to(states.device), running.queries)
+
+
+def _row_count(call: Mapping[str, Any]) -> int:
+    source = call["input_ids"] if call.get("input_ids") is not None else call["inputs_embeds"]
+    return int(source.shape[0])

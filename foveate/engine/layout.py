@@ -57,6 +57,19 @@ def column_codes(
     return codes
 
 
+def two_dimensional_mask(call: Mapping[str, Any], inputs: Mapping[str, Any], in_generate: bool) -> Tensor | None:
+    """The padding mask [B, S] of `inputs`, from the call or from generate's own arguments; None if there is none.
+
+    Generate repeats the prompt's rows for beams; one row per sample is returned.
+    """
+    masks = [mask for mask in (call.get("attention_mask"), inputs.get("attention_mask")) if isinstance(mask, Tensor)]
+    mask = next((mask for mask in masks if mask.ndim == 2), None)
+    if mask is None or not in_generate:
+        return mask
+    prompt = inputs["input_ids"] if inputs.get("input_ids") is not None else inputs["inputs_embeds"]
+    return mask[:: max(1, mask.shape[0] // prompt.shape[0])][:, : prompt.shape[1]]
+
+
 def fetch(codes: Tensor, inputs: Mapping[str, Any], names: tuple[str, ...]) -> tuple[Tensor, Mapping[str, Any]]:
     """Codes and the small integer inputs `names` on the CPU. One transfer for all of them: each one waits for the device."""
     far = {name: inputs[name] for name in names if isinstance(inputs.get(name), Tensor)}
