@@ -7,7 +7,7 @@ so an answer cannot be read off the question.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from foveate.demo.scenes import COLOR_NAMES, SHAPES, Chart, Picture, Scene, SceneObject
@@ -29,6 +29,8 @@ PHRASINGS: dict[str, tuple[str, ...]] = {
 }
 # Existence is learnt latest, size and position late; they get more questions.
 TASK_WEIGHTS = {"color": 1.0, "shape": 1.0, "size": 1.5, "position": 1.5, "exist": 2.0, "count": 1.0}
+# Where things are is learnt last of all: the end of training asks mostly for that.
+LATE_TASK_WEIGHTS = TASK_WEIGHTS | {"position": 6.0}
 PAIR_SHARE = 0.65  # of the existence questions that name a colour and a shape
 NEAR_MISS_SHARE = 0.8  # of their "no" answers that share one attribute with an object
 PRESENT_SHARE = 0.85  # of the counts that ask for something present
@@ -44,13 +46,14 @@ class Question:
     answer: str
 
 
-def make_questions(picture: Picture, rng: random.Random, limit: int) -> tuple[Question, ...]:
-    """Return up to `limit` different questions; a picture with little in it has fewer."""
+def make_questions(
+    picture: Picture, rng: random.Random, limit: int, weights: Mapping[str, float] = TASK_WEIGHTS
+) -> tuple[Question, ...]:
+    """Return up to `limit` different questions; a picture with little in it has fewer. Tasks are drawn by `weights`."""
     if isinstance(picture, Chart):
         return _chart_questions(picture, rng)[:limit]
     found: dict[str, Question] = {}
-    tasks, weights = list(TASK_WEIGHTS), list(TASK_WEIGHTS.values())
-    for task in rng.choices(tasks, weights, k=limit * TRIALS_PER_QUESTION):
+    for task in rng.choices(list(weights), list(weights.values()), k=limit * TRIALS_PER_QUESTION):
         question = _MAKERS[task](picture, rng)
         if question is not None:
             found.setdefault(question.text, question)

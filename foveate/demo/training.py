@@ -10,7 +10,7 @@ import argparse
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from foveate.demo.objective import (
 from foveate.demo.optimization import MasterWeights, learning_rate_scale
 from foveate.demo.packing import Packer, pixel_batch
 from foveate.demo.processor import build_processor
+from foveate.demo.questions import LATE_TASK_WEIGHTS, TASK_WEIGHTS
 from foveate.demo.samples import QUESTIONS_PER_PICTURE, Sample, make_dense_sample, make_sample
 from foveate.demo.scenes import MAX_OBJECTS, picture_random
 from foveate.demo.training_log import TrainingLog
@@ -57,6 +58,7 @@ class DemoTrainingConfig:
     warmup: float = 0.03
     decay: float = 0.45
     curriculum: float = 0.18
+    late: float = 0.78  # from this fraction of the joint phase on, most questions ask for positions
     first_objects: int = 3
     question_weight: float = 3.0
     caption_share: float = 0.4
@@ -196,7 +198,8 @@ class _Run:
         if self.pool[0] != pool_index:
             progress = min(1.0, fraction / self.config.curriculum)
             objects = self.config.first_objects + int((MAX_OBJECTS - self.config.first_objects) * progress)
-            self.pool = pool_index, _make_pool(self.config, pool_index, objects)
+            weights = LATE_TASK_WEIGHTS if fraction > self.config.late else TASK_WEIGHTS
+            self.pool = pool_index, _make_pool(self.config, pool_index, objects, weights)
         return self.pool[1][position]
 
     def _validate(self) -> None:
@@ -272,11 +275,20 @@ def _vision_samples(config: DemoTrainingConfig, first: int, count: int) -> list[
     return samples
 
 
-def _make_pool(config: DemoTrainingConfig, pool_index: int, max_objects: int) -> list[list[tuple[Sample, bool]]]:
+def _make_pool(
+    config: DemoTrainingConfig, pool_index: int, max_objects: int, weights: Mapping[str, float]
+) -> list[list[tuple[Sample, bool]]]:
     size = config.batch_size * POOL_BATCHES
     entries = []
     for index in range(pool_index * size, (pool_index + 1) * size):
-        sample = make_sample("train", config.seed, index, max_objects=max_objects, question_limit=config.question_limit)
+        sample = make_sample(
+            "train",
+            config.seed,
+            index,
+            max_objects=max_objects,
+            question_limit=config.question_limit,
+            weights=weights,
+        )
         has_caption = picture_random("train", config.seed, index, "caption").random() < config.caption_share
         entries.append((sample, has_caption))
     entries.sort(key=lambda entry: _text_length(*entry))
