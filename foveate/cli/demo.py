@@ -74,7 +74,8 @@ def _answers(console: Console, model: Any, processor: Any) -> None:
     console.print(table)
     console.print(
         f"plans act before layer {LAYER} of {model.config.text_config.num_hidden_layers}; wrong answers are red; "
-        f"{len(examples)} pictures are an illustration, accuracy over thousands stands in the model card",
+        f"the {len(examples)} held-out pictures were chosen where the plain model is right, so that losses show; how often it "
+        "is right at all, and under plans, stands in its model card and in benchmarks/results",
         style="dim",
     )
 

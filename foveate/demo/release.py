@@ -5,13 +5,17 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from foveate.demo.evaluation import DemoEvaluationConfig, evaluate_demo, markdown_table
+from foveate.demo.evaluation import DemoEvaluationConfig, evaluate_demo, generate_answers, markdown_table
 from foveate.demo.examples import make_examples
 from foveate.demo.loading import MODEL_FOLDER, PICTURES_FOLDER, load_demo
+from foveate.demo.questions import Question
+from foveate.demo.samples import Sample
+
+LONGEST_ANSWER = 8  # tokens
 
 CARD = """# foveate demo model
 
@@ -36,13 +40,14 @@ model, processor = load_demo()
 
 ## Training
 
-{minutes:.0f} minutes in total on one CPU thread in {precision}, seed {seed}, with
+{minutes:.0f} minutes in total on a CPU in {precision}, seed {seed}, with
 `python -m foveate.demo.training --out runs/demo --minutes {minutes:.0f} --vision-minutes {vision_minutes:.0f}`.
 {vision_minutes:.0f} minutes train the vision encoder alone on patch labels; the rest trains everything on
 {joint_pictures:,} pictures with up to {question_limit} questions each and a caption with probability {caption_share}.
+From {late:.0%} of that on, most questions about shapes ask where something is, which is learnt last.
 Small auxiliary heads on the vision encoder give its class token a gradient; they are not part of the weights.
 `training_config.json` holds every setting, `training_log.jsonl` the course of the run.
-A second run gives other weights of about the same quality, because the schedule follows the clock.
+A second run gives other weights, because the schedule follows the clock. {note}
 
 ## Accuracy on held-out pictures
 
@@ -56,15 +61,23 @@ picture" is the model itself without the picture. The gain is over the better of
 
 ## Limits
 
-- Synthetic data only. Questions must resemble the training patterns ({examples}).
+- Synthetic data only. Questions must resemble the training patterns:
+  {examples}.
+- The bundled example pictures are ones that the model answers; the table above is the measure.
 - No reading of text, no relations between objects, one picture per conversation.
 - 144 visual tokens for up to nine objects leave less redundancy than a large model on photographs has, so pruning costs
   accuracy earlier here than published results suggest.
 """
 
 
-def release(run: Path, questions_per_task: int = 600) -> None:
-    """Evaluate the model of a finished run and write everything that ships."""
+def release(run: Path, questions_per_task: int = 600, note: str = "") -> None:
+    """Evaluate the model of a finished run and write everything that ships.
+
+    Args:
+        run: the folder that the training wrote.
+        questions_per_task: size of the evaluation.
+        note: what the settings do not tell about this run, for the model card.
+    """
     MODEL_FOLDER.mkdir(parents=True, exist_ok=True)
     for source in sorted((run / "model").iterdir()):
         shutil.copyfile(source, MODEL_FOLDER / source.name)
@@ -73,14 +86,24 @@ def release(run: Path, questions_per_task: int = 600) -> None:
     config = DemoEvaluationConfig(questions_per_task=questions_per_task, training_seed=training["seed"])
     results = evaluate_demo(model, processor, config)
     (MODEL_FOLDER / "evaluation.json").write_text(json.dumps(results, indent=2) + "\n")
-    (MODEL_FOLDER / "README.md").write_text(_card(model, training, results))
-    make_examples(PICTURES_FOLDER)
+    (MODEL_FOLDER / "README.md").write_text(_card(model, training, results, note))
+    make_examples(PICTURES_FOLDER, answers_correctly(model, processor))
 
 
-def _card(model: Any, training: Mapping[str, Any], results: Mapping[str, Any]) -> str:
+def answers_correctly(model: Any, processor: Any) -> Callable[[Sample, Question], bool]:
+    """Return the judge of `make_examples`: does the greedy answer equal the true one?"""
+
+    def is_right(sample: Sample, question: Question) -> bool:
+        return generate_answers(model, processor, [(sample, question)], LONGEST_ANSWER) == [question.answer]
+
+    return is_right
+
+
+def _card(model: Any, training: Mapping[str, Any], results: Mapping[str, Any], note: str) -> str:
     log = [json.loads(line) for line in (MODEL_FOLDER / "training_log.jsonl").read_text().splitlines()]
     captions = results["captions"]
     return CARD.format(
+        note=note,
         parameters=sum(parameter.numel() for parameter in model.parameters()) / 1e6,
         vocabulary=model.config.text_config.vocab_size,
         megabytes=(MODEL_FOLDER / "model.safetensors").stat().st_size / 1e6,
@@ -102,8 +125,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Put a finished demo training run into the package.")
     parser.add_argument("--run", type=Path, default=Path("runs/demo"))
     parser.add_argument("--questions", type=int, default=600, help="questions per task of the evaluation")
+    parser.add_argument("--note", default="", help="sentence about the run for the model card")
     options = parser.parse_args()
-    release(options.run, options.questions)
+    release(options.run, options.questions, options.note)
 
 
 if __name__ == "__main__":
