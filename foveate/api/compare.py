@@ -21,6 +21,9 @@ from foveate.errors import InputError
 from foveate.families import family_for
 from foveate.spec import Plan
 
+# The first token warms up the prefill, the others the decode steps.
+_WARM_UP_TOKENS = 4
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -126,7 +129,7 @@ def compare(
         max_new_tokens, options: for generate; greedy unless options say otherwise.
         repeats: how often each row is timed.
         with_plain: put the plain model in the first row; loyalty is agreement with the first row.
-        warm_up: generate one token first, so that the first row does not pay for it.
+        warm_up: generate a few tokens first, so that the first row does not pay for it.
 
     Raises:
         FoveateError: for a plan that does not fit the model, before anything is generated.
@@ -145,8 +148,8 @@ def compare(
     if not rows:
         raise InputError("nothing to run: give at least one plan")
     if warm_up:
-        one_token = {name: value for name, value in options.items() if name != "min_new_tokens"}
-        _generate(base, inputs, rows[0].plan, 1, one_token)
+        short = {name: value for name, value in options.items() if name != "min_new_tokens"}
+        _generate(base, inputs, rows[0].plan, min(_WARM_UP_TOKENS, max_new_tokens), short)
     runs: list[list[_Run]] = [[] for _ in rows]
     for _ in range(repeats):
         for row, done in zip(rows, runs, strict=True):
