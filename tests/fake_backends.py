@@ -25,6 +25,8 @@ from transformers.masking_utils import (
 from transformers.modeling_flash_attention_utils import _is_packed_sequence
 from transformers.modeling_utils import AttentionInterface
 
+from foveate import families
+
 FLASH, FLEX = "emulated_flash", "emulated_flex"
 # Calls that flash would have taken for packed sequences.
 packed: list[Tensor] = []
@@ -121,4 +123,4 @@ def register() -> None:
 
 def use(model: nn.Module, name: str) -> None:
     """Switch the decoder; the vision encoder keeps its own implementation, which is not under test."""
-    model.model.language_model.config._attn_implementation = name
+    model.get_submodule(families.family_for(model.config).decoder).config._attn_implementation = name

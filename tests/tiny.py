@@ -10,14 +10,30 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText
 
 from foveate import families
+from foveate.families import TinyMedium
 
+# The families on which everything is tried; the others run the matrix of test_matrix.py.
 FAMILIES = ("llava", "qwen2_5_vl", "gemma3")
+ALL_FAMILIES = tuple(families.names())
 PAD, IMAGE, VIDEO = 0, 90, 91
-# Patches (t, h, w) of the images that the tiny Qwen gets in turn: whole and partial windows.
-_QWEN_GRIDS = ((1, 8, 8), (1, 8, 12), (1, 4, 8))
-# The first decoder layer at which FastV can act: Gemma's layer 0 sees a sliding window only.
-FIRST_LAYER = {"llava": 2, "qwen2_5_vl": 2, "gemma3": 2}
-SECOND_LAYER = {"llava": 3, "qwen2_5_vl": 3, "gemma3": 5}
+# Ids that tiny configs give to placeholders and their brackets; tiny models never answer with them.
+_SPECIAL = list(range(85, 99))
+
+
+def full_layers(family: str) -> list[int]:
+    """Decoder layers that see the whole prompt."""
+    windows = families.get(family).decoder_windows(families.get(family).tiny_config())
+    return [layer for layer, window in enumerate(windows) if window is None]
+
+
+# The first decoder layer from 2 on at which FastV can act, and the next one that observes another layer.
+FIRST_LAYER = {family: next(k for k in range(2, 99) if any(f < k for f in full_layers(family))) for family in ALL_FAMILIES}
+SECOND_LAYER = {family: next(f for f in full_layers(family) if f >= FIRST_LAYER[family]) + 1 for family in ALL_FAMILIES}
+
+
+def decoder_of(model: nn.Module) -> nn.Module:
+    """The language model without its head."""
+    return model.get_submodule(families.family_for(model.config).decoder)
 
 
 def tiny_model(family: str, backend: str = "sdpa", seed: int = 0) -> nn.Module:
@@ -25,7 +41,7 @@ def tiny_model(family: str, backend: str = "sdpa", seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
     model = AutoModelForImageTextToText.from_config(families.get(family).tiny_config()).eval()
     with torch.no_grad():
-        for parameter in model.model.language_model.parameters():
+        for parameter in decoder_of(model).parameters():
             if parameter.ndim >= 2 and parameter.std() < 0.05:
                 parameter.mul_(6.0)
         if family == "gemma3":
@@ -34,25 +50,15 @@ def tiny_model(family: str, backend: str = "sdpa", seed: int = 0) -> nn.Module:
     model.set_attn_implementation(backend)
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = PAD
-    model.generation_config.suppress_tokens = [IMAGE, VIDEO, 92, 93]
+    model.generation_config.suppress_tokens = _SPECIAL
     return model
 
 
 @dataclass
 class Row:
-    """One prompt: pieces of text token ids and images (their pixel tensors) or videos in between."""
+    """One prompt: pieces of text token ids, and images or videos in between."""
 
     pieces: list[Any]
-
-
-@dataclass
-class Picture:
-    """One image or video, as the family's processor would hand it over."""
-
-    kind: str
-    pixels: Tensor
-    grid: tuple[int, int, int]  # patches for Qwen, visual tokens for the others
-    tokens: int
 
 
 class Maker:
@@ -60,17 +66,17 @@ class Maker:
 
     def __init__(self, family: str, seed: int = 1) -> None:
         self.family, self.random, self.made = family, torch.Generator().manual_seed(seed), 0
+        self._family = families.get(family)
+        self._config = self._family.tiny_config()
 
     def text(self, length: int) -> Tensor:
         return torch.randint(3, 80, (length,), generator=self.random)
 
-    def picture(self, grid: tuple[int, int, int] | None = None, kind: str = "image") -> Picture:
-        if self.family == "qwen2_5_vl":
-            grid = grid or _QWEN_GRIDS[self.made % len(_QWEN_GRIDS)]
-            self.made += 1
-            t, h, w = grid
-            return Picture(kind, torch.randn(t * h * w, 96, generator=self.random), grid, t * h * w // 4)
-        return Picture("image", torch.randn(3, 24, 24, generator=self.random), (1, 6, 6), 36)
+    def picture(self, number: int | None = None, kind: str = "image") -> TinyMedium:
+        """The next image or video; `number` picks a size, where sizes differ."""
+        if number is None:
+            number, self.made = self.made, self.made + 1
+        return self._family.tiny_medium(self._config, kind, number, self.random)
 
     def inputs(self, rows: list[Row], side: str = "left", mask: bool = True) -> dict[str, Tensor]:
         """Model inputs of several prompts; rows of unequal length are padded."""
@@ -85,33 +91,12 @@ class Maker:
         inputs = {"input_ids": ids}
         if mask:
             inputs["attention_mask"] = attention
-        pictures = [piece for row in rows for piece in row.pieces if isinstance(piece, Picture)]
-        return inputs | self._media(ids, pictures)
-
-    def _media(self, ids: Tensor, pictures: list[Picture]) -> dict[str, Tensor]:
-        media: dict[str, Tensor] = {}
-        images = [picture for picture in pictures if picture.kind == "image"]
-        videos = [picture for picture in pictures if picture.kind == "video"]
-        if self.family == "qwen2_5_vl":
-            media["mm_token_type_ids"] = (ids == IMAGE).int() + 2 * (ids == VIDEO).int()
-            if images:
-                media["pixel_values"] = torch.cat([picture.pixels for picture in images])
-                media["image_grid_thw"] = torch.tensor([picture.grid for picture in images])
-            if videos:
-                media["pixel_values_videos"] = torch.cat([picture.pixels for picture in videos])
-                media["video_grid_thw"] = torch.tensor([picture.grid for picture in videos])
-        else:
-            if images:
-                media["pixel_values"] = torch.stack([picture.pixels for picture in images])
-            if self.family == "gemma3":
-                media["token_type_ids"] = (ids == IMAGE).long()
-        return media
+        media = [piece for row in rows for piece in row.pieces if isinstance(piece, TinyMedium)]
+        return inputs | self._family.tiny_batch(self._config, ids, media)
 
 
 def _columns(piece: Any) -> Tensor:
-    if isinstance(piece, Picture):
-        return torch.full((piece.tokens,), IMAGE if piece.kind == "image" else VIDEO)
-    return piece
+    return piece.ids if isinstance(piece, TinyMedium) else piece
 
 
 def ragged_rows(maker: Maker, batch: int) -> list[Row]:

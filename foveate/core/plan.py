@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from fractions import Fraction
+from typing import TypeVar
 
 from foveate.core.budget import Budget, Unit
 from foveate.core.layout import Role
@@ -17,14 +19,16 @@ _ORDER = list(SiteKind)
 
 
 class Scope(str, Enum):
-    """Among which tokens a stage ranks."""
+    """Among which tokens a stage ranks: CROP within each crop of an image or frame of a video, FRAME within each frame of a
+    video or each whole image, MEDIUM within each image or video, SAMPLE among all media of a row."""
 
     MEDIUM = "medium"
+    CROP = "crop"
     FRAME = "frame"
     SAMPLE = "sample"
 
 
-_SCOPES = [Scope.FRAME, Scope.MEDIUM, Scope.SAMPLE]
+_SCOPES = [Scope.CROP, Scope.FRAME, Scope.MEDIUM, Scope.SAMPLE]
 
 
 class Effect(str, Enum):
@@ -78,18 +82,31 @@ class Stage:
         assert fixed is not None
         return fixed
 
-    def kept_per_medium(self, alive: Sequence[int], shapes: Sequence[MediumShape]) -> list[int]:
-        """Tokens that stay of each medium of one sample, given those that arrive; one joint count for scope=sample."""
-        if self.scope is Scope.SAMPLE:
-            return [self.kept_of(sum(alive), None)]
+    def kept_groups(self, groups: Sequence[Sequence[int]], shapes: Sequence[MediumShape]) -> list[list[int]]:
+        """Tokens that stay of each group, given those that arrive, already joined to the stage's scope."""
+        if self.budget is not None:
+            return [[self.kept_of(count, None) for count in own] for own in groups]
         kept = []
-        for count, shape in zip(alive, shapes, strict=True):
-            t, h, w = shape.grid
-            if self.scope is Scope.FRAME:
-                kept.append(t * self.kept_of(count // t, (1, h, w)))
+        for own, shape in zip(groups, shapes, strict=True):
+            if len(own) == len(shape.pieces):
+                kept.append([self.kept_of(count, grid) for count, grid in zip(own, shape.pieces, strict=True)])
             else:
-                kept.append(self.kept_of(count, shape.grid))
+                kept.append([sum(self.kept_of(0, grid) for grid in shape.grids)])
         return kept
+
+
+_Count = TypeVar("_Count", int, Fraction)
+
+
+def join_groups(groups: Sequence[Sequence[_Count]], shapes: Sequence[MediumShape], scope: Scope) -> list[list[_Count]]:
+    """Counts of the groups of one sample, by medium, joined to a wider scope; SAMPLE gives one group in one list."""
+    if scope is Scope.SAMPLE:
+        return [[sum((count for own in groups for count in own), start=type(groups[0][0])(0))]]
+    whole = {Scope.CROP: (), Scope.FRAME: ("image",), Scope.MEDIUM: ("image", "video")}[scope]
+    return [
+        [sum(own, start=type(own[0])(0))] if shape.kind in whole else list(own)
+        for own, shape in zip(groups, shapes, strict=True)
+    ]
 
 
 @dataclass(frozen=True)
@@ -112,7 +129,7 @@ class Plan:
             if _SCOPES.index(stage.scope) < _SCOPES.index(before_stage.scope):
                 raise PlanError(
                     f"scope={stage.scope.value} after scope={before_stage.scope.value}: what arrives is uneven by then; "
-                    "scopes may only widen, frame -> medium -> sample"
+                    "scopes may only widen, crop -> frame -> medium -> sample"
                 )
         if any(s.effect is Effect.MASK for s in self.stages) and len(self.stages) > 1:
             raise PlanError(
@@ -126,12 +143,12 @@ class Plan:
 
     def grid_tokens_per_layer(self, shapes: Sequence[MediumShape], layers: int) -> list[int]:
         """Grid tokens of all media of one sample that enter each of `layers` decoder layers. MASK shortens nothing."""
-        alive = [shape.grid_tokens for shape in shapes]
+        alive = [[h * w for _, h, w in shape.pieces] for shape in shapes]
         by_layer = {stage.site.decoder_layer: stage for stage in self.stages if stage.effect is Effect.DROP}
         counts = []
         for layer in range(layers):
             stage = by_layer.get(layer)
             if stage is not None and alive:
-                alive = stage.kept_per_medium(alive, shapes)
-            counts.append(sum(alive))
+                alive = stage.kept_groups(join_groups(alive, shapes, stage.scope), shapes)
+            counts.append(sum(map(sum, alive)))
         return counts

@@ -12,11 +12,12 @@ class MediumShape:
 
     Attributes:
         kind: "image" or "video".
-        grid: (t, h, w) in visual tokens, raster order; t * h * w of the tokens lie on the grid.
-        separators: offsets, within the medium's tokens, of tokens off the grid (a CLS token, row newlines). They always stay.
+        grid: (t, h, w) in visual tokens, raster order: of the whole medium, or of its first part.
+        separators: offsets, within the medium's tokens, of tokens off the grids (a CLS token, row newlines). They always stay.
         encoder_tokens: tokens inside the vision encoder (patches and prefix tokens), for all frames together.
         encoder_sequences: lengths of the sequences that attend to each other in a full-attention encoder layer.
         encoder_windows: the same for a windowed layer; empty where the encoder has none.
+        crops: grids of the further parts in token order, for images that are cut into crops besides an overview.
     """
 
     kind: str
@@ -25,12 +26,22 @@ class MediumShape:
     encoder_tokens: int = 0
     encoder_sequences: tuple[int, ...] = ()
     encoder_windows: tuple[int, ...] = ()
+    crops: tuple[tuple[int, int, int], ...] = ()
+
+    @property
+    def grids(self) -> tuple[tuple[int, int, int], ...]:
+        """The grids of all parts in token order."""
+        return (self.grid, *self.crops)
+
+    @property
+    def pieces(self) -> tuple[tuple[int, int, int], ...]:
+        """The grids cut into single frames, (1, h, w) each: the finest parts that are ranked on their own."""
+        return tuple((1, h, w) for t, h, w in self.grids for _ in range(t))
 
     @property
     def grid_tokens(self) -> int:
-        """Visual tokens on the grid: what stages choose from."""
-        t, h, w = self.grid
-        return t * h * w
+        """Visual tokens on the grids: what stages choose from."""
+        return sum(t * h * w for t, h, w in self.grids)
 
     @property
     def tokens(self) -> int:

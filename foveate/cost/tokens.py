@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from foveate.core.layout import Role
-from foveate.core.plan import Effect, Plan, Stage
+from foveate.core.plan import Effect, Plan, Stage, join_groups
 from foveate.core.shape import MediumShape
 from foveate.core.site import SiteKind
 from foveate.errors import PlanError, UnsupportedCombination
@@ -52,18 +52,19 @@ def unrounded_tokens_per_layer(plan: Plan, media: Sequence[MediumShape], layers:
     A ratio is the same for every scope. A fixed count is a whole number of tokens and is resolved as the engine does.
     """
     extra = separator_count(media)
-    alive = [Fraction(medium.grid_tokens) for medium in media]
+    alive = [[Fraction(h * w) for _, h, w in medium.pieces] for medium in media]
     by_layer = {stage.site.decoder_layer: stage for stage in plan.stages if stage.effect is Effect.DROP}
     counts = []
     for layer in range(layers):
         stage = by_layer.get(layer)
         if stage is not None and alive:
-            alive = _unrounded_kept(stage, alive, media)
-        counts.append(float(sum(alive) + extra))
+            alive = _unrounded_kept(stage, join_groups(alive, media, stage.scope), media)
+        counts.append(float(sum(map(sum, alive)) + extra))
     return tuple(counts)
 
 
-def _unrounded_kept(stage: Stage, alive: Sequence[Fraction], media: Sequence[MediumShape]) -> list[Fraction]:
+def _unrounded_kept(stage: Stage, alive: list[list[Fraction]], media: Sequence[MediumShape]) -> list[list[Fraction]]:
     if stage.budget is not None and stage.budget.ratio is not None:
-        return [count * Fraction(stage.budget.ratio) for count in alive]
-    return [Fraction(kept) for kept in stage.kept_per_medium([int(count) for count in alive], media)]
+        return [[count * Fraction(stage.budget.ratio) for count in own] for own in alive]
+    kept = stage.kept_groups([[int(count) for count in own] for own in alive], media)
+    return [[Fraction(count) for count in own] for own in kept]

@@ -20,23 +20,25 @@ _T = TypeVar("_T")
 
 @dataclass
 class Span:
-    """Visual tokens that are ranked together: one frame, one medium, or all media of a row. Tensors are on the device.
+    """Visual tokens that are ranked together: one crop or frame, one medium, or all media of a row. Tensors are on the device.
 
     Attributes:
         row: batch row.
         medium: number of the medium within its row; of the first one if there are several.
-        frame: number of the frame within its medium; of the first one if there are several.
-        frames: frames of the whole medium.
+        kind: "image" or "video"; of the first medium if there are several.
+        frame: number of the frame or crop within its medium; of the first one if there are several.
+        frames: frames and crops of the whole medium.
         grid: (t, h, w) while the tokens are a whole grid in raster order, else None.
         owner: [n] long, key of each token's medium in the trace.
         columns: [n] long, column of each token in this pass.
-        coords: [n, 3] long, (t, y, x) on the medium's grid.
+        coords: [n, 3] long, (t, y, x) on the medium's grids; t counts on from grid to grid.
         sizes: [n] fp32, how many originals each token stands for.
         count: n, known on the host.
     """
 
     row: int
     medium: int
+    kind: str
     frame: int
     frames: int
     grid: tuple[int, int, int] | None
@@ -48,16 +50,17 @@ class Span:
 
     @staticmethod
     def join(spans: list[Span]) -> Span:
-        """Several spans as one; whole frames of one medium make a whole grid."""
+        """Several spans as one; whole frames or crops of one size make a whole grid."""
         if len(spans) == 1:
             return spans[0]
         first = spans[0]
-        grids = {span.grid for span in spans}
-        one_medium = all(span.medium == first.medium for span in spans)
-        grid = (len(spans), *first.grid[1:]) if one_medium and len(grids) == 1 and first.grid is not None else None
+        grids = [span.grid for span in spans if span.grid is not None and span.medium == first.medium]
+        whole = len(grids) == len(spans) and len({grid[1:] for grid in grids}) == 1
+        grid = (sum(t for t, _, _ in grids), *grids[0][1:]) if whole else None
         return Span(
             first.row,
             first.medium,
+            first.kind,
             first.frame,
             first.frames,
             grid,

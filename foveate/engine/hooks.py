@@ -72,7 +72,7 @@ class Hooks:
             assert stage.site.decoder_layer is not None
             self.stages[stage.site.decoder_layer] = stage
         self.masks = any(stage.effect is Effect.MASK for stage in plan.stages)
-        self.by_frame = any(stage.scope is Scope.FRAME for stage in plan.stages)
+        self.by_piece = any(stage.scope in (Scope.CROP, Scope.FRAME) for stage in plan.stages)
         self.watches: dict[int, Watch] = {}
         for layer, stage in self.stages.items():
             for observation in stage.method.needs():
@@ -166,7 +166,7 @@ class Hooks:
         if running.past == 0 and len(running.conversation.trace):
             running.conversation.trace.clear()  # without a cache every step chooses anew; the last choice counts
         running.conversation.past = running.past
-        prefill.begin(running, found, source.device, self.by_frame)
+        prefill.begin(running, found, source.device, self.by_piece)
         self.on_media(running.conversation)
 
     def _layout(self, running: Pass, call: Mapping[str, Any]) -> Layout | None:
@@ -254,7 +254,7 @@ class Hooks:
         talk.trace.clear()  # the last choice counts
         repeated = talk.layout.repeated(source.shape[0] // talk.layout.roles.shape[0])
         if repeated.media:
-            prefill.begin(running, repeated, source.device, self.by_frame)
+            prefill.begin(running, repeated, source.device, self.by_piece)
 
     # The decoder and its layers.
 

@@ -21,10 +21,10 @@ from foveate.errors import MethodError
 _FRAMES = 1 << 20
 
 
-def begin(running: Pass, layout: Layout, device: torch.device, by_frame: bool) -> None:
+def begin(running: Pass, layout: Layout, device: torch.device, by_piece: bool) -> None:
     """Bring the media of a pass to the device; uploads are not waited for.
 
-    `by_frame` starts with one span per frame, for plans whose first stage ranks within frames.
+    `by_piece` starts with one span per frame or crop, for plans whose first stage ranks within those.
     """
     running.layout = layout
     running.real = layout.real.to(device, non_blocking=True)
@@ -32,42 +32,51 @@ def begin(running: Pass, layout: Layout, device: torch.device, by_frame: bool) -
     running.lengths = layout.real.sum(1).tolist()
     first = running.conversation.trace.add_media(layout.media)
     running.spans = [
-        span for key, medium in enumerate(layout.media, start=first) for span in _spans(medium, key, device, by_frame)
+        span for key, medium in enumerate(layout.media, start=first) for span in _spans(medium, key, device, by_piece)
     ]
 
 
-def _spans(medium: Medium, key: int, device: torch.device, by_frame: bool) -> list[Span]:
-    t, h, w = medium.shape.grid
-    frames = t if by_frame else 1
+def _spans(medium: Medium, key: int, device: torch.device, by_piece: bool) -> list[Span]:
+    shape = medium.shape
     columns = medium.columns.to(device, non_blocking=True)
-    token = torch.arange(t * h * w, device=device)
-    coords = torch.stack([token // (h * w), token // w % h, token % w], dim=-1)
-    size = t * h * w // frames
-    return [
-        Span(
-            row=medium.row,
-            medium=medium.index,
-            frame=frame,
-            frames=t,
-            grid=(t // frames, h, w),
-            owner=torch.full((size,), key, device=device),
-            columns=columns[frame * size : (frame + 1) * size],
-            coords=coords[frame * size : (frame + 1) * size],
-            sizes=torch.ones(size, device=device),
-            count=size,
+    spans, start, frame = [], 0, 0
+    for t, h, w in shape.pieces if by_piece else shape.grids:
+        size = t * h * w
+        token = torch.arange(size, device=device)
+        spans.append(
+            Span(
+                row=medium.row,
+                medium=medium.index,
+                kind=shape.kind,
+                frame=frame,
+                frames=len(shape.pieces),
+                grid=(t, h, w),
+                owner=torch.full((size,), key, device=device),
+                columns=columns[start : start + size],
+                coords=torch.stack([frame + token // (h * w), token // w % h, token % w], dim=-1),
+                sizes=torch.ones(size, device=device),
+                count=size,
+            )
         )
-        for frame in range(frames)
-    ]
+        start, frame = start + size, frame + t
+    return spans
 
 
-def _widen(spans: list[Span], scope: Scope) -> list[Span]:
-    """Join spans until each is one frame, one medium or one row. Scopes only widen, so nothing is ever split."""
-    if scope is Scope.FRAME:
-        return spans
-    together: dict[tuple[int, int], list[Span]] = defaultdict(list)
+def _widen(spans: list[Span], stage: Stage) -> list[Span]:
+    """Join spans until each is one crop, frame, medium or row. Scopes only widen, so nothing is ever split.
+
+    Parts of unequal grids have no common grid: a method that needs one gets them one by one.
+    """
+    scope = stage.scope
+    together: dict[tuple[int, int, int], list[Span]] = defaultdict(list)
     for span in spans:
-        together[(span.row, span.medium if scope is Scope.MEDIUM else 0)].append(span)
-    return [Span.join(members) for members in together.values()]
+        alone = scope is Scope.CROP or (scope is Scope.FRAME and span.kind == "video")
+        together[(span.row, 0 if scope is Scope.SAMPLE else span.medium, span.frame if alone else 0)].append(span)
+    widened = []
+    for members in together.values():
+        joined = Span.join(members)
+        widened += members if stage.method.needs_grid and joined.grid is None else [joined]
+    return widened
 
 
 def _buckets(running: Pass, stage: Stage) -> dict[tuple[int, tuple[int, int, int] | None, int], list[Span]]:
@@ -89,7 +98,7 @@ def run_stage(running: Pass, stage: Stage, layer: int, text: str, hidden: Tensor
         check: verify the values of the method's answer, which waits for accelerators.
     """
     assert running.dead is not None
-    running.spans = _widen(running.spans, stage.scope)
+    running.spans = _widen(running.spans, stage)
     buckets = _buckets(running, stage)
     if shortcut and all(keep == count for count, _, keep in buckets):
         return hidden
@@ -120,7 +129,7 @@ def choose_hidden(running: Pass, stage: Stage, layer: int, text: str, rows: int,
 
     `check` is that of `run_stage`.
     """
-    running.spans = _widen(running.spans, stage.scope)
+    running.spans = _widen(running.spans, stage)
     device = running.spans[0].columns.device
     hidden = torch.zeros(rows, columns, dtype=torch.bool, device=device)
     for (count, grid, keep), spans in _buckets(running, stage).items():
@@ -202,6 +211,7 @@ def _survivors(running: Pass, text: str, spans: list[Span], selection: Selection
             Span(
                 row=span.row,
                 medium=span.medium,
+                kind=span.kind,
                 frame=span.frame,
                 frames=span.frames,
                 grid=span.grid if len(kept) == span.count else None,

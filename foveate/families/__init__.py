@@ -2,7 +2,8 @@
 
 A family never hooks, patches or configures a model; the engine does the work with what the file says. To add one, copy the
 nearest neighbour (`llava.py` for encoders that see [B, N, D], `qwen2_5_vl.py` for packed ones, `gemma3.py` for sliding layers),
-write `tiny_config`, and the family contract in the tests picks it up. A close relative subclasses and overrides one thing.
+write `tiny_config` and `tiny_medium`, and the family contract in the tests picks it up. A close relative subclasses and
+overrides one thing.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 from foveate.core import registry
 from foveate.errors import UnsupportedModel, did_you_mean
-from foveate.families._base import Family
+from foveate.families._base import Family, TinyMedium
 
 _GROUP = "foveate.families"
 
@@ -49,4 +50,4 @@ def family_for(config: Any) -> Family:
     )
 
 
-__all__ = ["Family", "family_for", "get", "names"]
+__all__ = ["Family", "TinyMedium", "family_for", "get", "names"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -28,6 +29,21 @@ TINY_TEXT: Mapping[str, Any] = dict(
     eos_token_id=2,
 )
 TINY_VISION: Mapping[str, Any] = dict(hidden_size=32, intermediate_size=64, num_attention_heads=4, image_size=24, patch_size=4)
+
+
+@dataclass(frozen=True)
+class TinyMedium:
+    """One random image or video for a model of `tiny_config`, as the family's processor would hand it over.
+
+    Attributes:
+        kind: "image" or "video".
+        ids: [n] long, the columns it takes in the prompt: placeholders and what the family writes between them.
+        inputs: tensors of this medium by the name of the model's argument; those of several media are concatenated.
+    """
+
+    kind: str
+    ids: Tensor
+    inputs: Mapping[str, Tensor]
 
 
 class Family(ABC):
@@ -89,8 +105,19 @@ class Family(ABC):
         """A random-weight config of the family, < 200k parameters, for tests that must not download anything."""
 
     @abstractmethod
+    def tiny_medium(self, config: Any, kind: str, number: int, random: torch.Generator) -> TinyMedium:
+        """A random image or video for a model of `tiny_config`. Where sizes may differ, `number` picks one of several."""
+
+    def tiny_batch(self, config: Any, ids: Tensor, media: Sequence[TinyMedium]) -> dict[str, Tensor]:
+        """What goes with the prompts `ids` [B, S] that hold these media in row order: their tensors and side inputs."""
+        names = dict.fromkeys(name for medium in media for name in medium.inputs)
+        return {name: torch.cat([medium.inputs[name] for medium in media if name in medium.inputs]) for name in names}
+
     def tiny_inputs(self, config: Any) -> dict[str, Tensor]:
-        """Random inputs for a model of `tiny_config`: one picture, ten text tokens, as the family's processor names them."""
+        """Inputs for a model of `tiny_config`: one picture, five text tokens on either side."""
+        medium = self.tiny_medium(config, "image", 0, torch.Generator().manual_seed(0))
+        ids = torch.cat([torch.arange(3, 8), medium.ids, torch.arange(8, 13)])[None]
+        return {"input_ids": ids, **self.tiny_batch(config, ids, [medium])}
 
     def decoder_windows(self, config: Any) -> tuple[int | None, ...]:
         """The sliding window of each decoder layer in tokens, None for full attention."""
@@ -149,12 +176,7 @@ class FixedGridFamily(Family):
     def media_of_images(self, config: Any, sizes: Sequence[tuple[int, int]]) -> list[MediumShape]:
         return [self.image(config)] * len(sizes)
 
-    def tiny_inputs(self, config: Any) -> dict[str, Tensor]:
+    def tiny_medium(self, config: Any, kind: str, number: int, random: torch.Generator) -> TinyMedium:
         side = config.vision_config.image_size
-        ids = tiny_prompt(self.placeholder_ids(config)["image"], self.image(config).tokens)
-        return {"input_ids": ids, "pixel_values": torch.randn(1, 3, side, side)}
-
-
-def tiny_prompt(placeholder: int, count: int) -> Tensor:
-    """[1, 10 + count] long: five text tokens, the placeholders of one picture, five text tokens."""
-    return torch.cat([torch.arange(3, 8), torch.full((count,), placeholder), torch.arange(8, 13)])[None]
+        ids = torch.full((self.image(config).tokens,), self.placeholder_ids(config)[kind])
+        return TinyMedium(kind, ids, {"pixel_values": torch.randn(1, 3, side, side, generator=random)})

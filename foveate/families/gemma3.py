@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
 from foveate.core.shape import LinearShape, MediumShape, ModelShape
-from foveate.families._base import TINY_TEXT, TINY_VISION, FixedGridFamily
+from foveate.families._base import TINY_TEXT, TINY_VISION, FixedGridFamily, TinyMedium
 
 
 class Gemma3(FixedGridFamily):
@@ -53,6 +54,5 @@ class Gemma3(FixedGridFamily):
             eoi_token_id=93,
         )
 
-    def tiny_inputs(self, config: Any) -> dict[str, Tensor]:
-        inputs = super().tiny_inputs(config)
-        return {**inputs, "token_type_ids": (inputs["input_ids"] == config.image_token_id).long()}
+    def tiny_batch(self, config: Any, ids: Tensor, media: Sequence[TinyMedium]) -> dict[str, Tensor]:
+        return {**super().tiny_batch(config, ids, media), "token_type_ids": (ids == config.image_token_id).long()}

@@ -11,11 +11,13 @@ from torch import Tensor
 
 from foveate.core.shape import EncoderShape, LinearShape, MediumShape, ModelShape
 from foveate.errors import InputError
-from foveate.families._base import TINY_TEXT, Family, tiny_prompt
+from foveate.families._base import TINY_TEXT, Family, TinyMedium
 
 # Bounds in the preprocessor config of the published Qwen2.5-VL checkpoints, in pixels: at most 16,384 visual tokens.
 _MIN_PIXELS, _MAX_PIXELS = 3_136, 12_845_056
 _MAX_ASPECT = 200
+# Patches (t, h, w) of the media of tiny models, for windows of 4 x 4 patches and more: whole windows and partial ones.
+_TINY_GRIDS = {"image": ((1, 8, 8), (1, 8, 12), (1, 4, 8)), "video": ((2, 4, 8), (3, 4, 4))}
 
 
 class Qwen25VL(Family):
@@ -116,16 +118,19 @@ class Qwen25VL(Family):
             vision_end_token_id=93,
         )
 
-    def tiny_inputs(self, config: Any) -> dict[str, Tensor]:
+    def tiny_medium(self, config: Any, kind: str, number: int, random: torch.Generator) -> TinyMedium:
         vision = config.vision_config
-        side = 4 * vision.spatial_merge_size
-        ids = tiny_prompt(config.image_token_id, 16)
-        return {
-            "input_ids": ids,
-            "mm_token_type_ids": (ids == config.image_token_id).int(),
-            "pixel_values": torch.randn(side * side, vision.in_channels * vision.temporal_patch_size * vision.patch_size**2),
-            "image_grid_thw": torch.tensor([[1, side, side]]),
-        }
+        grids = _TINY_GRIDS[kind]
+        t, h, w = grids[number % len(grids)]
+        width = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+        pixels = torch.randn(t * h * w, width, generator=random)
+        names = {"image": "pixel_values", "video": "pixel_values_videos"}
+        ids = torch.full((t * h * w // vision.spatial_merge_size**2,), self.placeholder_ids(config)[kind])
+        return TinyMedium(kind, ids, {names[kind]: pixels, f"{kind}_grid_thw": torch.tensor([[t, h, w]])})
+
+    def tiny_batch(self, config: Any, ids: Tensor, media: Sequence[TinyMedium]) -> dict[str, Tensor]:
+        types = (ids == config.image_token_id).int() + 2 * (ids == config.video_token_id).int()
+        return {**super().tiny_batch(config, ids, media), "mm_token_type_ids": types}
 
 
 def _resized(width: int, height: int, unit: int) -> tuple[int, int]:

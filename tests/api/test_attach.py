@@ -149,7 +149,7 @@ def test_theory_is_not_made_up_for_a_turn_behind_a_cache(model):
         out = model.generate(**first, max_new_tokens=3, do_sample=False, return_dict_in_generate=True)
         more = torch.cat([maker.text(2), torch.full((36,), tiny.IMAGE), maker.text(4)])[None]
         ids = torch.cat([out.sequences, more], dim=1)
-        second = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": picture.pixels[None]}
+        second = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **picture.inputs}
         model.generate(**second, past_key_values=out.past_key_values, max_new_tokens=2, do_sample=False)
         report = attachment.report()
     assert report.estimate is None

@@ -8,7 +8,7 @@ import pytest
 
 from foveate.core.budget import Budget, Unit
 from foveate.core.layout import Role
-from foveate.core.plan import Effect, Plan, Scope, Stage
+from foveate.core.plan import Effect, Plan, Scope, Stage, join_groups
 from foveate.core.shape import MediumShape
 from foveate.core.site import Site, SiteKind
 from foveate.errors import BudgetError, PlanError
@@ -21,6 +21,7 @@ HALF = Budget.of_ratio(0.5)
 IMAGE = MediumShape("image", (1, 6, 6))
 WIDE = MediumShape("image", (1, 3, 7))
 VIDEO = MediumShape("video", (4, 3, 5))
+CROPPED = MediumShape("image", (1, 3, 3), crops=((1, 4, 5), (2, 2, 2)))
 
 
 def uniform(layer: int, budget: Budget = HALF, **options) -> Stage:
@@ -49,7 +50,7 @@ def test_stages_are_a_tuple_whatever_sequence_was_given():
 @pytest.mark.parametrize("first", Scope)
 @pytest.mark.parametrize("second", Scope)
 def test_scopes_only_widen(first, second):
-    order = [Scope.FRAME, Scope.MEDIUM, Scope.SAMPLE]
+    order = [Scope.CROP, Scope.FRAME, Scope.MEDIUM, Scope.SAMPLE]
     stages = (uniform(1, scope=first), uniform(2, scope=second))
     if order.index(second) >= order.index(first):
         Plan(stages)
@@ -110,29 +111,44 @@ def test_merge_groups_are_refused_where_tokens_are_merged_already():
         uniform(2, dataclasses.replace(HALF, unit=Unit.GROUP))
 
 
+def kept(stage, media):
+    groups = [[h * w for _, h, w in shape.pieces] for shape in media]
+    return stage.kept_groups(join_groups(groups, media, stage.scope), media)
+
+
 def test_each_medium_keeps_its_own_share():
-    assert uniform(2).kept_per_medium([36, 21, 60], [IMAGE, WIDE, VIDEO]) == [18, 11, 30]
-    assert uniform(2, Budget.of_count(25)).kept_per_medium([36, 21, 60], [IMAGE, WIDE, VIDEO]) == [25, 21, 25]
+    media = [IMAGE, WIDE, VIDEO]
+    assert kept(uniform(2), media) == [[18], [11], [30]]
+    assert kept(uniform(2, Budget.of_count(25)), media) == [[25], [21], [25]]
 
 
 def test_each_frame_keeps_its_own_share():
     frames = uniform(2, scope=Scope.FRAME)
-    assert frames.kept_per_medium([36, 60], [IMAGE, VIDEO]) == [18, 4 * 8]  # 7.5 of 15 per frame, half up
-    assert frames.kept_per_medium([4 * 8], [VIDEO]) == [4 * 4]  # a second stage sees 8 of each frame
-    assert uniform(2, Budget.of_count(2), scope=Scope.FRAME).kept_per_medium([60], [VIDEO]) == [8]
+    assert kept(frames, [IMAGE, VIDEO]) == [[18], [8] * 4]  # 7.5 of 15 per frame, half up
+    assert frames.kept_groups([[8] * 4], [VIDEO]) == [[4] * 4]
+    assert kept(uniform(2, Budget.of_count(2), scope=Scope.FRAME), [VIDEO]) == [[2] * 4]
+
+
+def test_each_crop_keeps_its_own_share_and_a_frame_scope_leaves_images_whole():
+    assert CROPPED.pieces == ((1, 3, 3), (1, 4, 5), (1, 2, 2), (1, 2, 2))
+    assert kept(uniform(2, scope=Scope.CROP), [CROPPED, VIDEO]) == [[5, 10, 2, 2], [8] * 4]
+    assert kept(uniform(2, scope=Scope.FRAME), [CROPPED, VIDEO]) == [[19], [8] * 4]
+    assert kept(uniform(2), [CROPPED]) == [[19]]
+    plan = Plan((uniform(1, scope=Scope.CROP), uniform(2, scope=Scope.MEDIUM)))
+    assert plan.grid_tokens_per_layer([CROPPED], 3) == [37, 19, 10]
 
 
 def test_a_sample_has_one_joint_count():
     sample = uniform(2, scope=Scope.SAMPLE)
-    assert sample.kept_per_medium([36, 21], [IMAGE, WIDE]) == [29]  # 28.5, half up; each on its own would be 18 + 11
-    assert sample.kept_per_medium([29], [IMAGE, WIDE]) == [15]
+    assert kept(sample, [IMAGE, WIDE]) == [[29]]  # 28.5, half up; each on its own would be 18 + 11
+    assert kept(sample, [CROPPED, WIDE]) == [[29]]
 
 
 def test_pooling_counts_cells_of_the_grid_frame_by_frame():
-    pool = Stage(Site.pre_llm(), Pool(2))
-    assert pool.kept_per_medium([36, 21, 60], [IMAGE, WIDE, VIDEO]) == [9, 8, 4 * 6]
-    by_frame = Stage(Site.pre_llm(), Pool(2), scope=Scope.FRAME)
-    assert by_frame.kept_per_medium([60], [VIDEO]) == [4 * 6]
+    media = [IMAGE, WIDE, VIDEO, CROPPED]
+    assert kept(Stage(Site.pre_llm(), Pool(2)), media) == [[9], [8], [4 * 6], [4 + 6 + 1 + 1]]
+    assert kept(Stage(Site.pre_llm(), Pool(2), scope=Scope.FRAME), media) == [[9], [8], [6] * 4, [4 + 6 + 1 + 1]]
+    assert kept(Stage(Site.pre_llm(), Pool(2), scope=Scope.CROP), media) == [[9], [8], [6] * 4, [4, 6, 1, 1]]
 
 
 def test_tokens_per_layer_follow_the_stages():

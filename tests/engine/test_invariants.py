@@ -152,7 +152,7 @@ def test_invariant_5_rows_of_a_padded_batch_equal_the_rows_alone(model_of, famil
 def test_invariant_5_another_row_changes_nothing(model_of, family):
     model, maker = model_of(family), tiny.Maker(family)
     first, second, third = tiny.ragged_rows(maker, 3)
-    other = tiny.Row([piece if isinstance(piece, tiny.Picture) else maker.text(len(piece)) for piece in second.pieces])
+    other = tiny.Row([piece if isinstance(piece, tiny.TinyMedium) else maker.text(len(piece)) for piece in second.pieces])
     with torch.no_grad(), foveate.attach(model, "fastv(layer=2, keep=0.4)"):
         one = model(**maker.inputs([first, second, third])).logits
         two = model(**maker.inputs([first, other, third])).logits

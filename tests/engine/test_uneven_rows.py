@@ -13,9 +13,9 @@ LOGITS = 2e-4  # fp32 sums in another order, logits of size 10
 
 def _rows(maker: tiny.Maker) -> list[tiny.Row]:
     """One image and much text, beside two images and little text: as many columns, no padding."""
-    first, second, third = (maker.picture((1, 8, 8) if maker.family == "qwen2_5_vl" else None) for _ in range(3))
+    first, second, third = (maker.picture(0) for _ in range(3))
     return [
-        tiny.Row([maker.text(5), first, maker.text(7 + first.tokens)]),
+        tiny.Row([maker.text(5), first, maker.text(7 + len(first.ids))]),
         tiny.Row([maker.text(4), second, maker.text(3), third, maker.text(5)]),
     ]
 

@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from foveate import families
+
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
-    return model.model.language_model.layers
+    return model.get_submodule(families.family_for(model.config).decoder).layers
 
 
 def mask_keys(mask: Tensor | None, alive: Tensor, queries: int) -> Tensor:

@@ -61,7 +61,7 @@ def plans(draw: st.DrawFn) -> Plan:
 
 
 def _width(scope: Scope) -> int:
-    return [Scope.FRAME, Scope.MEDIUM, Scope.SAMPLE].index(scope)
+    return [Scope.CROP, Scope.FRAME, Scope.MEDIUM, Scope.SAMPLE].index(scope)
 
 
 @given(plans())
