@@ -44,14 +44,23 @@ def tiny_model(family: str, backend: str = "sdpa", seed: int = 0) -> nn.Module:
         for parameter in decoder_of(model).parameters():
             if parameter.ndim >= 2 and parameter.std() < 0.05:
                 parameter.mul_(6.0)
-        if family == "gemma3":
-            model.model.multi_modal_projector.mm_input_projection_weight.normal_(0, 0.3)
+        for parameter in model.parameters():
+            if parameter.ndim >= 2 and not parameter.any():
+                parameter.normal_(0, 0.3)  # some projections start at zero and would hide every picture
         model.get_output_embeddings().weight.normal_(0, 0.5)
     model.set_attn_implementation(backend)
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = PAD
     model.generation_config.suppress_tokens = _SPECIAL
     return model
+
+
+class Models(dict[tuple[str, str], nn.Module]):
+    """Tiny models by (family, backend), made when first asked for."""
+
+    def __missing__(self, key: tuple[str, str]) -> nn.Module:
+        self[key] = tiny_model(*key)
+        return self[key]
 
 
 @dataclass

@@ -43,6 +43,12 @@ PLANS = {
 ANCHOR_PLANS = ("fastv", "two-stages")
 
 
+every_family = pytest.mark.parametrize(
+    "family",
+    [name if name in tiny.FAMILIES else pytest.param(name, marks=pytest.mark.full) for name in tiny.ALL_FAMILIES],
+)
+
+
 def plan_for(name: str, family: str) -> str:
     return PLANS[name].format(k=tiny.FIRST_LAYER[family], k2=tiny.SECOND_LAYER[family])
 
@@ -67,18 +73,25 @@ def real(inputs: dict[str, Tensor]) -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def models() -> dict[tuple[str, str], nn.Module]:
-    return {(family, backend): tiny.tiny_model(family, backend) for family in tiny.FAMILIES for backend in BACKENDS}
+def models() -> tiny.Models:
+    return tiny.Models()
 
 
 def matrix(*plans: str) -> pytest.MarkDecorator:
-    """Families x backends x batches x plans; beyond the anchor plans only the first backend is in the short run."""
+    """Families x backends x batches x plans.
+
+    In the short run are the anchor plans on the anchor families, other plans there on one backend, and one row of every
+    other family.
+    """
     cases = []
-    for family in tiny.FAMILIES:
+    for family in tiny.ALL_FAMILIES:
         for backend in BACKENDS:
             for batch in BATCHES:
                 for plan in plans:
-                    short = plan in ANCHOR_PLANS or (backend == "sdpa" and batch == 3)
+                    ragged = backend == "sdpa" and batch == 3
+                    anchor = family in tiny.FAMILIES
+                    short = plan in ANCHOR_PLANS if anchor or ragged else False
+                    short = short or (anchor and ragged)
                     marks = [] if short else [pytest.mark.full]
                     cases.append(pytest.param(family, backend, batch, plan, marks=marks))
     return pytest.mark.parametrize(("family", "backend", "batch", "plan"), cases)
@@ -188,7 +201,7 @@ def test_f_attach_and_detach_leave_no_trace(models, family, backend, batch, plan
     assert all(torch.equal(a, b) for a, b in zip(again.logits, plain.logits, strict=True))
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@every_family
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("layer", ["site=pre_llm", "layer=2"])
 def test_g_a_merge_equals_the_dense_reference_with_merged_states(models, family, backend, layer):
@@ -221,7 +234,7 @@ def test_g_a_merge_equals_the_dense_reference_with_merged_states(models, family,
     assert tiny.greatest_difference(answer, dense) < LOGITS
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@every_family
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("query", ["last", "text", "all", "window:4"])
 def test_fastv_keeps_what_its_plain_loop_twin_keeps(models, family, backend, query):
@@ -236,8 +249,8 @@ def test_fastv_keeps_what_its_plain_loop_twin_keeps(models, family, backend, que
     alive = alive_columns(trace, inputs)
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
     for number, (stage_layer, ratio, stage_query) in enumerate([(layer, 0.4, query), (second, 0.5, "last")], start=1):
-        # Gemma's attention is observed at the nearest full layer below the cut.
-        observed = stage_layer - 1 if family != "gemma3" else {2: 1, 5: 4}[stage_layer]
+        # Attention is observed at the nearest full layer below the cut.
+        observed = max(full for full in tiny.full_layers(family) if full < stage_layer)
         before = {k: columns for k, columns in alive.items() if k < stage_layer}
         attention = eager_attention(model, inputs, before)[observed]
         for entry in trace.media:
@@ -258,7 +271,7 @@ def test_fastv_keeps_what_its_plain_loop_twin_keeps(models, family, backend, que
             assert columns[entry.kept[number]].tolist() == expected
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@every_family
 def test_uniform_keeps_what_its_twin_keeps(models, family):
     model = models[family, "sdpa"]
     maker = tiny.Maker(family)
