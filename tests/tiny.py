@@ -103,6 +103,10 @@ class Maker:
         media = [piece for row in rows for piece in row.pieces if isinstance(piece, TinyMedium)]
         return inputs | self._family.tiny_batch(self._config, ids, media)
 
+    def side_inputs(self, ids: Tensor) -> dict[str, Tensor]:
+        """What the family's processor says about each column of a prompt, without media."""
+        return self._family.tiny_batch(self._config, ids, [])
+
 
 def _columns(piece: Any) -> Tensor:
     return piece.ids if isinstance(piece, TinyMedium) else piece

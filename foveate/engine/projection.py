@@ -112,12 +112,13 @@ def project_mask(
     pad_free: bool,
     implementation: str,
     dtype: torch.dtype,
+    first_key: int | None = None,
 ) -> Any:
     """The attention mask of a layer for the tokens and slots it really has.
 
     Args:
         mask: what transformers made in logical space: None, [B or 1, 1 or H, Q, KV] bool or additive, [B, KV] (flash) or a
-            BlockMask (flex). Its last KV columns end at past + queries.
+            BlockMask (flex).
         positions: [B, P] column of every key the layer will see, -1 at holes.
         alive: tokens of this pass at this layer, None for all.
         past, queries: columns before and in this pass.
@@ -125,14 +126,15 @@ def project_mask(
         pad_free: whether no key is a padding column.
         implementation: attention implementation, for a mask that has to be made from nothing.
         dtype: of the hidden states.
+        first_key: the column that the mask's first key stands for; None if its last key is the last column.
     """
     if mask is None:
         # Without padding and holes, causal-by-slot is what the kernel's own causal flag does.
-        return None if all_valid else _build_mask(positions, alive, queries, implementation, dtype)
+        return None if all_valid else _build_mask(positions, alive, past, queries, implementation, dtype)
     if isinstance(mask, BlockMask):
-        return _project_block_mask(mask, positions, alive, past + queries)
+        return _project_block_mask(mask, positions, alive, past + queries, first_key)
     key_columns = mask.shape[-1]
-    columns = positions - (past + queries - key_columns)
+    columns = positions - (past + queries - key_columns if first_key is None else first_key)
     good = (columns >= 0) & (positions >= 0)
     columns = columns.clamp(0, key_columns - 1)
     if mask.ndim == 2:
@@ -158,37 +160,38 @@ def _gather_mask(mask: Tensor, rows: Tensor | None, columns: Tensor) -> Tensor:
     return take(mask, columns, 3)
 
 
-def _build_mask(positions: Tensor, alive: Alive | None, queries: int, implementation: str, dtype: torch.dtype) -> Any:
-    """Causal by slot, holes hidden, for batches that transformers saw without padding."""
+def _build_mask(
+    positions: Tensor, alive: Alive | None, past: int, queries: int, implementation: str, dtype: torch.dtype
+) -> Any:
+    """Causal, holes hidden, for batches that transformers saw without padding."""
     good = positions >= 0
-    key_count = positions.shape[1]
-    query_count = queries if alive is None else alive.index.shape[1]
-    offset = key_count - query_count
+    batch, key_count = positions.shape
     if "flash" in implementation:
         return good
+    # By column and not by slot: a static cache has empty slots behind the last token.
+    asking = torch.arange(past, past + queries, device=positions.device).expand(batch, -1)
+    asking = asking if alive is None else alive.columns(past)
     if "flex" in implementation:
         return create_block_mask(
-            lambda b, h, q, kv: (kv <= q + offset) & good[b, kv],
-            positions.shape[0],
+            lambda b, h, q, kv: (positions[b, kv] <= asking[b, q]) & good[b, kv],
+            batch,
             None,
-            query_count,
+            asking.shape[1],
             key_count,
             device=positions.device,
             _compile=False,
         )
-    order = torch.arange(key_count, device=positions.device)
-    causal = order[None] <= (order[:query_count] + offset)[:, None]
-    mask = causal[None, None] & good[:, None, None]
+    mask = ((positions[:, None] <= asking[:, :, None]) & good[:, None])[:, None]
     if implementation == "eager":
         return torch.where(mask, 0.0, torch.finfo(dtype).min).to(dtype)
     return mask
 
 
-def _project_block_mask(mask: BlockMask, positions: Tensor, alive: Alive | None, end: int) -> BlockMask:
+def _project_block_mask(mask: BlockMask, positions: Tensor, alive: Alive | None, end: int, first_key: int | None) -> BlockMask:
     original, (queries, key_columns) = mask.mask_mod, mask.seq_lengths
     batch = positions.shape[0]
     rows = torch.arange(queries, device=positions.device).expand(batch, -1) if alive is None else alive.index
-    rows, columns = rows.contiguous(), (positions - (end - key_columns)).contiguous()
+    rows, columns = rows.contiguous(), (positions - (end - key_columns if first_key is None else first_key)).contiguous()
 
     def projected(b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
         column = columns[b, kv]

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import StaticLayer
 
 from foveate.core.view import AttentionRows
 from foveate.engine import compat, forward, observe
@@ -17,13 +18,15 @@ class Watch:
 
     Args:
         owner: the attachment.
+        layer: the decoder layer that the module belongs to.
         whole_conversation: measure all key columns, as masked plans need, instead of those of the pass.
 
     Attributes:
         wanted: (stage's layer, what its method asked for).
     """
 
-    def __init__(self, owner: object, whole_conversation: bool) -> None:
+    def __init__(self, owner: object, layer: int, whole_conversation: bool) -> None:
+        self.layer = layer
         self.owner, self.whole_conversation = owner, whole_conversation
         self.wanted: list[tuple[int, AttentionRows]] = []
 
@@ -33,12 +36,14 @@ class Watch:
         if running is None or not running.spans:
             return
         embeddings = compat.flat_rotary(module, kwargs.get("position_embeddings"))
+        cache = kwargs.get("past_key_values")
+        stored = cache.layers[self.layer] if cache is not None and self.layer < len(cache.layers) else None
 
         def measure(query: Tensor, key: Tensor, mask: Any, scaling: float | None, softcap: float | None) -> None:
             # A ranking has no gradient; saved tensors would also differ from those of a checkpointed layer run again.
             with torch.no_grad():
                 for layer, wanted in self.wanted:
-                    rows = self._rows(running, wanted, query, key, mask, embeddings, scaling, softcap)
+                    rows = self._rows(running, wanted, query, key, mask, embeddings, scaling, softcap, stored)
                     running.observed[(layer, wanted)] = rows
 
         observe.arm(module, measure)
@@ -57,6 +62,7 @@ class Watch:
         embeddings: Any,
         scaling: float | None,
         softcap: float | None,
+        stored: Any,
     ) -> Tensor:
         """Attention [B, H, S] by column of the pass (or of the conversation)."""
         alive = running.alive_on(query.device)
@@ -64,12 +70,15 @@ class Watch:
         if alive is not None:
             raters = alive.slot_of.gather(1, raters)
         arriving = query.shape[2]
+        order = _key_order(stored, key, arriving, running.past) if isinstance(stored, StaticLayer) else None
         if not wanted.rope:
             # Past keys carry rotations of positions that are gone by now, so the softmax runs over this pass.
+            order = (torch.arange(key.shape[2], device=key.device) if order is None else order)[-arriving:]
             query = observe.without_rope(query, embeddings)
-            key = observe.without_rope(key[:, :, -arriving:], embeddings)
-            mask = mask[..., -arriving:] if isinstance(mask, Tensor) else mask
-        rows = observe.attention_rows(query, key, mask, raters, valid, scaling, softcap)
+            key = observe.without_rope(key.index_select(2, order), embeddings)
+        elif order is not None:
+            key = key.index_select(2, order)
+        rows = observe.attention_rows(query, key, mask, raters, valid, scaling, softcap, order)
         if self.whole_conversation:
             return rows
         rows = rows[..., -arriving:]
@@ -78,6 +87,15 @@ class Watch:
         target = torch.where(alive.valid, alive.index, running.queries)[:, None].expand(-1, rows.shape[1], -1)
         by_column = rows.new_zeros(*rows.shape[:2], running.queries + 1).scatter(2, target, rows)
         return by_column[..., :-1]
+
+
+def _key_order(stored: StaticLayer, key: Tensor, arriving: int, past: int) -> Tensor:
+    """Slots of a static layer's keys, those that arrive with this pass last; of an empty cache only those that arrive."""
+    slots = torch.arange(key.shape[2], device=key.device)
+    if past == 0:
+        return slots[:arriving]
+    order: Tensor = (slots + stored.cumulative_length) % key.shape[2]
+    return order
 
 
 def _raters(running: Pass, wanted: AttentionRows, query: Tensor) -> tuple[Tensor, Tensor]:

@@ -108,8 +108,7 @@ def test_a_text_turn_on_a_pruned_cache_equals_sdpa(models, family, backend):
             first = tiny.generate(model, inputs)
             ids = torch.cat([first.sequences, more], 1)
             again = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "past_key_values": first.past_key_values}
-            if family == "qwen2_5_vl":
-                again["mm_token_type_ids"] = (ids == tiny.IMAGE).int()
+            again |= maker.side_inputs(ids)
             logits[name] = tiny.generate(model, again)
     assert tiny.greatest_difference(logits["sdpa"], logits[backend]) < LOGITS
 
