@@ -21,6 +21,10 @@ every_family = pytest.mark.parametrize(
 )
 
 
+# Which methods the plans below are made of.
+PLANS = {"fastv": "fastv", "two": "random fastv", "pool": "pool"}
+
+
 def plans(family: str) -> dict[str, str]:
     k = tiny.FIRST_LAYER[family]
     return {
@@ -35,6 +39,7 @@ def prompts(family: str, batch: int) -> dict[str, torch.Tensor]:
     return maker.inputs(tiny.ragged_rows(maker, batch))
 
 
+@pytest.mark.matrix(caches=("static",))
 @every_family
 @pytest.mark.parametrize("backend", ["sdpa", pytest.param("eager", marks=pytest.mark.full)])
 @pytest.mark.parametrize("batch", [pytest.param(1, marks=pytest.mark.full), 3])
@@ -148,6 +153,7 @@ def test_static_caches_are_refused_where_they_cannot_be_right(model_of):
     assert int(cache.get_seq_length()) == 0, "refused before anything is written"
 
 
+@pytest.mark.matrix(caches=("compiled",), plan="random fastv")
 @every_family
 @pytest.mark.parametrize("batch", [pytest.param(1, marks=pytest.mark.full), 3])
 def test_compiled_decode_steps_have_no_graph_break(family, batch):
