@@ -75,6 +75,7 @@ def test_a_turn_may_name_the_grids_and_types_of_the_turns_before_it(model_of, fa
     assert tiny.greatest_difference(answer, expected) == 0
 
 
+@pytest.mark.since((5, 23), "before, Gemma 3 sees a second turn's image through the mask of its first")
 @pytest.mark.parametrize("family", ["llava", "gemma3"])  # transformers cannot continue a Qwen chat with a new image
 @pytest.mark.parametrize("plan", [FASTV, "fastv(layer=2, keep=0.5, query=text)", "random(layer=2, keep=0.3)"])
 def test_a_turn_with_a_new_image_equals_the_dense_reference(model_of, family, plan):
@@ -268,6 +269,7 @@ class mask_of_each_query:  # noqa: N801 - reads as a block
             handle.remove()
 
 
+@pytest.mark.since((5, 17), "before, prompt lookup needs an end token")
 @every_family
 def test_masking_refuses_what_would_need_several_choices_at_once(model_of, family):
     model, maker = model_of(family), tiny.Maker(family)
