@@ -8,12 +8,14 @@ from foveate.errors import UnknownName
 DECODERS = {  # layers, hidden, intermediate, heads, kv heads, vocabulary
     "llava-1.5-7b": (32, 4096, 11008, 32, 32, 32064),
     "llava-1.5-13b": (40, 5120, 13824, 40, 40, 32064),
+    "qwen2-vl-7b": (28, 3584, 18944, 28, 4, 152064),
     "qwen2.5-vl-7b": (28, 3584, 18944, 28, 4, 152064),
     "gemma-3-12b": (48, 3840, 15360, 16, 8, 262208),
 }
 ENCODERS = {  # layers, hidden, intermediate, heads
     "llava-1.5-7b": (24, 1024, 4096, 16),
     "llava-1.5-13b": (24, 1024, 4096, 16),
+    "qwen2-vl-7b": (32, 3584, None, 16),  # it calls the width of its output hidden_size
     "qwen2.5-vl-7b": (32, 1280, 3420, 16),
     "gemma-3-12b": (27, 1152, 4304, 16),
 }
@@ -40,7 +42,7 @@ def test_transformers_builds_the_config(name):
     assert ENCODERS[name] == (
         vision.num_hidden_layers,
         vision.hidden_size,
-        vision.intermediate_size,
+        getattr(vision, "intermediate_size", None),
         vision.num_attention_heads,
     )
 

@@ -22,6 +22,12 @@ SHAPES = {
         CLIP_L,
         (LinearShape(1024, 5120), LinearShape(5120, 5120)),
     ),
+    "qwen2-vl-7b": ModelShape(
+        "qwen2_vl",
+        DecoderShape(28, 3584, 18944, 28, 4, 128, vocabulary=152064, layer_windows=(None,) * 28),
+        EncoderShape(32, 1280, 5120, 16, patch_inputs=3 * 2 * 14 * 14),
+        (LinearShape(5120, 5120), LinearShape(5120, 3584)),
+    ),
     "qwen2.5-vl-7b": ModelShape(
         "qwen2_5_vl",
         DecoderShape(28, 3584, 18944, 28, 4, 128, vocabulary=152064, layer_windows=(None,) * 28),
