@@ -11,6 +11,9 @@ DECODERS = {  # layers, hidden, intermediate, heads, kv heads, vocabulary
     "qwen2-vl-7b": (28, 3584, 18944, 28, 4, 152064),
     "qwen2.5-vl-7b": (28, 3584, 18944, 28, 4, 152064),
     "gemma-3-12b": (48, 3840, 15360, 16, 8, 262208),
+    "idefics3-8b": (32, 4096, 14336, 32, 8, 128259),
+    "smolvlm2-2.2b": (24, 2048, 8192, 32, 32, 49280),
+    "smolvlm2-500m": (32, 960, 2560, 15, 5, 49280),
 }
 ENCODERS = {  # layers, hidden, intermediate, heads
     "llava-1.5-7b": (24, 1024, 4096, 16),
@@ -18,6 +21,9 @@ ENCODERS = {  # layers, hidden, intermediate, heads
     "qwen2-vl-7b": (32, 3584, None, 16),  # it calls the width of its output hidden_size
     "qwen2.5-vl-7b": (32, 1280, 3420, 16),
     "gemma-3-12b": (27, 1152, 4304, 16),
+    "idefics3-8b": (27, 1152, 4304, 16),
+    "smolvlm2-2.2b": (27, 1152, 4304, 16),
+    "smolvlm2-500m": (12, 768, 3072, 12),
 }
 
 

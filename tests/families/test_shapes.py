@@ -48,6 +48,24 @@ SHAPES = {
         EncoderShape(27, 1152, 4304, 16, patch_inputs=588),
         (LinearShape(1152, 3840),),
     ),
+    "idefics3-8b": ModelShape(
+        "idefics3",
+        DecoderShape(32, 4096, 14336, 32, 8, 128, vocabulary=128259, layer_windows=(None,) * 32),
+        EncoderShape(27, 1152, 4304, 16, patch_inputs=588),
+        (LinearShape(4 * 1152, 4096),),
+    ),
+    "smolvlm2-2.2b": ModelShape(
+        "smolvlm",
+        DecoderShape(24, 2048, 8192, 32, 32, 64, vocabulary=49280, layer_windows=(None,) * 24),
+        EncoderShape(27, 1152, 4304, 16, patch_inputs=588),
+        (LinearShape(9 * 1152, 2048),),
+    ),
+    "smolvlm2-500m": ModelShape(
+        "smolvlm",
+        DecoderShape(32, 960, 2560, 15, 5, 64, vocabulary=49280, layer_windows=(None,) * 32),
+        EncoderShape(12, 768, 3072, 12, patch_inputs=768),
+        (LinearShape(16 * 768, 960),),
+    ),
 }
 
 
