@@ -12,6 +12,8 @@ DECODERS = {  # layers, hidden, intermediate, heads, kv heads, vocabulary
     "qwen2.5-vl-7b": (28, 3584, 18944, 28, 4, 152064),
     "gemma-3-12b": (48, 3840, 15360, 16, 8, 262208),
     "idefics3-8b": (32, 4096, 14336, 32, 8, 128259),
+    "mistral-small-3.1-24b": (40, 5120, 32768, 32, 8, 131072),
+    "pixtral-12b": (40, 5120, 14336, 32, 8, 131072),
     "smolvlm2-2.2b": (24, 2048, 8192, 32, 32, 49280),
     "smolvlm2-500m": (32, 960, 2560, 15, 5, 49280),
 }
@@ -22,6 +24,8 @@ ENCODERS = {  # layers, hidden, intermediate, heads
     "qwen2.5-vl-7b": (32, 1280, 3420, 16),
     "gemma-3-12b": (27, 1152, 4304, 16),
     "idefics3-8b": (27, 1152, 4304, 16),
+    "mistral-small-3.1-24b": (24, 1024, 4096, 16),
+    "pixtral-12b": (24, 1024, 4096, 16),
     "smolvlm2-2.2b": (27, 1152, 4304, 16),
     "smolvlm2-500m": (12, 768, 3072, 12),
 }

@@ -54,6 +54,18 @@ SHAPES = {
         EncoderShape(27, 1152, 4304, 16, patch_inputs=588),
         (LinearShape(4 * 1152, 4096),),
     ),
+    "mistral-small-3.1-24b": ModelShape(
+        "mistral3",
+        DecoderShape(40, 5120, 32768, 32, 8, 128, vocabulary=131072, layer_windows=(None,) * 40),
+        EncoderShape(24, 1024, 4096, 16, patch_inputs=588, gated_mlp=True),
+        (LinearShape(4096, 1024), LinearShape(1024, 5120), LinearShape(5120, 5120)),
+    ),
+    "pixtral-12b": ModelShape(
+        "pixtral",
+        DecoderShape(40, 5120, 14336, 32, 8, 128, vocabulary=131072, layer_windows=(None,) * 40),
+        EncoderShape(24, 1024, 4096, 16, patch_inputs=768, gated_mlp=True),
+        (LinearShape(1024, 5120), LinearShape(5120, 5120)),
+    ),
     "smolvlm2-2.2b": ModelShape(
         "smolvlm",
         DecoderShape(24, 2048, 8192, 32, 32, 64, vocabulary=49280, layer_windows=(None,) * 24),
