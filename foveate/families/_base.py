@@ -84,7 +84,7 @@ class Family(ABC):
 
     @abstractmethod
     def media(self, config: Any, inputs: Mapping[str, Any], columns: Mapping[str, int]) -> dict[str, list[MediumShape]]:
-        """Shapes of the media of a call, by kind, in the order in which they appear in `input_ids`.
+        """Shapes of the media of a call, by the kind of placeholder they fill, in the order of `input_ids`.
 
         Args:
             config: the model's config.

@@ -11,6 +11,7 @@ DECODERS = {  # layers, hidden, intermediate, heads, kv heads, vocabulary
     "qwen2-vl-7b": (28, 3584, 18944, 28, 4, 152064),
     "qwen2.5-vl-7b": (28, 3584, 18944, 28, 4, 152064),
     "gemma-3-12b": (48, 3840, 15360, 16, 8, 262208),
+    "glm-4.1v-9b": (40, 4096, 13696, 32, 2, 151552),
     "idefics3-8b": (32, 4096, 14336, 32, 8, 128259),
     "mistral-small-3.1-24b": (40, 5120, 32768, 32, 8, 131072),
     "pixtral-12b": (40, 5120, 14336, 32, 8, 131072),
@@ -23,6 +24,7 @@ ENCODERS = {  # layers, hidden, intermediate, heads
     "qwen2-vl-7b": (32, 3584, None, 16),  # it calls the width of its output hidden_size
     "qwen2.5-vl-7b": (32, 1280, 3420, 16),
     "gemma-3-12b": (27, 1152, 4304, 16),
+    "glm-4.1v-9b": (24, 1536, 13696, 12),
     "idefics3-8b": (27, 1152, 4304, 16),
     "mistral-small-3.1-24b": (24, 1024, 4096, 16),
     "pixtral-12b": (24, 1024, 4096, 16),

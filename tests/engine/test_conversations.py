@@ -123,13 +123,15 @@ def test_a_batch_of_no_one_and_two_images_equals_the_rows_alone(model_of, family
             assert difference < LOGITS
 
 
-@pytest.mark.parametrize("family", [name for name in tiny.ALL_FAMILIES if "video" in families.get(name).placeholders])
+@pytest.mark.parametrize("family", tiny.VIDEO_FAMILIES)
 @pytest.mark.parametrize("scope", ["frame", "medium", "sample"])
 @pytest.mark.parametrize("batch", [1, 2])
 def test_video_equals_the_dense_reference(model_of, family, scope, batch):
     model, maker, layer = model_of(family), tiny.Maker(family), tiny.FIRST_LAYER[family]
+    # Where frames and images have the same placeholder, one call cannot hold both.
+    beside = maker.picture(1, *([] if "video" in families.get(family).placeholders else ["video"]))
     rows = [
-        tiny.Row([maker.text(4), maker.picture(0, "video"), maker.text(3), maker.picture(), maker.text(5)]),
+        tiny.Row([maker.text(4), maker.picture(0, "video"), maker.text(3), beside, maker.text(5)]),
         tiny.Row([maker.picture(1, "video"), maker.text(6)]),
     ][:batch]
     inputs = maker.inputs(rows)

@@ -48,6 +48,18 @@ SHAPES = {
         EncoderShape(27, 1152, 4304, 16, patch_inputs=588),
         (LinearShape(1152, 3840),),
     ),
+    "glm-4.1v-9b": ModelShape(
+        "glm4v",
+        DecoderShape(40, 4096, 13696, 32, 2, 128, vocabulary=151552, layer_windows=(None,) * 40),
+        EncoderShape(24, 1536, 4096, 12, patch_inputs=3 * 2 * 14 * 14, gated_mlp=True),
+        (
+            LinearShape(6144, 4096),
+            LinearShape(4096, 4096),
+            LinearShape(4096, 13696),
+            LinearShape(4096, 13696),
+            LinearShape(13696, 4096),
+        ),
+    ),
     "idefics3-8b": ModelShape(
         "idefics3",
         DecoderShape(32, 4096, 14336, 32, 8, 128, vocabulary=128259, layer_windows=(None,) * 32),
