@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from foveate.core.shape import DecoderShape, EncoderShape, LinearShape, ModelShape
@@ -91,6 +93,26 @@ SHAPES = {
         (LinearShape(16 * 768, 960),),
     ),
 }
+
+
+# Further sizes: the decoder, its windows aside, and what else differs from the checkpoint above.
+OTHER_SIZES = {
+    "qwen2.5-vl-3b": ("qwen2.5-vl-7b", (36, 2048, 11008, 16, 2, 128, 151936), 3420),
+    "qwen2.5-vl-32b": ("qwen2.5-vl-7b", (64, 5120, 27648, 40, 8, 128, 152064), 3456),
+    "qwen2.5-vl-72b": ("qwen2.5-vl-7b", (80, 8192, 29568, 64, 8, 128, 152064), 3456),
+    "gemma-3-4b": ("gemma-3-12b", (34, 2560, 10240, 8, 4, 256, 262208), 4304),
+    "gemma-3-27b": ("gemma-3-12b", (62, 5376, 21504, 32, 16, 128, 262208), 4304),
+}
+for size, (known, decoder, intermediate) in OTHER_SIZES.items():
+    shape = SHAPES[known]
+    windows = ((1024,) * 5 + (None,) if known.startswith("gemma") else (None,)) * decoder[0]
+    *before, last = shape.projector
+    SHAPES[size] = replace(
+        shape,
+        decoder=DecoderShape(*decoder, layer_windows=windows[: decoder[0]]),
+        encoder=replace(shape.encoder, intermediate=intermediate),
+        projector=(*before, LinearShape(last.inputs, decoder[1])),
+    )
 
 
 def config_of(name: str):
