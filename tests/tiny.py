@@ -38,6 +38,11 @@ def full_layers(family: str) -> list[int]:
     return [layer for layer, window in enumerate(windows) if window is None]
 
 
+def layer_count(family: str) -> int:
+    """Decoder layers of the tiny model."""
+    return len(families.get(family).decoder_windows(families.get(family).tiny_config()))
+
+
 # The first decoder layer from 2 on at which FastV can act, and the next one that observes another layer.
 FIRST_LAYER = {family: next(k for k in range(2, 99) if any(f < k for f in full_layers(family))) for family in ALL_FAMILIES}
 SECOND_LAYER = {family: next(f for f in full_layers(family) if f >= FIRST_LAYER[family]) + 1 for family in ALL_FAMILIES}

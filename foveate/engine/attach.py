@@ -172,12 +172,14 @@ class Attachment:
             self._conversations.append(talk)
 
     def _install(self, hooks: Hooks) -> None:
+        compat.forget_compiled(self.model)
         hooks.install()
         self._wrap_generate()
         self._installed = True
 
     def _uninstall(self, hooks: Hooks) -> None:
         hooks.remove()
+        compat.forget_compiled(self.model)
         if self._installed:
             self.model.__dict__.pop("generate", None)
             if self._own_generate is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import torch
@@ -23,9 +23,24 @@ def _waits(device: torch.device) -> bool:
     return device.type != "cpu"
 
 
-def in_compiled_step(states: Tensor) -> bool:
-    """Whether torch.compile is tracing a decode step, in which no stage acts and no Python state may be looked at."""
-    return torch.compiler.is_compiling() and states.shape[1] == 1
+def in_compiled_step(states: Tensor, cache: Any) -> bool:
+    """Whether torch.compile is tracing a decode step on a static cache: no stage acts, and the cache knows all it takes.
+
+    Everything else that is traced while a plan is attached leaves the compiled graph for the hooks (`uncompiled`).
+    """
+    return torch.compiler.is_compiling() and states.shape[1] == 1 and cache is not None and cache.is_compileable
+
+
+def uncompiled(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """The hook as it is, and out of the graph where torch.compile traces the module around it."""
+    outside: Callable[..., Any] = torch.compiler.disable(hook)  # type: ignore[no-untyped-call]
+
+    @wraps(hook)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        # Outside of compilation without the wrapper's cost: hooks run for every token and layer.
+        return outside(*args, **kwargs) if torch.compiler.is_compiling() else hook(*args, **kwargs)
+
+    return run
 
 
 class DecoderHooks:
@@ -63,16 +78,20 @@ class DecoderHooks:
 
         def run(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             hidden = args[0] if args else kwargs["hidden_states"]
-            if in_compiled_step(hidden):
+            if in_compiled_step(hidden, kwargs.get("past_key_values")):
                 return self._compiled_step(index, hidden, args, kwargs)
-            running = forward.current(self.owner)
-            if running is None:
-                return None  # the decoder was called on its own: text only
-            if self.masks:
-                return self._hide(running, index, hidden, args, kwargs)
-            return self._shorten(running, index, hidden, args, kwargs)
+            return self._layer(index, hidden, args, kwargs)
 
         return run
+
+    @uncompiled
+    def _layer(self, index: int, hidden: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        running = forward.current(self.owner)
+        if running is None:
+            return None  # the decoder was called on its own: text only
+        if self.masks:
+            return self._hide(running, index, hidden, args, kwargs)
+        return self._shorten(running, index, hidden, args, kwargs)
 
     def _shorten(self, running: Pass, index: int, hidden: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         cache = kwargs.get("past_key_values")
@@ -147,18 +166,15 @@ class DecoderHooks:
 
     def _compiled_step(self, index: int, hidden: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A decode step under torch.compile: only a pruned layer's mask has to be brought to its slots."""
-        cache = kwargs.get("past_key_values")
-        slots = None if cache is None or index >= len(cache.layers) else cache.layers[index]
+        slots = kwargs["past_key_values"].layers[index]
         if not isinstance(slots, SlotLayer):
             return None
         first_key = slots.first_key(1)
         slots.announce(_NEXT_COLUMN, hidden.shape[0], hidden.device)
-        mask = kwargs.get("attention_mask")
-        if mask is not None or not slots.all_valid:
-            positions = slots.visible_positions(hidden.new_zeros(hidden.shape[0], 1, dtype=torch.long))
-            kwargs["attention_mask"] = project_mask(
-                mask, positions, None, 0, 1, False, False, self._implementation, hidden.dtype, first_key
-            )
+        positions = slots.visible_positions(hidden.new_zeros(hidden.shape[0], 1, dtype=torch.long))
+        kwargs["attention_mask"] = project_mask(
+            kwargs["attention_mask"], positions, None, 0, 1, False, False, self._implementation, hidden.dtype, first_key
+        )
         return args, kwargs
 
     def _hide(self, running: Pass, index: int, hidden: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -189,8 +205,12 @@ class DecoderHooks:
 
     def after_decoder(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """The hook behind the decoder: states go back to their columns."""
-        if in_compiled_step(output[0]):
+        if in_compiled_step(output[0], getattr(output, "past_key_values", None)):
             return None
+        return self._scatter(output)
+
+    @uncompiled
+    def _scatter(self, output: Any) -> Any:
         running = forward.current(self.owner)
         if running is None or running.alive is None:
             return None

@@ -15,7 +15,7 @@ from foveate.core.plan import Effect, Plan, Scope, Stage
 from foveate.core.view import AttentionRows
 from foveate.engine import compat, conversation, forward, labels, layout, observe, prefill
 from foveate.engine.conversation import Conversation
-from foveate.engine.decoder import DecoderHooks, in_compiled_step
+from foveate.engine.decoder import DecoderHooks, in_compiled_step, uncompiled
 from foveate.engine.forward import Pass
 from foveate.engine.slot_cache import check_cache
 from foveate.engine.watch import Watch
@@ -25,10 +25,6 @@ from foveate.families import Family
 _CHUNKED = (
     "chunked prefill: stages that look at attention need one chunk with all visual tokens and the prompt's last token, and "
     "no chunk may split an image; raise prefill_chunk_size or leave it out"
-)
-_COMPILED = (
-    "a plan acts while the prompt is read, which cannot be compiled: compile decode steps only, as generate() does with "
-    "cache_implementation='static'"
 )
 _OPEN_A_CONVERSATION = "effect=mask chooses anew at every step: run inside generate(), or inside attachment.conversation()"
 
@@ -86,7 +82,7 @@ class Hooks:
         layers = self.decoder.get_submodule("layers")
         self.handles += [
             self.model.register_forward_pre_hook(self._before_model, with_kwargs=True),
-            self.model.register_forward_hook(self._after_model, always_call=True),
+            self.model.register_forward_hook(self._after_model, with_kwargs=True, always_call=True),
             self.base.register_forward_pre_hook(self._before_base, with_kwargs=True),
             self.base.register_forward_hook(self._after_base, with_kwargs=True, always_call=True),
             self.decoder.register_forward_hook(self.decoder_hooks.after_decoder),
@@ -97,7 +93,7 @@ class Hooks:
             if index in self.watches:
                 attention, watch = layer.get_submodule(self.family.attention), self.watches[index]
                 self.handles.append(attention.register_forward_pre_hook(watch.before, with_kwargs=True))
-                self.handles.append(attention.register_forward_hook(watch.after, always_call=True))
+                self.handles.append(attention.register_forward_hook(watch.after, with_kwargs=True, always_call=True))
         if self.watches:
             compat.register_attention(observe.PROBE, observe.probe)
 
@@ -118,23 +114,23 @@ class Hooks:
     # The model and its base: opening and closing a pass.
 
     def _before_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if torch.compiler.is_compiling():
-            return None  # a decode step, see _before_base
-        return labels.send(self.model_arguments, args, kwargs)
+        if _named(self.model_arguments, args, kwargs).get("labels") is not None:
+            return _send_labels(self.model_arguments, args, kwargs)
+        return None
 
-    def _after_model(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if not torch.compiler.is_compiling():
-            labels.take()  # of a call that failed before its base took them
+    def _after_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if _named(self.model_arguments, args, kwargs).get("labels") is not None:
+            _take_labels()  # of a call that failed before its base took them
 
     def _before_base(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        call = dict(zip(self.base_arguments, args, strict=False)) | kwargs
-        source = call.get("input_ids") if call.get("input_ids") is not None else call.get("inputs_embeds")
-        if source is None:
-            return  # the model itself says what is missing
-        if torch.compiler.is_compiling():
-            if in_compiled_step(source):
-                return  # no stage acts in it, and its layers find what they need in the cache
-            raise UnsupportedCombination(_COMPILED)
+        call = _named(self.base_arguments, args, kwargs)
+        source = _source(call)
+        # Without a source the model itself says what is missing. A compiled decode step finds what it needs in the cache.
+        if source is not None and not in_compiled_step(source, call.get("past_key_values")):
+            self._open_pass(call, source)
+
+    @uncompiled
+    def _open_pass(self, call: dict[str, Any], source: Tensor) -> None:
         own_labels = labels.take()
         cache = call.get("past_key_values")
         talk = conversation.current(self.owner) or Conversation(self.owner)
@@ -148,8 +144,13 @@ class Hooks:
         forward.enter(running)
 
     def _after_base(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        if torch.compiler.is_compiling():
-            return
+        call = _named(self.base_arguments, args, kwargs)
+        source = _source(call)
+        if source is not None and not in_compiled_step(source, call.get("past_key_values")):
+            self._close_pass(output)
+
+    @uncompiled
+    def _close_pass(self, output: Any) -> None:
         running = forward.current(self.owner)
         forward.leave(self.owner)
         if running is not None:
@@ -267,6 +268,20 @@ class Hooks:
             prefill.begin(running, repeated, source.device, self.by_piece)
 
 
+_send_labels, _take_labels = uncompiled(labels.send), uncompiled(labels.take)
+
+
+def _named(names: list[str], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """All arguments of a call by name."""
+    return dict(zip(names, args, strict=False)) | dict(kwargs)
+
+
+def _source(call: Mapping[str, Any]) -> Tensor | None:
+    """The ids or embeddings of a call."""
+    return call["input_ids"] if call.get("input_ids") is not None else call.get("inputs_embeds")
+
+
 def _row_count(call: Mapping[str, Any]) -> int:
-    source = call["input_ids"] if call.get("input_ids") is not None else call["inputs_embeds"]
+    source = _source(call)
+    assert source is not None
     return int(source.shape[0])

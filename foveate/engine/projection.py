@@ -22,23 +22,23 @@ def take(values: Tensor, index: Tensor, dim: int) -> Tensor:
     return values.gather(dim, index.view(shape).expand(target))
 
 
-def pack(keep: Tensor, lengths: list[int]) -> tuple[Tensor, Tensor]:
-    """Right-align the kept columns of ragged rows, in their order.
-
-    Right alignment makes causal-by-slot the same as causal-by-column and puts every row's last token last.
+def pack(keep: Tensor, lengths: list[int], pad_right: bool = False) -> tuple[Tensor, Tensor]:
+    """Line up the kept columns of ragged rows, in their order.
 
     Args:
         keep: [B, S] bool.
         lengths: kept columns per row, known on the host, so that no device has to be waited for.
+        pad_right: put the holes of shorter rows on the right, where the batch has its padding too.
 
     Returns:
-        index [B, K] long with K = max(lengths), and valid [B, K] bool, False at the holes on the left.
+        index [B, K] long with K = max(lengths), and valid [B, K] bool, False at the holes.
     """
     width = max(lengths)
-    index = torch.argsort(keep.to(torch.uint8), dim=1, stable=True)[:, keep.shape[1] - width :]
-    holes = torch.tensor([width - length for length in lengths])[:, None]
-    valid = (torch.arange(width)[None] >= holes).to(keep.device, non_blocking=True)
-    return index, valid
+    order = torch.argsort(keep.to(torch.uint8), dim=1, stable=True, descending=pad_right)
+    index = order[:, :width] if pad_right else order[:, keep.shape[1] - width :]
+    slot, length = torch.arange(width)[None], torch.tensor(lengths)[:, None]
+    valid = slot < length if pad_right else slot >= width - length
+    return index, valid.to(keep.device, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,9 @@ class Alive:
     slot_of: Tensor
 
     @classmethod
-    def of(cls, keep: Tensor, lengths: list[int]) -> Alive:
-        """From the columns that stay, [B, S] bool, and how many each row has."""
-        index, valid = pack(keep, lengths)
+    def of(cls, keep: Tensor, lengths: list[int], pad_right: bool = False) -> Alive:
+        """From the columns that stay, [B, S] bool, how many each row has, and where shorter rows have their holes."""
+        index, valid = pack(keep, lengths, pad_right)
         order = torch.arange(index.shape[1], device=index.device).expand_as(index)
         # Holes write to a column behind the last one, which is cut off.
         target = torch.where(valid, index, keep.shape[1])

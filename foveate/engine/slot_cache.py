@@ -4,9 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer, StaticLayer, StaticSlidingWindowLayer
+from transformers.cache_utils import (
+    Cache,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    HQQQuantizedLayer,
+    QuantoQuantizedLayer,
+    StaticLayer,
+    StaticSlidingWindowLayer,
+)
 
+from foveate.engine import compat
 from foveate.engine.cache import SlotDynamicLayer, SlotLayer, SlotSlidingLayer
+from foveate.engine.quantized_cache import SlotFp8Layer, SlotHQQLayer, SlotQuantoLayer
 from foveate.engine.static_cache import SlotStaticLayer, SlotStaticSlidingLayer
 from foveate.errors import UnsupportedCombination
 
@@ -15,6 +25,9 @@ _SLOT_CLASSES: dict[type, Any] = {
     DynamicSlidingWindowLayer: SlotSlidingLayer,
     StaticLayer: SlotStaticLayer,
     StaticSlidingWindowLayer: SlotStaticSlidingLayer,
+    QuantoQuantizedLayer: SlotQuantoLayer,
+    HQQQuantizedLayer: SlotHQQLayer,
+    compat.FP8_LAYER: SlotFp8Layer,
 }
 
 

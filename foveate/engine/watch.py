@@ -10,6 +10,7 @@ from transformers.cache_utils import StaticLayer
 
 from foveate.core.view import AttentionRows
 from foveate.engine import compat, forward, observe
+from foveate.engine.decoder import in_compiled_step, uncompiled
 from foveate.engine.forward import Pass
 
 
@@ -32,6 +33,12 @@ class Watch:
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Arm the probe if the pass has something to rank."""
+        if in_compiled_step(args[0] if args else kwargs["hidden_states"], kwargs.get("past_key_values")):
+            return
+        self._arm(module, kwargs)
+
+    @uncompiled
+    def _arm(self, module: nn.Module, kwargs: dict[str, Any]) -> None:
         running = forward.current(self.owner)
         if running is None or not running.spans:
             return
@@ -48,9 +55,10 @@ class Watch:
 
         observe.arm(module, measure)
 
-    def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """Disarm, also when the call failed before its attention function."""
-        observe.disarm(module)
+        if not in_compiled_step(args[0] if args else kwargs["hidden_states"], kwargs.get("past_key_values")):
+            _disarm(module)
 
     def _rows(
         self,
@@ -87,6 +95,9 @@ class Watch:
         target = torch.where(alive.valid, alive.index, running.queries)[:, None].expand(-1, rows.shape[1], -1)
         by_column = rows.new_zeros(*rows.shape[:2], running.queries + 1).scatter(2, target, rows)
         return by_column[..., :-1]
+
+
+_disarm = uncompiled(observe.disarm)
 
 
 def _key_order(stored: StaticLayer, key: Tensor, arriving: int, past: int) -> Tensor:
