@@ -161,4 +161,4 @@ def _tile_count(width: int, height: int, tile: int) -> int:
     else:
         down = math.ceil(height / tile)
         across = math.ceil(int(down * tile * aspect) / tile)
-    return down * across + 1 if max(down, across) > 1 else 1
+    return down * across + 1
