@@ -40,7 +40,7 @@ def family_for(config: Any) -> Family:
     for name in names():
         family = get(name)
         supported += family.model_types
-        if model_type in family.model_types:
+        if family.covers(config):
             family.check(config)
             return family
     raise UnsupportedModel(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -13,21 +13,34 @@ from foveate.core.shape import EncoderShape, LinearShape, MediumShape, ModelShap
 from foveate.errors import InputError
 from foveate.families._base import TINY_TEXT, Family, TinyMedium
 
-# Bounds in the preprocessor config of the published Qwen2.5-VL checkpoints, in pixels: at most 16,384 visual tokens.
-_MIN_PIXELS, _MAX_PIXELS = 3_136, 12_845_056
 _MAX_ASPECT = 200
+# What the tiny configs of this family and its relatives share.
+TINY_MROPE_TEXT: Mapping[str, Any] = {
+    **TINY_TEXT,
+    "num_hidden_layers": 5,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]},
+}
+TINY_PACKED_VISION: Mapping[str, Any] = dict(
+    depth=4, num_heads=4, patch_size=4, spatial_merge_size=2, temporal_patch_size=2, in_channels=3
+)
+TINY_IDS: Mapping[str, int] = dict(image_token_id=90, video_token_id=91, vision_start_token_id=92, vision_end_token_id=93)
 # Patches (t, h, w) of the media of tiny models, for windows of 4 x 4 patches and more: whole windows and partial ones.
 _TINY_GRIDS = {"image": ((1, 8, 8), (1, 8, 12), (1, 4, 8)), "video": ((2, 4, 8), (3, 4, 4))}
 
 
 class Qwen25VL(Family):
-    """Qwen2_5_VLForConditionalGeneration."""
+    """Qwen2_5_VLForConditionalGeneration.
+
+    Class attributes:
+        pixels: least and most pixels of an image after resizing, from the preprocessor config of the published checkpoints.
+    """
 
     model_types = ("qwen2_5_vl",)
     title = "Qwen2.5-VL"
     placeholders = {"image": "image_token_id", "video": "video_token_id"}
     host_inputs = ("image_grid_thw", "video_grid_thw")
     notes = "images and video of any size, M-RoPE, windowed packed encoder"
+    pixels: ClassVar[tuple[int, int]] = (3_136, 12_845_056)
 
     def media(self, config: Any, inputs: Mapping[str, Any], columns: Mapping[str, int]) -> dict[str, list[MediumShape]]:
         shapes: dict[str, list[MediumShape]] = {}
@@ -44,7 +57,7 @@ class Qwen25VL(Family):
     def media_of_images(self, config: Any, sizes: Sequence[tuple[int, int]]) -> list[MediumShape]:
         patch = config.vision_config.patch_size
         unit = patch * config.vision_config.spatial_merge_size
-        grids = [_resized(width, height, unit) for width, height in sizes]
+        grids = [_resized(width, height, unit, self.pixels) for width, height in sizes]
         return [self._medium(config, "image", (1, high // patch, wide // patch)) for high, wide in grids]
 
     def media_of_video(self, config: Any, size: tuple[int, int], frames: int) -> MediumShape:
@@ -74,49 +87,28 @@ class Qwen25VL(Family):
 
     def model_shape(self, config: Any) -> ModelShape:
         vision = config.vision_config
-        merged = vision.hidden_size * vision.spatial_merge_size**2
         full = set(vision.fullatt_block_indexes)
-        return ModelShape(
-            family="qwen2_5_vl",
-            decoder=self.decoder_shape(config),
-            encoder=EncoderShape(
-                layers=vision.depth,
-                hidden=vision.hidden_size,
-                intermediate=vision.intermediate_size,
-                heads=vision.num_heads,
-                patch_inputs=vision.in_channels * vision.temporal_patch_size * vision.patch_size**2,
-                gated_mlp=True,
-                windowed_layers=tuple(layer for layer in range(vision.depth) if layer not in full),
-            ),
-            projector=(LinearShape(merged, merged), LinearShape(merged, vision.out_hidden_size)),
+        encoder = EncoderShape(
+            layers=vision.depth,
+            hidden=vision.hidden_size,
+            intermediate=vision.intermediate_size,
+            heads=vision.num_heads,
+            patch_inputs=vision.in_channels * vision.temporal_patch_size * vision.patch_size**2,
+            gated_mlp=True,
+            windowed_layers=tuple(layer for layer in range(vision.depth) if layer not in full),
         )
+        merger = self._merger(vision, encoder, vision.out_hidden_size)
+        return ModelShape(family="qwen2_5_vl", decoder=self.decoder_shape(config), encoder=encoder, projector=merger)
+
+    def _merger(self, vision: Any, encoder: EncoderShape, outputs: int) -> tuple[LinearShape, ...]:
+        merged = encoder.hidden * vision.spatial_merge_size**2
+        return LinearShape(merged, merged), LinearShape(merged, outputs)
 
     def tiny_config(self) -> Any:
         from transformers import Qwen2_5_VLConfig
 
-        rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}
-        text = dict(**TINY_TEXT, num_hidden_layers=5, rope_parameters=rope)
-        vision = dict(
-            depth=4,
-            hidden_size=32,
-            intermediate_size=64,
-            num_heads=4,
-            patch_size=4,
-            spatial_merge_size=2,
-            temporal_patch_size=2,
-            in_channels=3,
-            out_hidden_size=32,
-            fullatt_block_indexes=[1, 3],
-            window_size=16,
-        )
-        return Qwen2_5_VLConfig(
-            text_config=text,
-            vision_config=vision,
-            image_token_id=90,
-            video_token_id=91,
-            vision_start_token_id=92,
-            vision_end_token_id=93,
-        )
+        vision = dict(hidden_size=32, intermediate_size=64, out_hidden_size=32, fullatt_block_indexes=[1, 3], window_size=16)
+        return Qwen2_5_VLConfig(text_config={**TINY_MROPE_TEXT}, vision_config={**TINY_PACKED_VISION, **vision}, **TINY_IDS)
 
     def tiny_medium(self, config: Any, kind: str, number: int, random: torch.Generator) -> TinyMedium:
         vision = config.vision_config
@@ -133,18 +125,19 @@ class Qwen25VL(Family):
         return {**super().tiny_batch(config, ids, media), "mm_token_type_ids": types}
 
 
-def _resized(width: int, height: int, unit: int) -> tuple[int, int]:
+def _resized(width: int, height: int, unit: int, pixels: tuple[int, int]) -> tuple[int, int]:
     """(height, width) after Qwen's resize: sides are multiples of `unit`, the area is within the processor's bounds."""
     if min(width, height) < 1 or max(width, height) > _MAX_ASPECT * min(width, height):
         raise InputError(
             f"image of {width} x {height} pixels: the longer side is at most {_MAX_ASPECT} times the shorter; crop it"
         )
+    least, most = pixels
     high, wide = round(height / unit) * unit, round(width / unit) * unit
-    if high * wide > _MAX_PIXELS:
-        scale = math.sqrt(height * width / _MAX_PIXELS)
+    if high * wide > most:
+        scale = math.sqrt(height * width / most)
         high = max(unit, math.floor(height / scale / unit) * unit)
         wide = max(unit, math.floor(width / scale / unit) * unit)
-    elif high * wide < _MIN_PIXELS:
-        scale = math.sqrt(_MIN_PIXELS / (height * width))
+    elif high * wide < least:
+        scale = math.sqrt(least / (height * width))
         high, wide = math.ceil(height * scale / unit) * unit, math.ceil(width * scale / unit) * unit
     return high, wide

@@ -8,14 +8,38 @@ from foveate.errors import UnknownName
 DECODERS = {  # layers, hidden, intermediate, heads, kv heads, vocabulary
     "llava-1.5-7b": (32, 4096, 11008, 32, 32, 32064),
     "llava-1.5-13b": (40, 5120, 13824, 40, 40, 32064),
+    "qwen2-vl-7b": (28, 3584, 18944, 28, 4, 152064),
     "qwen2.5-vl-7b": (28, 3584, 18944, 28, 4, 152064),
+    "qwen2.5-vl-3b": (36, 2048, 11008, 16, 2, 151936),
+    "qwen2.5-vl-32b": (64, 5120, 27648, 40, 8, 152064),
+    "qwen2.5-vl-72b": (80, 8192, 29568, 64, 8, 152064),
     "gemma-3-12b": (48, 3840, 15360, 16, 8, 262208),
+    "gemma-3-4b": (34, 2560, 10240, 8, 4, 262208),
+    "gemma-3-27b": (62, 5376, 21504, 32, 16, 262208),
+    "glm-4.1v-9b": (40, 4096, 13696, 32, 2, 151552),
+    "idefics3-8b": (32, 4096, 14336, 32, 8, 128259),
+    "mistral-small-3.1-24b": (40, 5120, 32768, 32, 8, 131072),
+    "pixtral-12b": (40, 5120, 14336, 32, 8, 131072),
+    "smolvlm2-2.2b": (24, 2048, 8192, 32, 32, 49280),
+    "smolvlm2-500m": (32, 960, 2560, 15, 5, 49280),
 }
 ENCODERS = {  # layers, hidden, intermediate, heads
     "llava-1.5-7b": (24, 1024, 4096, 16),
     "llava-1.5-13b": (24, 1024, 4096, 16),
+    "qwen2-vl-7b": (32, 3584, None, 16),  # it calls the width of its output hidden_size
     "qwen2.5-vl-7b": (32, 1280, 3420, 16),
+    "qwen2.5-vl-3b": (32, 1280, 3420, 16),
+    "qwen2.5-vl-32b": (32, 1280, 3456, 16),
+    "qwen2.5-vl-72b": (32, 1280, 3456, 16),
     "gemma-3-12b": (27, 1152, 4304, 16),
+    "gemma-3-4b": (27, 1152, 4304, 16),
+    "gemma-3-27b": (27, 1152, 4304, 16),
+    "glm-4.1v-9b": (24, 1536, 13696, 12),
+    "idefics3-8b": (27, 1152, 4304, 16),
+    "mistral-small-3.1-24b": (24, 1024, 4096, 16),
+    "pixtral-12b": (24, 1024, 4096, 16),
+    "smolvlm2-2.2b": (27, 1152, 4304, 16),
+    "smolvlm2-500m": (12, 768, 3072, 12),
 }
 
 
@@ -40,7 +64,7 @@ def test_transformers_builds_the_config(name):
     assert ENCODERS[name] == (
         vision.num_hidden_layers,
         vision.hidden_size,
-        vision.intermediate_size,
+        getattr(vision, "intermediate_size", None),
         vision.num_attention_heads,
     )
 

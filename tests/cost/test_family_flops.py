@@ -1,0 +1,57 @@
+"""What every family file says about FLOPs and KV bytes, against torch's FlopCounterMode on its tiny model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForImageTextToText
+
+from foveate import families
+from foveate.core.plan import Plan
+from foveate.cost.estimate import estimate_cost
+
+STEPS = 4
+
+
+class Counted:
+    """A tiny model with one picture, its inputs and its shapes; counts what a call executes under eager attention."""
+
+    def __init__(self, name: str) -> None:
+        family = families.get(name)
+        torch.manual_seed(0)
+        config = family.tiny_config()
+        kernels = {"attn_implementation": "eager", "experts_implementation": "eager"}  # grouped products are not counted
+        self.model = AutoModelForImageTextToText.from_config(config, **kernels).eval()
+        self.inputs, self.shape = family.tiny_inputs(config), family.model_shape(config)
+        ids = self.inputs["input_ids"]
+        columns = {kind: int((ids == token).sum()) for kind, token in family.placeholder_ids(config).items()}
+        self.media = [shape for shapes in family.media(config, self.inputs, columns).values() for shape in shapes]
+        self.text = ids.shape[1] - sum(columns.values())
+
+    def estimate(self, new_tokens: int = 0):
+        return estimate_cost(self.shape, Plan(), self.media, self.text, new_tokens, dtype_bytes=4)
+
+    @torch.no_grad()
+    def call(self, **inputs):
+        with FlopCounterMode(display=False) as counter:
+            output = self.model(**inputs, logits_to_keep=1, use_cache=True)
+        return counter.get_total_flops(), output.past_key_values
+
+
+def stored_bytes(cache) -> int:
+    return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers if layer.is_initialized)
+
+
+@pytest.mark.parametrize("name", families.names())
+def test_prefill_and_decoding_cost_what_eager_attention_executes(name):
+    counted = Counted(name)
+    measured, cache = counted.call(**counted.inputs)
+    assert counted.estimate().prefill_flops.plain == measured
+    assert counted.estimate().kv_bytes.plain == stored_bytes(cache)
+    total = 0
+    for _ in range(STEPS):
+        flops, cache = counted.call(input_ids=torch.tensor([[5]]), past_key_values=cache)
+        total += flops
+    assert counted.estimate(STEPS + 1).decode_flops.plain == total
+    assert counted.estimate(STEPS + 1).kv_bytes.plain == stored_bytes(cache)
