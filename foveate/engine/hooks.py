@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +17,8 @@ from foveate.engine import compat, conversation, forward, labels, layout, observ
 from foveate.engine.cache import Announcement, SlotLayer, slot_layer
 from foveate.engine.conversation import Conversation
 from foveate.engine.forward import Pass
-from foveate.engine.projection import Alive, project_mask, project_positions, scatter_back
+from foveate.engine.projection import project_mask, scatter_back
+from foveate.engine.side_inputs import SideInputs, project_rotary
 from foveate.engine.watch import Watch
 from foveate.errors import UnsupportedCombination
 from foveate.families import Family
@@ -79,6 +79,7 @@ class Hooks:
                 assert isinstance(observation, AttentionRows)
                 watch = self.watches.setdefault(probe_layers[layer], Watch(owner, self.masks))
                 watch.wanted.append((layer, observation))
+        self.side = SideInputs(owner, family, self.config, self.decoder, min(self.stages, default=0), not self.masks)
         self.handles: list[RemovableHandle] = []
         self.checked: set[int] = set()  # layers whose stage has answered well once
 
@@ -93,10 +94,12 @@ class Hooks:
             self.base.register_forward_pre_hook(self._before_base, with_kwargs=True),
             self.base.register_forward_hook(self._after_base, with_kwargs=True, always_call=True),
             self.decoder.register_forward_hook(self._after_decoder),
+            *self.side.install(),
         ]
         for index, layer in enumerate(layers.children()):
             if index >= min(self.stages):
-                self.handles.append(layer.register_forward_pre_hook(self._before_layer(index), with_kwargs=True))
+                for hook in self.side.around(index, self._before_layer(index)):
+                    self.handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
             if index in self.watches:
                 attention, watch = layer.get_submodule(self.family.attention), self.watches[index]
                 self.handles.append(attention.register_forward_pre_hook(watch.before, with_kwargs=True))
@@ -292,7 +295,7 @@ class Hooks:
             return None
         slots = None if cache is None else slot_layer(cache, index)
         if alive is not None:
-            self._project_positions(running, alive, kwargs)
+            project_rotary(running, alive, kwargs)
             # Layers use position ids only to detect packed sequences, and gaps would look like packing to flash.
             kwargs["position_ids"] = None
         kwargs["attention_mask"] = self._projected_mask(running, mask, slots, hidden)
@@ -307,13 +310,6 @@ class Hooks:
     def _check(self, index: int, device: torch.device) -> bool:
         """Whether to read the values of a stage's answer: always, or once where reading waits for the device."""
         return index not in self.checked or not _waits(device)
-
-    def _project_positions(self, running: Pass, alive: Alive, kwargs: dict[str, Any]) -> None:
-        for name, embeddings in kwargs.items():
-            if name.startswith("position_embeddings"):
-                source = embeddings[0] if isinstance(embeddings, tuple) else embeddings
-                make = partial(project_positions, embeddings, alive)
-                kwargs[name] = running.once(("positions", id(alive)), source, make)
 
     def _projected_mask(self, running: Pass, mask: Any, slots: SlotLayer | None, hidden: Tensor) -> Any:
         alive, past, queries = running.alive_on(hidden.device), running.past, running.queries
