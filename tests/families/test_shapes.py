@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from foveate.core.shape import DecoderShape, EncoderShape, LinearShape, ModelShape
+from foveate.core.shape import DecoderShape, EncoderShape, LayerShape, LinearShape, ModelShape
 from foveate.cost.presets import load_preset, preset_names
 from foveate.families import family_for
 
@@ -41,6 +41,28 @@ SHAPES = {
             windowed_layers=(*range(7), *range(8, 15), *range(16, 23), *range(24, 31)),
         ),
         (LinearShape(5120, 5120), LinearShape(5120, 3584)),
+    ),
+    "qwen3-vl-8b": ModelShape(
+        "qwen3_vl",
+        DecoderShape(36, 4096, 12288, 32, 8, 128, vocabulary=151936, layer_windows=(None,) * 36),
+        EncoderShape(27, 1152, 4304, 16, patch_inputs=3 * 2 * 16 * 16),
+        (LinearShape(4608, 4608), LinearShape(4608, 4096)) * 4,
+    ),
+    "qwen3-vl-30b-a3b": ModelShape(
+        "qwen3_vl_moe",
+        DecoderShape(
+            48,
+            2048,
+            6144,
+            32,
+            4,
+            128,
+            vocabulary=151936,
+            layer_windows=(None,) * 48,
+            layer_shapes=(LayerShape(4, 128, 8 * 768, other_weights=2048 * 128),) * 48,
+        ),
+        EncoderShape(27, 1152, 4304, 16, patch_inputs=3 * 2 * 16 * 16),
+        (LinearShape(4608, 4608), LinearShape(4608, 2048)) * 4,
     ),
     "gemma-3-12b": ModelShape(
         "gemma3",
