@@ -153,7 +153,9 @@ class Hooks:
             cache = getattr(output, "past_key_values", None)
             if cache is not None:
                 running.conversation.prefill_kv_bytes = sum(
-                    layer.keys.nbytes + layer.values.nbytes for layer in cache.layers if layer.is_initialized
+                    layer.keys.nbytes + layer.values.nbytes
+                    for layer in cache.layers
+                    if getattr(layer, "keys", None) is not None
                 )
 
     def _prepare(self, running: Pass, call: Mapping[str, Any], source: Tensor) -> None:
