@@ -64,6 +64,25 @@ SHAPES = {
         EncoderShape(27, 1152, 4304, 16, patch_inputs=3 * 2 * 16 * 16),
         (LinearShape(4608, 4608), LinearShape(4608, 2048)) * 4,
     ),
+    "gemma-4-e2b": ModelShape(
+        "gemma4",
+        DecoderShape(
+            35,
+            1536,
+            6144,
+            8,
+            1,
+            256,
+            vocabulary=262144,
+            layer_windows=((512,) * 4 + (None,)) * 7,
+            layer_shapes=((LayerShape(1, 256, 6144, 2, 786432),) * 4 + (LayerShape(1, 512, 6144, 2, 786432),)) * 3
+            + ((LayerShape(1, 256, 12288, 0, 786432),) * 4 + (LayerShape(1, 512, 12288, 0, 786432),)) * 4,
+            last_only=15,
+            entry_weights=1536 * 256 * 35,
+        ),
+        EncoderShape(16, 768, 3072, 12, patch_inputs=768, gated_mlp=True, pooling=9),
+        (LinearShape(768, 1536),),
+    ),
     "gemma-3-12b": ModelShape(
         "gemma3",
         DecoderShape(48, 3840, 15360, 16, 8, 256, vocabulary=262208, layer_windows=((1024,) * 5 + (None,)) * 8),
