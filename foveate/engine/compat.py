@@ -67,11 +67,13 @@ def records_past(layer: Any) -> bool:
 
 
 def flat_rotary(module: Any, embeddings: Any) -> Any:
-    """(cos, sin) of an attention call as [B, S, D].
+    """(cos, sin) of an attention call as [B, S, D], or the complex numbers [B, S, D / 2]; () where the layer rotates nothing.
 
     Before transformers 5.20 the attention of Qwen's M-RoPE gets [3, B, S, D] and picks a section of each of the three;
     delete when that is required.
     """
+    if not getattr(module, "use_rope", True):
+        return ()
     if not isinstance(embeddings, tuple) or embeddings[0].ndim != 4:
         return embeddings
     sections = list(module.config.rope_parameters["mrope_section"]) * 2

@@ -220,6 +220,9 @@ class Hooks:
         talk = running.conversation
         if not found.media:
             return
+        reason = self.family.refuse_length(self.config, running.past + running.queries)
+        if reason is not None and not self.masks:
+            raise UnsupportedCombination(reason)
         # As transformers reads it: the argument, else the config.
         if call.get("output_attentions", getattr(self.decoder.config, "output_attentions", False)):
             raise UnsupportedCombination(
