@@ -14,6 +14,7 @@ DECODERS = {  # layers, hidden, intermediate, heads, kv heads, vocabulary
     "qwen3-vl-30b-a3b": (48, 2048, 6144, 32, 4, 151936),
     "gemma-3-12b": (48, 3840, 15360, 16, 8, 262208),
     "gemma-4-e2b": (35, 1536, 6144, 8, 1, 262144),
+    "llama-4-scout": (48, 5120, 8192, 40, 8, 202048),
 }
 ENCODERS = {  # layers, hidden, intermediate, heads
     "llava-1.5-7b": (24, 1024, 4096, 16),
@@ -24,6 +25,7 @@ ENCODERS = {  # layers, hidden, intermediate, heads
     "qwen3-vl-30b-a3b": (27, 1152, 4304, 16),
     "gemma-3-12b": (27, 1152, 4304, 16),
     "gemma-4-e2b": (16, 768, 3072, 12),
+    "llama-4-scout": (34, 1408, 5632, 16),
 }
 
 

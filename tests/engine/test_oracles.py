@@ -201,6 +201,16 @@ def test_f_attach_and_detach_leave_no_trace(models, family, backend, batch, plan
     assert all(torch.equal(a, b) for a, b in zip(again.logits, plain.logits, strict=True))
 
 
+def cells_of(grids: tuple[tuple[int, int, int], ...]) -> list[dict[int, float]]:
+    """The 2 x 2 cells of all parts of a medium: weights by token, whose numbers count on from part to part."""
+    cells: list[dict[int, float]] = []
+    start = 0
+    for t, h, w in grids:
+        cells += [{start + token: weight for token, weight in cell.items()} for cell in pool_matrix((t, h, w), 2)]
+        start += t * h * w
+    return cells
+
+
 @every_family
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("layer", ["site=pre_llm", "layer=2"])
@@ -216,7 +226,7 @@ def test_g_a_merge_equals_the_dense_reference_with_merged_states(models, family,
     width = inputs["input_ids"].shape[1]
     merge = torch.eye(width).repeat(3, 1, 1)
     for entry in trace.media:
-        cells = pool_matrix(entry.medium.shape.grid, 2)
+        cells = cells_of(entry.medium.shape.grids)
         assert len(cells) == len(entry.kept_index)
         for token, cell in zip(entry.kept_index.tolist(), cells, strict=True):
             row = torch.zeros(width)

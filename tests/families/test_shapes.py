@@ -83,6 +83,22 @@ SHAPES = {
         EncoderShape(16, 768, 3072, 12, patch_inputs=768, gated_mlp=True, pooling=9),
         (LinearShape(768, 1536),),
     ),
+    "llama-4-scout": ModelShape(
+        "llama4",
+        DecoderShape(
+            48,
+            5120,
+            17 * 8192,
+            40,
+            8,
+            128,
+            vocabulary=202048,
+            layer_windows=((8192,) * 3 + (None,)) * 12,
+            layer_shapes=(LayerShape(8, 128, 17 * 8192, other_weights=5120 * 16),) * 48,
+        ),
+        EncoderShape(34, 1408, 5632, 16, patch_inputs=588, prefix_tokens=1),
+        (LinearShape(5632, 4096), LinearShape(4096, 4096), LinearShape(4096, 5120)),
+    ),
     "gemma-3-12b": ModelShape(
         "gemma3",
         DecoderShape(48, 3840, 15360, 16, 8, 256, vocabulary=262208, layer_windows=((1024,) * 5 + (None,)) * 8),
