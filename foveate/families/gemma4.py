@@ -198,6 +198,8 @@ def _frames(kind: str, places: Tensor, counts: Any) -> Sequence[Tensor]:
     """The frames [t, P, 2] of each medium."""
     if kind == "image":
         return places[:, None].unbind()
+    if places.ndim == 4:  # videos [n, t, P, 2] of equal length, as earlier versions have them
+        return places.unbind()
     if counts is None:
         raise InputError("the prompt has a video but num_frames_per_video is missing: pass everything the processor returned")
     return torch.split(places, [int(count) for count in counts])

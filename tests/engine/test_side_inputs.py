@@ -175,11 +175,14 @@ def test_layers_with_the_keys_of_others_see_survivors_without_any_mask_too(backe
         tiny.Row([maker.text(9), maker.picture(1), maker.text(11)]),
     ][:batch]
     inputs = maker.inputs(rows, mask=False)
+    with layer_calls(model, 7) as plain:
+        tiny.generate(model, inputs, tokens=1)
     with foveate.attach(model, plan) as attachment, layer_calls(model, 7) as calls:
         answer = tiny.generate(model, inputs, tokens=8)
         alive = dict(zip(layers_of(plan), alive_columns(attachment.trace, inputs), strict=True))
-        # Transformers runs these layers for the last token alone, also in the prefill.
-        assert [call["hidden"].shape[1] for call in calls] == [1] * 8
+        # Newer versions of transformers run these layers for the last token alone, also in the prefill.
+        left = max(int(columns.sum(1).max()) for columns in [torch.stack([*alive.values()]).all(0)])
+        assert [call["hidden"].shape[1] for call in calls] == [1 if plain[0]["hidden"].shape[1] == 1 else left] + [1] * 7
         if batch == 1 and backend == "sdpa":
             assert all(call["attention_mask"] is None for call in calls)
     with dense_reference(model, alive):

@@ -64,7 +64,8 @@ def test_the_features_of_a_region_are_at_its_cell_of_the_grid():
         (shape,) = families.get("gemma4").media(model.config, inputs, {"image": 70, "video": 0})["image"]
         assert shape.grid == (1, 7, 10)
         with torch.no_grad():
-            return torch.cat(model.model.get_image_features(inputs["pixel_values"], inputs["image_position_ids"]).pooler_output)
+            found = model.model.get_image_features(inputs["pixel_values"], inputs["image_position_ids"]).pooler_output
+            return found if isinstance(found, torch.Tensor) else torch.cat(found)
 
     before = features(plain)
     for cell in (0, 9, 10, 33, 60, 69):
@@ -82,6 +83,8 @@ def test_a_video_has_the_columns_that_its_processor_writes():
     places[:, :216] = torch.stack([x, y], dim=-1).view(-1, 2)
     metadata = SimpleNamespace(fps=2, timestamps=[0, 1, 61])
     written = {"num_soft_tokens_per_video": [24, 24], "video_metadata": [metadata, SimpleNamespace(fps=2, timestamps=[0, 9])]}
+    if not hasattr(Gemma4Processor, "replace_video_token"):
+        pytest.skip("this version writes videos where it also decodes them")
     texts = [Gemma4Processor.replace_video_token(names, written, number) for number in (0, 1)]
     inputs = {"video_position_ids": places, "num_frames_per_video": torch.tensor([3, 2])}
     config = config_of()
@@ -89,6 +92,11 @@ def test_a_video_has_the_columns_that_its_processor_writes():
     assert [shape.grid for shape in media] == [(3, 4, 6), (2, 4, 6)]
     assert [shape.tokens for shape in media] == [text.count("V") for text in texts]
     assert media[0].encoder_sequences == (630,) * 3
+    # Videos of equal length may come stacked.
+    assert (
+        family_for(config).media(config, {"video_position_ids": places[None, :3]}, {"image": 0, "video": 72})["video"]
+        == media[:1]
+    )
 
 
 def test_placeholders_without_their_positions_are_refused():
@@ -145,9 +153,10 @@ def test_experts_beside_the_mlp_are_counted():
     config = Gemma4Config(**given | {"text_config": given["text_config"] | experts})
     kernels = {"attn_implementation": "eager", "experts_implementation": "eager"}
     model, inputs = AutoModelForImageTextToText.from_config(config, **kernels).eval(), family.tiny_inputs(config)
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, depth=3) as counter:
         model(**inputs, logits_to_keep=1)
+    counts = {name.rpartition(".")[2]: sum(ops.values()) for name, ops in counter.get_flop_counts().items()}
     columns = {"image": int((inputs["input_ids"] == 90).sum()), "video": 0}
     media = family.media(config, inputs, columns)["image"]
     cost = estimate_cost(family.model_shape(config), Plan(), media, inputs["input_ids"].shape[1] - columns["image"])
-    assert cost.prefill_flops.plain == counter.get_total_flops()
+    assert cost.llm_prefill_flops.plain == pytest.approx(counts["language_model"] + counts["lm_head"], rel=1e-3)

@@ -95,7 +95,7 @@ def test_the_features_of_a_region_are_at_its_cell_of_its_tile():
 
     def features(values: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
-            return model.get_image_features(values, return_dict=True).last_hidden_state.flatten(0, 1)
+            return model.vision_model(values).last_hidden_state.flatten(0, 1)
 
     before = features(pixels)
     for token in (0, 3, 4, 17, 30, 32, 47):
