@@ -103,7 +103,13 @@ def encoder_flops(encoder: EncoderShape, medium: MediumShape) -> int:
     per_layer += matrices * matmul_flops(tokens, encoder.hidden, encoder.intermediate)
     attention = sum(windowed if layer in encoder.windowed_layers else full for layer in range(encoder.layers))
     embedding = matmul_flops(patch_count(encoder, medium), encoder.patch_inputs, encoder.hidden)
-    return embedding + encoder.layers * per_layer + attention
+    return embedding + encoder.layers * per_layer + attention + _pooling(encoder, medium.encoder_sequences or (tokens,))
+
+
+def _pooling(encoder: EncoderShape, lengths: Sequence[int]) -> int:
+    if not encoder.pooling:
+        return 0
+    return sum(matmul_flops(length // encoder.pooling, length, encoder.hidden) for length in lengths)
 
 
 def _squares(encoder: EncoderShape, lengths: Sequence[int]) -> int:

@@ -73,6 +73,9 @@ def check_plan(plan: Plan, family: Family, config: Any) -> dict[int, int]:
         assert layer is not None
         if layer >= len(windows):
             raise PlanError(f"layer={layer}: this model has {len(windows)} decoder layers, write 1..{len(windows) - 1}")
+        reason = family.refuse_layer(config, layer)
+        if reason is not None:
+            raise PlanError(f"layer={layer}: {reason}")
         below = [candidate for candidate in full if candidate < layer]
         if stage.method.needs() and not below:
             smallest = full[0] + 1 if full else None

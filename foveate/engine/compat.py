@@ -29,6 +29,9 @@ _CROP_TAKES_A_LENGTH = "max_length" in inspect.signature(DynamicLayer.crop).para
 # The fp8 cache layer, None before transformers 5.21. Delete when that is required.
 FP8_LAYER: Any = getattr(cache_utils, "Fp8QuantizedLayer", None)
 
+# Cache layers of decoder layers without keys of their own; before transformers 5.18 there are none in the cache.
+EMPTY_LAYERS: tuple[type, ...] = tuple(filter(None, [getattr(cache_utils, "DummyLayer", None)]))
+
 _warned: set[str] = set()
 
 
@@ -84,11 +87,13 @@ def records_past(layer: Any) -> bool:
 
 
 def flat_rotary(module: Any, embeddings: Any) -> Any:
-    """(cos, sin) of an attention call as [B, S, D].
+    """(cos, sin) of an attention call as [B, S, D], or the complex numbers [B, S, D / 2]; () where the layer rotates nothing.
 
     Before transformers 5.20 the attention of Qwen's M-RoPE gets [3, B, S, D] and picks a section of each of the three;
     delete when that is required.
     """
+    if not getattr(module, "use_rope", True):
+        return ()
     if not isinstance(embeddings, tuple) or embeddings[0].ndim != 4:
         return embeddings
     sections = list(module.config.rope_parameters["mrope_section"]) * 2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial, wraps
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from foveate.core.plan import Stage
 from foveate.engine import forward, labels, prefill
 from foveate.engine.cache import Announcement, SlotLayer
 from foveate.engine.forward import Pass
-from foveate.engine.projection import project_mask, project_positions, scatter_back
+from foveate.engine.projection import Alive, project_mask, project_positions, scatter_back
 from foveate.engine.slot_cache import slot_layer
 
 _NEXT_COLUMN = Announcement(None, 1, True, 0)
@@ -21,6 +21,15 @@ _NEXT_COLUMN = Announcement(None, 1, True, 0)
 
 def _waits(device: torch.device) -> bool:
     return device.type != "cpu"
+
+
+def project_rotary(running: Pass, alive: Alive, kwargs: dict[str, Any]) -> None:
+    """Bring a layer's position embeddings to the survivors; layers share them."""
+    for name, embeddings in kwargs.items():
+        if name.startswith("position_embeddings"):
+            source = embeddings[0] if isinstance(embeddings, tuple) else embeddings
+            make = partial(project_positions, embeddings, alive)
+            kwargs[name] = running.once(("positions", id(alive)), source, make)
 
 
 def in_compiled_step(states: Tensor, cache: Any) -> bool:
@@ -35,7 +44,6 @@ def uncompiled(hook: Callable[..., Any]) -> Callable[..., Any]:
     """The hook as it is, and out of the graph where torch.compile traces the module around it."""
     outside: Callable[..., Any] = torch.compiler.disable(hook)  # type: ignore[no-untyped-call]
 
-    @wraps(hook)
     def run(*args: Any, **kwargs: Any) -> Any:
         # Outside of compilation without the wrapper's cost: hooks run for every token and layer.
         return outside(*args, **kwargs) if torch.compiler.is_compiling() else hook(*args, **kwargs)
@@ -115,7 +123,7 @@ class DecoderHooks:
             return None
         slots = None if cache is None else slot_layer(cache, index)
         if alive is not None:
-            self._project_positions(running, kwargs, hidden.device)
+            project_rotary(running, alive, kwargs)
             # Layers use position ids only to detect packed sequences, and gaps would look like packing to flash.
             kwargs["position_ids"] = None
         # Where transformers' mask begins is a question about the cache before anything arrives.
@@ -132,15 +140,6 @@ class DecoderHooks:
     def _check(self, index: int, device: torch.device) -> bool:
         """Whether to read the values of a stage's answer: always, or once where reading waits for the device."""
         return index not in self.checked or not _waits(device)
-
-    def _project_positions(self, running: Pass, kwargs: dict[str, Any], device: torch.device) -> None:
-        alive = running.alive_on(device)
-        assert alive is not None
-        for name, embeddings in kwargs.items():
-            if name.startswith("position_embeddings"):
-                source = embeddings[0] if isinstance(embeddings, tuple) else embeddings
-                make = partial(project_positions, embeddings, alive)
-                kwargs[name] = running.once(("positions", id(alive)), source, make)
 
     def _projected_mask(self, running: Pass, mask: Any, slots: SlotLayer | None, hidden: Tensor, first_key: int | None) -> Any:
         alive, past, queries = running.alive_on(hidden.device), running.past, running.queries

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -101,6 +101,8 @@ class Pass:
         shortened: every `alive` of this pass with the layer it starts at, in order, to scatter captured hidden states back.
         hidden: [B, past + S] bool, True at key columns that a MASK stage hides; None without one.
         observed: what was measured, per (stage's layer, observation): [B, H, S] for the columns of this pass.
+        stacked: features that the model adds behind early layers, one [N, D] for each, and the columns [B, S] of all of them.
+        masks: by decoder layer, the mask of a layer whose keys later layers read too.
         labels: the labels of the loss, to be edited in place once it is known which columns are gone.
     """
 
@@ -118,6 +120,8 @@ class Pass:
     shortened: list[tuple[int, Alive]] = field(default_factory=list)
     hidden: Tensor | None = None
     observed: dict[tuple[int, Observation], Tensor] = field(default_factory=dict)
+    stacked: tuple[Sequence[Tensor], Tensor] | None = None
+    masks: dict[int, Any] = field(default_factory=dict)
     labels: Tensor | None = None
     memo: dict[Any, tuple[Any, Any]] = field(default_factory=dict)
 

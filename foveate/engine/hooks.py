@@ -17,6 +17,7 @@ from foveate.engine import compat, conversation, forward, labels, layout, observ
 from foveate.engine.conversation import Conversation
 from foveate.engine.decoder import DecoderHooks, in_compiled_step, uncompiled
 from foveate.engine.forward import Pass
+from foveate.engine.side_inputs import SideInputs
 from foveate.engine.slot_cache import check_cache
 from foveate.engine.watch import Watch
 from foveate.errors import UnsupportedCombination
@@ -72,6 +73,7 @@ class Hooks:
                 assert isinstance(observation, AttentionRows)
                 watch = self.watches.setdefault(probe_layers[layer], Watch(owner, probe_layers[layer], self.masks))
                 watch.wanted.append((layer, observation))
+        self.side = SideInputs(owner, family, self.config, self.decoder, min(self.stages, default=0), not self.masks)
         self.decoder_hooks = DecoderHooks(owner, self.decoder, self.stages, texts, shortcut, self.masks)
         self.handles: list[RemovableHandle] = []
 
@@ -86,10 +88,12 @@ class Hooks:
             self.base.register_forward_pre_hook(self._before_base, with_kwargs=True),
             self.base.register_forward_hook(self._after_base, with_kwargs=True, always_call=True),
             self.decoder.register_forward_hook(self.decoder_hooks.after_decoder),
+            *self.side.install(),
         ]
         for index, layer in enumerate(layers.children()):
             if index >= min(self.stages):
-                self.handles.append(layer.register_forward_pre_hook(self.decoder_hooks.before_layer(index), with_kwargs=True))
+                for hook in self.side.around(index, self.decoder_hooks.before_layer(index)):
+                    self.handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
             if index in self.watches:
                 attention, watch = layer.get_submodule(self.family.attention), self.watches[index]
                 self.handles.append(attention.register_forward_pre_hook(watch.before, with_kwargs=True))
@@ -159,7 +163,9 @@ class Hooks:
             cache = getattr(output, "past_key_values", None)
             if cache is not None:
                 running.conversation.prefill_kv_bytes = sum(
-                    layer.keys.nbytes + layer.values.nbytes for layer in cache.layers if layer.is_initialized
+                    layer.keys.nbytes + layer.values.nbytes
+                    for layer in cache.layers
+                    if getattr(layer, "keys", None) is not None
                 )
 
     def _prepare(self, running: Pass, call: Mapping[str, Any], source: Tensor) -> None:
@@ -224,6 +230,9 @@ class Hooks:
         talk = running.conversation
         if not found.media:
             return
+        reason = self.family.refuse_length(self.config, running.past + running.queries)
+        if reason is not None and not self.masks:
+            raise UnsupportedCombination(reason)
         if running.cached:
             check_cache(call["past_key_values"], self.decoder.config, self.masks)
         # As transformers reads it: the argument, else the config.

@@ -168,8 +168,14 @@ def _hide(score: Tensor, mask: Any, slots: Tensor, queries: int, order: Tensor) 
 def without_rope(states: Tensor, embeddings: Any) -> Tensor:
     """Turn rotated states [B, H, S, D] back: a rotation's inverse is the rotation by the opposite angle.
 
-    `embeddings` is (cos, sin), each [1 or B, S, R] with R <= D, of the S positions.
+    `embeddings` is (cos, sin), each [1 or B, S, R] with R <= D, of the S positions; or complex numbers [1 or B, S, D / 2] for
+    pairs of neighbours; or empty where nothing was rotated.
     """
+    if isinstance(embeddings, Tensor):
+        pairs = torch.view_as_complex(states.float().reshape(*states.shape[:-1], -1, 2))
+        return torch.view_as_real(pairs / embeddings[:, None]).flatten(-2).to(states.dtype)
+    if not embeddings:
+        return states
     cos, sin = (part[:, None].to(states.dtype) for part in embeddings)
     rotary = cos.shape[-1]
     turned, rest = states[..., :rotary], states[..., rotary:]

@@ -46,6 +46,21 @@ class TinyMedium:
     inputs: Mapping[str, Tensor]
 
 
+@dataclass(frozen=True)
+class StackedFeatures:
+    """Features of visual tokens that a decoder adds to its states behind each of its first layers (DeepStack).
+
+    Attributes:
+        features: the decoder's argument that holds them, a list with one [N, D] for each of these layers.
+        columns: the decoder's argument that marks their columns, [B, S] bool.
+        layers: how many layers have some.
+    """
+
+    features: str
+    columns: str
+    layers: int
+
+
 class Family(ABC):
     """A model family. Paths are dotted, from the top model; they are resolved when a plan is attached.
 
@@ -59,6 +74,7 @@ class Family(ABC):
         host_inputs: small integer tensors among a call's inputs that `media` reads; the engine brings them to the CPU.
         unsupported: for each site the family cannot serve, the reason in words.
         bidirectional: whether tokens of a picture (or of a prefix) see each other in both directions in the decoder.
+        token_inputs: arguments of a decoder layer with an entry for each token [B, S, ...], besides states, positions and mask.
         notes: what is special, one line for the capability table.
     """
 
@@ -71,6 +87,7 @@ class Family(ABC):
     host_inputs: ClassVar[tuple[str, ...]] = ()
     unsupported: ClassVar[Mapping[SiteKind, str]] = {SiteKind.PIXELS: _NO_ENCODER, SiteKind.VISION_LAYER: _NO_ENCODER}
     bidirectional: ClassVar[bool] = False
+    token_inputs: ClassVar[tuple[str, ...]] = ()
     notes: ClassVar[str] = ""
 
     def covers(self, config: Any) -> bool:
@@ -124,6 +141,22 @@ class Family(ABC):
         medium = self.tiny_medium(config, "image", 0, torch.Generator().manual_seed(0))
         ids = torch.cat([torch.arange(3, 8), medium.ids, torch.arange(8, 13)])[None]
         return {"input_ids": ids, **self.tiny_batch(config, ids, [medium])}
+
+    def stacked_features(self, config: Any) -> StackedFeatures | None:
+        """What the decoder adds to visual tokens between its first layers, if anything."""
+        return None
+
+    def shared_keys(self, config: Any) -> Mapping[int, int]:
+        """For each decoder layer without keys and values of its own the layer whose keys and values it reads."""
+        return {}
+
+    def refuse_layer(self, config: Any, layer: int) -> str | None:
+        """Why no stage can stand in front of a decoder layer that exists, in words; None if one can."""
+        return None
+
+    def refuse_length(self, config: Any, columns: int) -> str | None:
+        """Why tokens cannot be dropped from so long a prompt, in words; None if they can."""
+        return None
 
     def decoder_windows(self, config: Any) -> tuple[int | None, ...]:
         """The sliding window of each decoder layer in tokens, None for full attention."""

@@ -10,8 +10,12 @@ from transformers import AutoModelForImageTextToText
 from foveate import families
 from foveate.core.plan import Plan
 from foveate.cost.estimate import estimate_cost
+from tests import tiny
 
 STEPS = 4
+TOLERANCE = 1e-3  # agrees to the last FLOP today; some versions build rotary tables with matrix products
+# The method that cuts the states in front of layers that need the last token alone.
+LAST_ONLY = "_maybe_slice_kv_shared_inputs"
 
 
 class Counted:
@@ -40,18 +44,20 @@ class Counted:
 
 
 def stored_bytes(cache) -> int:
-    return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers if layer.is_initialized)
+    return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers if layer.keys is not None)
 
 
 @pytest.mark.parametrize("name", families.names())
 def test_prefill_and_decoding_cost_what_eager_attention_executes(name):
     counted = Counted(name)
+    if counted.shape.decoder.last_only is not None and not hasattr(tiny.decoder_of(counted.model), LAST_ONLY):
+        pytest.skip("this version of transformers runs all layers for all tokens")
     measured, cache = counted.call(**counted.inputs)
-    assert counted.estimate().prefill_flops.plain == measured
+    assert counted.estimate().prefill_flops.plain == pytest.approx(measured, rel=TOLERANCE)
     assert counted.estimate().kv_bytes.plain == stored_bytes(cache)
     total = 0
     for _ in range(STEPS):
         flops, cache = counted.call(input_ids=torch.tensor([[5]]), past_key_values=cache)
         total += flops
-    assert counted.estimate(STEPS + 1).decode_flops.plain == total
+    assert counted.estimate(STEPS + 1).decode_flops.plain == pytest.approx(total, rel=TOLERANCE)
     assert counted.estimate(STEPS + 1).kv_bytes.plain == stored_bytes(cache)

@@ -25,6 +25,8 @@ SIZES = [
 RELATIVES = {
     "qwen2-vl-7b": (28, 3_136, 12_845_056),
     "qwen2.5-vl-7b": (28, 3_136, 12_845_056),
+    "qwen3-vl-8b": (32, 65_536, 16_777_216),
+    "qwen3-vl-30b-a3b": (32, 65_536, 16_777_216),
 }
 every_relative = pytest.mark.parametrize("preset", RELATIVES)
 
@@ -69,7 +71,7 @@ def test_many_sizes_give_the_grids_of_the_resize_rule(preset):
         assert shape.grid == (1, high // unit, wide // unit), (width, height)
 
 
-@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"])
 def test_the_features_of_a_region_are_at_its_cell_of_the_grid(family):
     # 24 x 16 pixels in patches of 4: 3 x 2 cells of 8 x 8 pixels.
     rules, model = processor(4, 1, 10_000), tiny.tiny_model(family)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from foveate.core.shape import DecoderShape, EncoderShape, LinearShape, ModelShape
+from foveate.core.shape import DecoderShape, EncoderShape, LayerShape, LinearShape, ModelShape
 from foveate.cost.presets import load_preset, preset_names
 from foveate.families import family_for
 
@@ -43,6 +43,63 @@ SHAPES = {
             windowed_layers=(*range(7), *range(8, 15), *range(16, 23), *range(24, 31)),
         ),
         (LinearShape(5120, 5120), LinearShape(5120, 3584)),
+    ),
+    "qwen3-vl-8b": ModelShape(
+        "qwen3_vl",
+        DecoderShape(36, 4096, 12288, 32, 8, 128, vocabulary=151936, layer_windows=(None,) * 36),
+        EncoderShape(27, 1152, 4304, 16, patch_inputs=3 * 2 * 16 * 16),
+        (LinearShape(4608, 4608), LinearShape(4608, 4096)) * 4,
+    ),
+    "qwen3-vl-30b-a3b": ModelShape(
+        "qwen3_vl_moe",
+        DecoderShape(
+            48,
+            2048,
+            6144,
+            32,
+            4,
+            128,
+            vocabulary=151936,
+            layer_windows=(None,) * 48,
+            layer_shapes=(LayerShape(4, 128, 8 * 768, other_weights=2048 * 128),) * 48,
+        ),
+        EncoderShape(27, 1152, 4304, 16, patch_inputs=3 * 2 * 16 * 16),
+        (LinearShape(4608, 4608), LinearShape(4608, 2048)) * 4,
+    ),
+    "gemma-4-e2b": ModelShape(
+        "gemma4",
+        DecoderShape(
+            35,
+            1536,
+            6144,
+            8,
+            1,
+            256,
+            vocabulary=262144,
+            layer_windows=((512,) * 4 + (None,)) * 7,
+            layer_shapes=((LayerShape(1, 256, 6144, 2, 786432),) * 4 + (LayerShape(1, 512, 6144, 2, 786432),)) * 3
+            + ((LayerShape(1, 256, 12288, 0, 786432),) * 4 + (LayerShape(1, 512, 12288, 0, 786432),)) * 4,
+            last_only=15,
+            entry_weights=1536 * 256 * 35,
+        ),
+        EncoderShape(16, 768, 3072, 12, patch_inputs=768, gated_mlp=True, pooling=9),
+        (LinearShape(768, 1536),),
+    ),
+    "llama-4-scout": ModelShape(
+        "llama4",
+        DecoderShape(
+            48,
+            5120,
+            17 * 8192,
+            40,
+            8,
+            128,
+            vocabulary=202048,
+            layer_windows=((8192,) * 3 + (None,)) * 12,
+            layer_shapes=(LayerShape(8, 128, 17 * 8192, other_weights=5120 * 16),) * 48,
+        ),
+        EncoderShape(34, 1408, 5632, 16, patch_inputs=588, prefix_tokens=1),
+        (LinearShape(5632, 4096), LinearShape(4096, 4096), LinearShape(4096, 5120)),
     ),
     "gemma-3-12b": ModelShape(
         "gemma3",

@@ -20,9 +20,12 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
     return model.get_submodule(families.family_for(model.config).decoder).layers
 
 
-def mask_keys(mask: Tensor | None, alive: Tensor, queries: int) -> Tensor:
-    """The 4-D mask of a layer with the columns where `alive` [B, S] is False hidden; S may be shorter than the keys."""
-    keys = queries if mask is None else mask.shape[-1]
+def mask_keys(mask: Tensor | None, alive: Tensor, queries: int, columns: int | None = None) -> Tensor:
+    """The 4-D mask of a layer with the columns where `alive` [B, S] is False hidden; S may be shorter than the keys.
+
+    Without a mask there are as many keys as `columns`, of which the queries are the last.
+    """
+    keys = (columns or queries) if mask is None else mask.shape[-1]
     alive = nn.functional.pad(alive, (0, keys - alive.shape[1]), value=True)[:, None, None]
     if mask is None:
         return torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)[None, None] & alive
@@ -41,19 +44,25 @@ def dense_reference(model: nn.Module, alive: dict[int, Tensor], merged: dict[int
         merged: {layer: [S, S]-like linear map [B, S, S] fp32} applied to the hidden states entering that layer.
     """
 
+    # Some models run their last layers for the last token alone; the keys are as many as in layer 0.
+    columns = [0]
+
     def hook(index: int) -> Any:
         def run(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             hidden = args[0]
+            if index == 0:
+                columns[0] = hidden.shape[1]
             if merged and index in merged:
                 size = merged[index].shape[1]
                 head = (merged[index] @ hidden[:, :size].float()).to(hidden.dtype)
                 hidden = torch.cat([head, hidden[:, size:]], dim=1)
             current: Tensor | None = None
-            for layer, columns in alive.items():
+            for layer, left in alive.items():
                 if layer <= index:
-                    current = columns if current is None else current & columns
+                    current = left if current is None else current & left
             if current is not None:
-                kwargs["attention_mask"] = mask_keys(kwargs.get("attention_mask"), current, hidden.shape[1])
+                mask = kwargs.get("attention_mask")
+                kwargs["attention_mask"] = mask_keys(mask, current, hidden.shape[1], columns[0])
             return (hidden, *args[1:]), kwargs
 
         return run

@@ -1,0 +1,100 @@
+"""Qwen3-VL: any image size, DeepStack, interleaved M-RoPE, video whose frames stand apart behind their timestamps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+
+from foveate.core.shape import EncoderShape, LinearShape, MediumShape, ModelShape
+from foveate.errors import InputError, UnsupportedModel
+from foveate.families._base import StackedFeatures, TinyMedium
+from foveate.families.qwen2_5_vl import TINY_IDS, TINY_MROPE_TEXT, TINY_PACKED_VISION
+from foveate.families.qwen2_vl import Qwen2VL
+
+# Least and most pixels of a whole video, in the video preprocessor config of the published checkpoints.
+_LEAST, _MOST = 4_096, 25_165_824
+_MAX_ASPECT = 200
+
+
+class Qwen3VL(Qwen2VL):
+    """Qwen3VLForConditionalGeneration."""
+
+    model_types = ("qwen3_vl",)
+    title = "Qwen3-VL"
+    notes = "images and video of any size, DeepStack, interleaved M-RoPE"
+    pixels: ClassVar[tuple[int, int]] = (65_536, 16_777_216)
+
+    def check(self, config: Any) -> None:
+        layers = config.get_text_config().num_hidden_layers
+        if len(config.vision_config.deepstack_visual_indexes) >= layers:
+            raise UnsupportedModel(f"DeepStack features behind each of all {layers} layers: nothing runs behind the last one")
+
+    def stacked_features(self, config: Any) -> StackedFeatures:
+        layers = len(config.vision_config.deepstack_visual_indexes)
+        return StackedFeatures("deepstack_visual_embeds", "visual_pos_masks", layers)
+
+    def media_of_video(self, config: Any, size: tuple[int, int], frames: int) -> MediumShape:
+        vision = config.vision_config
+        together, patch = vision.temporal_patch_size, vision.patch_size
+        if frames < together:
+            raise InputError(f"frames={frames}: {self.title} takes videos of at least {together} frames")
+        high, wide = _resized(size, frames, together, patch * vision.spatial_merge_size)
+        return self._medium(config, "video", (-(-frames // together), high // patch, wide // patch))
+
+    def model_shape(self, config: Any) -> ModelShape:
+        vision = config.vision_config
+        encoder = EncoderShape(
+            layers=vision.depth,
+            hidden=vision.hidden_size,
+            intermediate=vision.intermediate_size,
+            heads=vision.num_heads,
+            patch_inputs=vision.in_channels * vision.temporal_patch_size * vision.patch_size**2,
+        )
+        merger = self._merger(vision, encoder, vision.out_hidden_size)
+        mergers: tuple[LinearShape, ...] = merger * (1 + len(vision.deepstack_visual_indexes))
+        return ModelShape(self.model_types[0], self.decoder_shape(config), encoder, mergers)
+
+    def tiny_config(self) -> Any:
+        from transformers import Qwen3VLConfig
+
+        return Qwen3VLConfig(text_config={**TINY_MROPE_TEXT, "head_dim": 8}, vision_config=self._tiny_vision(), **TINY_IDS)
+
+    def _tiny_vision(self) -> dict[str, Any]:
+        own = dict(hidden_size=32, intermediate_size=64, out_hidden_size=32, deepstack_visual_indexes=[0, 1, 2])
+        return {**TINY_PACKED_VISION, **own, "num_position_embeddings": 36}
+
+    def tiny_medium(self, config: Any, kind: str, number: int, random: torch.Generator) -> TinyMedium:
+        medium = super().tiny_medium(config, kind, number, random)
+        if kind == "image":
+            return medium
+        # Each frame: a timestamp, and its tokens between brackets.
+        grid: Sequence[int] = medium.inputs["video_grid_thw"][0].tolist()
+        start, end = torch.tensor([config.vision_start_token_id]), torch.tensor([config.vision_end_token_id])
+        frames = medium.ids.view(grid[0], -1)
+        parts = [torch.cat([torch.tensor([20 + 3 * t, 21 + t]), start, frame, end]) for t, frame in enumerate(frames)]
+        return TinyMedium(kind, torch.cat(parts), medium.inputs)
+
+
+def _resized(size: tuple[int, int], frames: int, together: int, unit: int) -> tuple[int, int]:
+    """(height, width) of a video's frames: multiples of `unit`, the pixels of all frames are within the bounds."""
+    width, height = size
+    if min(size) < 1:
+        raise InputError(f"video of {width} x {height} pixels: both sides are at least 1")
+    if min(size) < unit:
+        scale = max(unit / height, unit / width)
+        width, height = int(width * scale), int(height * scale)
+    if max(width, height) > _MAX_ASPECT * min(width, height):
+        raise InputError(f"video of {size[0]} x {size[1]} pixels: the longer side is at most {_MAX_ASPECT} times the shorter")
+    high, wide = round(height / unit) * unit, round(width / unit) * unit
+    volume = round(frames / together) * together * high * wide
+    if volume > _MOST:
+        scale = math.sqrt(frames * height * width / _MOST)
+        high = max(unit, math.floor(height / scale / unit) * unit)
+        wide = max(unit, math.floor(width / scale / unit) * unit)
+    elif volume < _LEAST:
+        scale = math.sqrt(_LEAST / (frames * height * width))
+        high, wide = math.ceil(height * scale / unit) * unit, math.ceil(width * scale / unit) * unit
+    return high, wide
