@@ -73,6 +73,7 @@ class Family(ABC):
         placeholders: config attribute with the placeholder id of each kind of medium.
         host_inputs: small integer tensors among a call's inputs that `media` reads; the engine brings them to the CPU.
         unsupported: for each site the family cannot serve, the reason in words.
+        bidirectional: whether tokens of a picture (or of a prefix) see each other in both directions in the decoder.
         token_inputs: arguments of a decoder layer with an entry for each token [B, S, ...], besides states, positions and mask.
         notes: what is special, one line for the capability table.
     """
@@ -85,6 +86,7 @@ class Family(ABC):
     placeholders: ClassVar[Mapping[str, str]] = {"image": "image_token_id"}
     host_inputs: ClassVar[tuple[str, ...]] = ()
     unsupported: ClassVar[Mapping[SiteKind, str]] = {SiteKind.PIXELS: _NO_ENCODER, SiteKind.VISION_LAYER: _NO_ENCODER}
+    bidirectional: ClassVar[bool] = False
     token_inputs: ClassVar[tuple[str, ...]] = ()
     notes: ClassVar[str] = ""
 
