@@ -44,6 +44,14 @@ def layer_count(family: str) -> int:
     return len(families.get(family).decoder_windows(families.get(family).tiny_config()))
 
 
+def valid_layers(family: str) -> list[int]:
+    """Decoder layers in front of which a stage may stand."""
+    config = families.get(family).tiny_config()
+    return [layer for layer in range(layer_count(family)) if families.get(family).refuse_layer(config, layer) is None]
+
+
+# Models that transformers cannot run with beams: it repeats their prompts, but not their pixels.
+NO_BEAMS = ("llama4",)
 # The first decoder layer from 2 on at which FastV can act, and the next one that observes another layer.
 FIRST_LAYER = {family: next(k for k in range(2, 99) if any(f < k for f in full_layers(family))) for family in ALL_FAMILIES}
 SECOND_LAYER = {family: next(f for f in full_layers(family) if f >= FIRST_LAYER[family]) + 1 for family in ALL_FAMILIES}

@@ -59,6 +59,7 @@ class SlotLayer:
     all_valid: bool
     pad_free: bool
     lineage: int
+    lent_mask: Any = None  # at a compiled step, the mask of this layer, for decoder layers that read its keys too
     _announced: Announcement | None
 
     def begin(self) -> None:

@@ -29,8 +29,8 @@ _CROP_TAKES_A_LENGTH = "max_length" in inspect.signature(DynamicLayer.crop).para
 # The fp8 cache layer, None before transformers 5.21. Delete when that is required.
 FP8_LAYER: Any = getattr(cache_utils, "Fp8QuantizedLayer", None)
 
-# Cache layers of decoder layers without keys of their own; before transformers 5.18 there are none in the cache.
-EMPTY_LAYERS: tuple[type, ...] = tuple(filter(None, [getattr(cache_utils, "DummyLayer", None)]))
+# The cache layer of a decoder layer that stores nothing, None in versions that give such layers none. Delete with those.
+DUMMY_LAYER: Any = getattr(cache_utils, "DummyLayer", None)
 
 _warned: set[str] = set()
 

@@ -73,8 +73,8 @@ class Hooks:
                 assert isinstance(observation, AttentionRows)
                 watch = self.watches.setdefault(probe_layers[layer], Watch(owner, probe_layers[layer], self.masks))
                 watch.wanted.append((layer, observation))
-        self.side = SideInputs(owner, family, self.config, self.decoder, min(self.stages, default=0), not self.masks)
         self.decoder_hooks = DecoderHooks(owner, self.decoder, self.stages, texts, shortcut, self.masks)
+        self.side = SideInputs(owner, family, self.config, self.decoder, min(self.stages, default=0), not self.masks)
         self.handles: list[RemovableHandle] = []
 
     def install(self) -> None:
@@ -230,11 +230,11 @@ class Hooks:
         talk = running.conversation
         if not found.media:
             return
+        if running.cached:
+            check_cache(call["past_key_values"], self.decoder.config, self.masks)
         reason = self.family.refuse_length(self.config, running.past + running.queries)
         if reason is not None and not self.masks:
             raise UnsupportedCombination(reason)
-        if running.cached:
-            check_cache(call["past_key_values"], self.decoder.config, self.masks)
         # As transformers reads it: the argument, else the config.
         if call.get("output_attentions", getattr(self.decoder.config, "output_attentions", False)):
             raise UnsupportedCombination(

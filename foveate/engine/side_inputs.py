@@ -16,11 +16,29 @@ from torch.utils.hooks import RemovableHandle
 
 from foveate.core.layout import Role
 from foveate.engine import forward
+from foveate.engine.cache import SlotLayer
 from foveate.engine.decoder import in_compiled_step, project_rotary, uncompiled
 from foveate.engine.projection import Alive, take
 from foveate.families import Family
 
 PreHook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any]
+
+
+def _states(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    names = ("hidden_states", "inputs_embeds", "input_ids")
+    states: Tensor = args[0] if args else next(kwargs[name] for name in names if kwargs.get(name) is not None)
+    return states
+
+
+def _outside_compiled_steps(hook: PreHook) -> PreHook:
+    """A hook that has nothing to do at a compiled decode step, and that torch.compile leaves its graph for otherwise."""
+    outside = uncompiled(hook)
+
+    def run(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        compiled = in_compiled_step(_states(args, kwargs), kwargs.get("past_key_values"))
+        return None if compiled else outside(module, args, kwargs)
+
+    return run
 
 
 def add_features(hidden: Tensor, features: Tensor, columns: Tensor, alive: Alive | None) -> Tensor:
@@ -36,18 +54,6 @@ def add_features(hidden: Tensor, features: Tensor, columns: Tensor, alive: Alive
     if alive is not None:
         owner, columns = take(owner, alive.index, 1), take(columns, alive.index, 1) & alive.valid
     return torch.where(columns[..., None], hidden + features[owner], hidden)
-
-
-def _prefill_only(hook: PreHook) -> PreHook:
-    """A hook that has nothing to do in a compiled decode step, and leaves the graph elsewhere."""
-    outside = uncompiled(hook)
-
-    def run(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if in_compiled_step(args[0] if args else kwargs["hidden_states"], kwargs.get("past_key_values")):
-            return None
-        return outside(module, args, kwargs)
-
-    return run
 
 
 class SideInputs:
@@ -73,30 +79,22 @@ class SideInputs:
         """Register what runs in front of the decoder."""
         if not self.shortens or not (self.stacked or self.sources):
             return []
-        return [self.decoder.register_forward_pre_hook(self._before_decoder, with_kwargs=True)]
+        hook = _outside_compiled_steps(self._before_decoder)
+        return [self.decoder.register_forward_pre_hook(hook, with_kwargs=True)]
 
     def around(self, index: int, own: PreHook) -> list[PreHook]:
         """The pre-hooks of a decoder layer in order; `own` is the one that runs stages and projects masks."""
-        hooks = [own]
-        if index in self.sources:
-            hooks = [partial(self._borrow_mask, self.sources[index])]
-        elif index in self.sources.values():
-            hooks.append(partial(self._lend_mask, index))
+        hooks = [self._borrow(index, self.sources[index]) if index in self.sources else own]
+        if index in self.sources.values():
+            hooks.append(self._lend(index))
         if self.shortens and self.stacked is not None and self.first < index <= self.stacked.layers:
-            hooks.insert(0, _prefill_only(partial(self._add_features, index - 1)))
+            hooks.insert(0, _outside_compiled_steps(partial(self._add_features, index - 1)))
         if self.shortens and self.token_inputs:
-            hooks.append(_prefill_only(self._gather_inputs))
+            hooks.append(_outside_compiled_steps(self._gather_inputs))
         return hooks
 
     def _before_decoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Take over what the model's own loop would do to columns that are gone by then."""
-        embeds = args[0] if args else kwargs.get("inputs_embeds")
-        if embeds is None or in_compiled_step(embeds, kwargs.get("past_key_values")):
-            return None
-        return self._take_over(args, kwargs)
-
-    @uncompiled
-    def _take_over(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         running = forward.current(self.owner)
         if running is None or running.layout is None or not running.spans:
             return None
@@ -143,28 +141,46 @@ class SideInputs:
                 positional[place] = value
         return tuple(positional), named
 
-    def _lend_mask(self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        cache = kwargs.get("past_key_values")
-        if cache is not None and in_compiled_step(args[0] if args else kwargs["hidden_states"], cache):
-            cache.layers[index].lent_mask = kwargs.get("attention_mask")
-        else:
-            self._note_mask(index, kwargs)
+    def _lend(self, index: int) -> PreHook:
+        """Remember the mask of a layer whose keys others read."""
 
-    @uncompiled
-    def _note_mask(self, index: int, kwargs: dict[str, Any]) -> None:
-        running = forward.current(self.owner)
-        if running is not None:
-            running.masks[index] = kwargs.get("attention_mask")
+        def run(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            mask: Any = kwargs.get("attention_mask")
+            cache: Any = kwargs.get("past_key_values")
+            if in_compiled_step(_states(args, kwargs), cache):
+                if isinstance(cache.layers[index], SlotLayer):
+                    cache.layers[index].lent_mask = mask  # a compiled step has no pass
+            else:
+                note(mask)
 
-    def _borrow_mask(self, source: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        @uncompiled
+        def note(mask: Any) -> None:
+            running = forward.current(self.owner)
+            if running is not None:
+                running.masks[index] = mask
+
+        return run
+
+    def _borrow(self, index: int, source: int) -> PreHook:
         """A layer with the keys of another needs the mask that was made for those keys, for the queries it has."""
-        cache = kwargs.get("past_key_values")
-        if cache is not None and in_compiled_step(args[0] if args else kwargs["hidden_states"], cache):
-            return args, {**kwargs, "attention_mask": getattr(cache.layers[source], "lent_mask", kwargs.get("attention_mask"))}
-        return self._borrow(source, args, kwargs)
+        outside = uncompiled(partial(self._borrow_in_pass, source))
+        is_last = index == max(layer for layer, lender in self.sources.items() if lender == source)
 
-    @uncompiled
-    def _borrow(self, source: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        def run(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            cache: Any = kwargs.get("past_key_values")
+            if not in_compiled_step(_states(args, kwargs), cache):
+                return outside(args, kwargs)
+            stored = cache.layers[source]
+            if not isinstance(stored, SlotLayer):
+                return None
+            kwargs = {**kwargs, "attention_mask": stored.lent_mask}
+            if is_last:
+                stored.lent_mask = None  # the next step finds what this one found, so that it need not be compiled anew
+            return args, kwargs
+
+        return run
+
+    def _borrow_in_pass(self, source: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         running = forward.current(self.owner)
         if running is None or source not in running.masks:
             return None

@@ -43,8 +43,8 @@ def check_cache(cache: Cache, config: Any, masks: bool) -> None:
         UnsupportedCombination: says why, and what to use.
     """
     for layer in cache.layers:
-        if isinstance(layer, compat.EMPTY_LAYERS):
-            continue  # a layer that reads the keys of another stores nothing
+        if type(layer) is compat.DUMMY_LAYER:
+            continue  # of a decoder layer that reads the keys of another
         if masks:
             if isinstance(layer, StaticLayer):
                 raise UnsupportedCombination("effect=mask chooses anew at every step: use a dynamic cache, or effect=drop")

@@ -27,6 +27,7 @@ class Gemma4(Family):
     title = "Gemma 4"
     placeholders = {"image": "image_token_id", "video": "video_token_id"}
     host_inputs = ("image_position_ids", "video_position_ids", "num_frames_per_video")
+    bidirectional = True
     token_inputs = ("per_layer_input",)
     notes = "sliding and full layers, shared keys and values, embeddings per layer, images of any shape, video"
 

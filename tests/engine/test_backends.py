@@ -28,8 +28,8 @@ WITHOUT_FLASH = {
     *(family for family in tiny.ALL_FAMILIES if len(tiny.full_layers(family)) < tiny.layer_count(family)),
     *(family for family in tiny.ALL_FAMILIES if families.get(family).bidirectional),
 }
-# Gemma 4 runs its last layers for the last token alone, and transformers hands them a block mask for all tokens.
-WITHOUT_FLEX = {"gemma4"}
+# Transformers cuts the states in front of layers that read others' keys, but not under flex, which it knows by its real name.
+WITHOUT_FLEX = {name for name in tiny.ALL_FAMILIES if families.get(name).shared_keys(families.get(name).tiny_config())}
 PLANS = {
     "fastv": "fastv(layer={k}, keep=0.4)",
     "two": "random(site=pre_llm, keep=0.6) | fastv(layer={k}, keep=0.5, query=text)",

@@ -29,10 +29,10 @@ examples = settings(max_examples=8, derandomize=True, suppress_health_check=list
 @st.composite
 def plans(draw: st.DrawFn, family: str) -> str:
     """One to three stages at ascending layers, scopes that only widen."""
-    layers = tiny.decoder_of(MODELS[family, "sdpa"]).config.num_hidden_layers
+    layers = tiny.valid_layers(family)
     full = tiny.full_layers(family)
     count = draw(st.integers(1, 3))
-    where = sorted(draw(st.lists(st.integers(0, layers - 1), min_size=count, max_size=count, unique=True)))
+    where = sorted(draw(st.lists(st.sampled_from(layers), min_size=count, max_size=count, unique=True)))
     widths = sorted(draw(st.integers(0, 3)) for _ in where)
     stages = []
     for number, (layer, width) in enumerate(zip(where, widths, strict=True)):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import accelerate
 import peft
 import pytest
 import torch
 
 import foveate
+from foveate import families
 from foveate.errors import AttachError
 from tests import tiny
 from tests.spies import real, state_of
@@ -32,7 +35,8 @@ def with_lora(family: str) -> tuple[peft.PeftModel, torch.nn.Module]:
     for _ in range(2):
         model = tiny.tiny_model(family)
         torch.manual_seed(3)
-        config = peft.LoraConfig(r=2, target_modules=r".*\.self_attn\.(q_proj|v_proj)", init_lora_weights=False)
+        targets = re.escape(families.get(family).decoder) + r"\.layers\.\d+\.self_attn\.(q_proj|v_proj)"
+        config = peft.LoraConfig(r=2, target_modules=targets, init_lora_weights=False)
         models.append(peft.get_peft_model(model, config).eval())
     return models[0], models[1].merge_and_unload()
 

@@ -40,9 +40,7 @@ def model_on(family: str, backend: str) -> torch.nn.Module:
 def prompts(family: str, batch: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     maker = tiny.Maker(family)
     inputs = maker.inputs(tiny.ragged_rows(maker, batch))
-    return {
-        name: value.to("cuda", dtype if value.is_floating_point() else value.dtype) for name, value in inputs.items()
-    }
+    return {name: value.to("cuda", dtype if value.is_floating_point() else value.dtype) for name, value in inputs.items()}
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
