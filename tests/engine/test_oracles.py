@@ -17,7 +17,7 @@ from foveate.core.trace import Trace
 from foveate.engine.attach import Attachment
 from foveate.spec import Plan, stage_text
 from tests import tiny
-from tests.oracles.controls import pool_matrix, uniform_kept
+from tests.oracles.controls import pool_matrices, uniform_kept
 from tests.oracles.dense_reference import dense_reference, eager_attention
 from tests.oracles.fastv import fastv_kept
 
@@ -216,7 +216,7 @@ def test_g_a_merge_equals_the_dense_reference_with_merged_states(models, family,
     width = inputs["input_ids"].shape[1]
     merge = torch.eye(width).repeat(3, 1, 1)
     for entry in trace.media:
-        cells = pool_matrix(entry.medium.shape.grid, 2)
+        cells = pool_matrices(entry.medium.shape.grids, 2)
         assert len(cells) == len(entry.kept_index)
         for token, cell in zip(entry.kept_index.tolist(), cells, strict=True):
             row = torch.zeros(width)

@@ -24,6 +24,15 @@ def pool_matrix(grid: tuple[int, int, int], size: int) -> list[dict[int, float]]
     return rows
 
 
+def pool_matrices(grids: tuple[tuple[int, int, int], ...], size: int) -> list[dict[int, float]]:
+    """The same for a medium of several grids, whose tokens follow each other."""
+    rows, start = [], 0
+    for grid in grids:
+        rows += [{start + index: weight for index, weight in row.items()} for row in pool_matrix(grid, size)]
+        start += grid[0] * grid[1] * grid[2]
+    return rows
+
+
 def window_kept(score: list[float], coords: list[tuple[int, int, int]], keep: int, side: int) -> list[int]:
     """Best of every window first, then second best of every window, and so on."""
     windows: dict[tuple[int, int, int], list[int]] = {}
