@@ -96,8 +96,10 @@ def build_layout(
     if cached:
         behind = codes.clone()
         behind[:, :cached] = behind[:, :cached].clamp(max=_TEXT)
+        ids = inputs.get("input_ids")
+        later = inputs if ids is None else {**inputs, "input_ids": ids[:, cached:]}
         try:
-            return build_layout(family, config, inputs, behind, prompt_length)
+            return build_layout(family, config, later, behind, prompt_length)
         except InputError:
             pass
     kinds = list(family.placeholder_ids(config))

@@ -84,7 +84,7 @@ class Family(ABC):
 
         Args:
             config: the model's config.
-            inputs: keyword arguments of forward or generate.
+            inputs: keyword arguments of forward or generate; `input_ids` without the columns that an earlier turn cached.
             columns: number of placeholder columns of each kind in the call.
         """
 
