@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from foveate.core.shape import LinearShape, MediumShape, ModelShape
+from foveate.core.shape import LinearShape, MediumShape, ModelShape, RowsPer
 from foveate.errors import UnsupportedModel
 from foveate.families._base import TINY_TEXT, TINY_VISION, FixedGridFamily
 
@@ -31,7 +31,7 @@ class Llava(FixedGridFamily):
     def image(self, config: Any) -> MediumShape:
         vision = config.vision_config
         side = vision.image_size // vision.patch_size
-        prefix = _prefix_tokens(vision)
+        prefix = prefix_tokens(vision)
         shows_prefix = prefix and config.vision_feature_select_strategy == "full"
         return MediumShape(
             kind="image",
@@ -42,16 +42,19 @@ class Llava(FixedGridFamily):
         )
 
     def model_shape(self, config: Any) -> ModelShape:
-        vision, text = config.vision_config, config.get_text_config()
-        layer = config.vision_feature_layer
-        # Layers behind the feature layer still run: Hugging Face computes all of them and picks a hidden state.
-        features = vision.hidden_size * (1 if isinstance(layer, int) else len(layer))
         return ModelShape(
             family="llava",
             decoder=self.decoder_shape(config),
-            encoder=self.encoder_shape(config, _prefix_tokens(vision)),
-            projector=(LinearShape(features, text.hidden_size), LinearShape(text.hidden_size, text.hidden_size)),
+            encoder=self.encoder_shape(config, prefix_tokens(config.vision_config)),
+            projector=self.projector(config),
         )
+
+    def projector(self, config: Any, rows_per: RowsPer = RowsPer.GRID, kind: str | None = None) -> tuple[LinearShape, ...]:
+        """The two layers between encoder and decoder."""
+        hidden, layer = config.get_text_config().hidden_size, config.vision_feature_layer
+        # Layers behind the feature layer still run: Hugging Face computes all of them and picks a hidden state.
+        features = config.vision_config.hidden_size * (1 if isinstance(layer, int) else len(layer))
+        return LinearShape(features, hidden, rows_per, kind), LinearShape(hidden, hidden, rows_per, kind)
 
     def tiny_config(self) -> Any:
         from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
@@ -63,6 +66,6 @@ class Llava(FixedGridFamily):
         )
 
 
-def _prefix_tokens(vision: Any) -> int:
+def prefix_tokens(vision: Any) -> int:
     """CLIP has a class token, SigLIP has none."""
     return 1 if vision.model_type == "clip_vision_model" else 0

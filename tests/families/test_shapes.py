@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from foveate.core.shape import DecoderShape, EncoderShape, LinearShape, ModelShape
+from foveate.core.shape import DecoderShape, EncoderShape, LinearShape, ModelShape, RowsPer
 from foveate.cost.presets import load_preset, preset_names
 from foveate.families import family_for
 
@@ -21,6 +21,12 @@ SHAPES = {
         DecoderShape(40, 5120, 13824, 40, 40, 128, vocabulary=32064, layer_windows=(None,) * 40),
         CLIP_L,
         (LinearShape(1024, 5120), LinearShape(5120, 5120)),
+    ),
+    "llava-1.6-mistral-7b": ModelShape(
+        "llava_next",
+        DecoderShape(32, 4096, 14336, 32, 8, 128, vocabulary=32064, layer_windows=(None,) * 32),
+        CLIP_L,
+        (LinearShape(1024, 4096, RowsPer.PATCH), LinearShape(4096, 4096, RowsPer.PATCH)),
     ),
     "qwen2-vl-7b": ModelShape(
         "qwen2_vl",
