@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from foveate.core.shape import LinearShape, MediumShape, ModelShape, RowsPer
-from foveate.errors import UnsupportedModel
+from foveate.errors import InputError, UnsupportedModel
 from foveate.families._base import TINY_TEXT, TINY_VISION, FixedGridFamily
 
 
@@ -32,11 +33,10 @@ class Llava(FixedGridFamily):
         vision = config.vision_config
         side = vision.image_size // vision.patch_size
         prefix = prefix_tokens(vision)
-        shows_prefix = prefix and config.vision_feature_select_strategy == "full"
         return MediumShape(
             kind="image",
             grid=(1, side, side),
-            separators=(0,) if shows_prefix else (),
+            separators=(0,) if _shows_prefix(config) else (),
             encoder_tokens=side * side + prefix,
             encoder_sequences=(side * side + prefix,),
         )
@@ -46,10 +46,10 @@ class Llava(FixedGridFamily):
             family="llava",
             decoder=self.decoder_shape(config),
             encoder=self.encoder_shape(config, prefix_tokens(config.vision_config)),
-            projector=self.projector(config),
+            projector=self.projector(config, RowsPer.ENCODED if _shows_prefix(config) else RowsPer.GRID),
         )
 
-    def projector(self, config: Any, rows_per: RowsPer = RowsPer.GRID, kind: str | None = None) -> tuple[LinearShape, ...]:
+    def projector(self, config: Any, rows_per: RowsPer, kind: str | None = None) -> tuple[LinearShape, ...]:
         """The two layers between encoder and decoder."""
         hidden, layer = config.get_text_config().hidden_size, config.vision_feature_layer
         # Layers behind the feature layer still run: Hugging Face computes all of them and picks a hidden state.
@@ -69,3 +69,19 @@ class Llava(FixedGridFamily):
 def prefix_tokens(vision: Any) -> int:
     """CLIP has a class token, SigLIP has none."""
     return 1 if vision.model_type == "clip_vision_model" else 0
+
+
+def frames_of_videos(inputs: Mapping[str, Any], columns: int) -> list[int]:
+    """The number of frames of each video of a call, whose pixel values are [videos, frames, 3, height, width]."""
+    videos = inputs.get("pixel_values_videos")
+    if videos is None and columns:
+        raise InputError(
+            "the prompt has video placeholders but pixel_values_videos is missing, which says how many frames there are: "
+            "pass everything the processor returned"
+        )
+    return [] if videos is None else [len(frames) for frames in videos]
+
+
+def _shows_prefix(config: Any) -> bool:
+    """Whether the decoder sees the encoder's class token."""
+    return bool(prefix_tokens(config.vision_config)) and config.vision_feature_select_strategy == "full"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ class LlavaNext(Llava):
 
     model_types = ("llava_next",)
     title = "LLaVA-NeXT"
-    host_inputs = ("image_sizes",)
+    host_inputs: ClassVar[tuple[str, ...]] = ("image_sizes",)
     notes = "anyres: overview and unpadded tiles, newline tokens"
 
     def check(self, config: Any) -> None:

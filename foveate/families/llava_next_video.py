@@ -11,6 +11,7 @@ import torch
 from foveate.core.shape import LinearShape, MediumShape, ModelShape, RowsPer
 from foveate.errors import InputError
 from foveate.families._base import TinyMedium
+from foveate.families.llava import frames_of_videos
 from foveate.families.llava_next import LlavaNext
 
 # Videos of one call are stacked, so they have equally many frames.
@@ -26,13 +27,7 @@ class LlavaNextVideo(LlavaNext):
     notes = "anyres images with newline tokens, pooled frames"
 
     def media(self, config: Any, inputs: Mapping[str, Any], columns: Mapping[str, int]) -> dict[str, list[MediumShape]]:
-        videos = inputs.get("pixel_values_videos")
-        if videos is None and columns["video"]:
-            raise InputError(
-                "the prompt has video placeholders but pixel_values_videos is missing, which says how many frames there are: "
-                "pass everything the processor returned"
-            )
-        shapes = [] if videos is None else [self._video(config, len(frames)) for frames in videos]
+        shapes = [self._video(config, frames) for frames in frames_of_videos(inputs, columns["video"])]
         return {**super().media(config, inputs, columns), "video": shapes}
 
     def media_of_video(self, config: Any, size: tuple[int, int], frames: int) -> MediumShape:

@@ -9,6 +9,7 @@ DECODERS = {  # layers, hidden, intermediate, heads, kv heads, vocabulary
     "llava-1.5-7b": (32, 4096, 11008, 32, 32, 32064),
     "llava-1.5-13b": (40, 5120, 13824, 40, 40, 32064),
     "llava-1.6-mistral-7b": (32, 4096, 14336, 32, 8, 32064),
+    "llava-onevision-7b": (28, 3584, 18944, 28, 4, 152128),
     "qwen2-vl-7b": (28, 3584, 18944, 28, 4, 152064),
     "qwen2.5-vl-7b": (28, 3584, 18944, 28, 4, 152064),
     "gemma-3-12b": (48, 3840, 15360, 16, 8, 262208),
@@ -17,6 +18,7 @@ ENCODERS = {  # layers, hidden, intermediate, heads
     "llava-1.5-7b": (24, 1024, 4096, 16),
     "llava-1.5-13b": (24, 1024, 4096, 16),
     "llava-1.6-mistral-7b": (24, 1024, 4096, 16),
+    "llava-onevision-7b": (26, 1152, 4304, 16),
     "qwen2-vl-7b": (32, 3584, None, 16),  # it calls the width of its output hidden_size
     "qwen2.5-vl-7b": (32, 1280, 3420, 16),
     "gemma-3-12b": (27, 1152, 4304, 16),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from PIL import Image
 from torch import Tensor
@@ -36,3 +38,20 @@ def places(shape: MediumShape, before: Tensor, after: Tensor) -> list[tuple[int,
         best = int(part.argmax())
         found.append((best // (h * w), best // w % h, best % w))
     return found
+
+
+def check_frames(shape: MediumShape, side: int, features_of: Callable[[Tensor], Tensor]) -> None:
+    """Change each cell of each frame of a random video [1, t, 3, side, side]: its own token changes most."""
+    generator = torch.Generator().manual_seed(0)
+    frames, high, wide = shape.grid
+    video = torch.randn(1, frames, 3, side, side, generator=generator)
+    with torch.no_grad():
+        before = features_of(video)
+        for t in range(frames):
+            for y in range(high):
+                for x in range(wide):
+                    other = video.clone()
+                    rows, columns = (slice(side // n * at, side // n * (at + 1)) for n, at in ((high, y), (wide, x)))
+                    region = other[0, t, :, rows, columns]
+                    region += 4 * torch.randn(region.shape, generator=generator)
+                    assert places(shape, before, features_of(other)) == [(t, y, x)]

@@ -28,6 +28,12 @@ SHAPES = {
         CLIP_L,
         (LinearShape(1024, 4096, RowsPer.PATCH), LinearShape(4096, 4096, RowsPer.PATCH)),
     ),
+    "llava-onevision-7b": ModelShape(
+        "llava_onevision",
+        DecoderShape(28, 3584, 18944, 28, 4, 128, vocabulary=152128, layer_windows=(None,) * 28),
+        EncoderShape(26, 1152, 4304, 16, patch_inputs=588),
+        (LinearShape(1152, 3584, RowsPer.PATCH), LinearShape(3584, 3584, RowsPer.PATCH)),
+    ),
     "qwen2-vl-7b": ModelShape(
         "qwen2_vl",
         DecoderShape(28, 3584, 18944, 28, 4, 128, vocabulary=152064, layer_windows=(None,) * 28),
