@@ -14,7 +14,7 @@ test: install
 	$(BIN)/python -m pytest -n 2 -m "not full and not gpu and not hub"
 
 test-full: install
-	$(BIN)/python -m pytest -n 2 -m "not gpu and not hub"
+	$(BIN)/python -m pytest -n 2 -m "not gpu and not hub" --matrix
 
 check: install
 	$(BIN)/ruff format --check foveate tests

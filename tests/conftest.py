@@ -6,6 +6,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+pytest_plugins = ["tests.matrix"]
+
 # A busy machine is no failure.
 settings.register_profile("foveate", deadline=None)
 settings.load_profile("foveate")

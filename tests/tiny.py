@@ -26,6 +26,11 @@ def full_layers(family: str) -> list[int]:
     return [layer for layer, window in enumerate(windows) if window is None]
 
 
+def layer_count(family: str) -> int:
+    """Decoder layers of the tiny model."""
+    return len(families.get(family).decoder_windows(families.get(family).tiny_config()))
+
+
 # The first decoder layer from 2 on at which FastV can act, and the next one that observes another layer.
 FIRST_LAYER = {family: next(k for k in range(2, 99) if any(f < k for f in full_layers(family))) for family in ALL_FAMILIES}
 SECOND_LAYER = {family: next(f for f in full_layers(family) if f >= FIRST_LAYER[family]) + 1 for family in ALL_FAMILIES}
@@ -102,6 +107,10 @@ class Maker:
             inputs["attention_mask"] = attention
         media = [piece for row in rows for piece in row.pieces if isinstance(piece, TinyMedium)]
         return inputs | self._family.tiny_batch(self._config, ids, media)
+
+    def side_inputs(self, ids: Tensor) -> dict[str, Tensor]:
+        """What the family's processor says about each column of a prompt, without media."""
+        return self._family.tiny_batch(self._config, ids, [])
 
 
 def _columns(piece: Any) -> Tensor:

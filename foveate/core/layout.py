@@ -109,6 +109,11 @@ class Layout:
         """[B, S] bool, False at padding."""
         return self.roles != int(Role.PAD)
 
+    @property
+    def pads_right(self) -> bool:
+        """Whether shorter rows have their padding behind the text, as in training."""
+        return bool((~self.real[:, -1] & self.real[:, 0]).any())
+
     def is_role(self, role: Role) -> Tensor:
         """[B, S] bool, True at columns of this role."""
         return self.roles == int(role)

@@ -20,6 +20,10 @@ from foveate.engine.hooks import Hooks
 from foveate.errors import AttachError, FoveateError, InputError, PlanError, UnsupportedCombination
 from foveate.families import Family, family_for
 
+# Caches that generate() makes by name and that can hold fewer slots than columns. "hybrid" stands in published Gemma 3
+# checkpoints; transformers reads it as the dynamic cache.
+_CACHES = (None, "dynamic", "dynamic_full", "static", "quantized", "hybrid")
+
 # Which models carry a plan. Weak on both sides, for an attachment holds its model: a model is freed like any other.
 _attached: WeakKeyDictionary[nn.Module, ref[Attachment]] = WeakKeyDictionary()
 
@@ -168,12 +172,14 @@ class Attachment:
             self._conversations.append(talk)
 
     def _install(self, hooks: Hooks) -> None:
+        compat.forget_compiled(self.model)
         hooks.install()
         self._wrap_generate()
         self._installed = True
 
     def _uninstall(self, hooks: Hooks) -> None:
         hooks.remove()
+        compat.forget_compiled(self.model)
         if self._installed:
             self.model.__dict__.pop("generate", None)
             if self._own_generate is not None:
@@ -198,10 +204,9 @@ class Attachment:
         configs = (inputs.get("generation_config"), getattr(self.model, "generation_config", None))
         kinds = [inputs.get("cache_implementation"), *(getattr(config, "cache_implementation", None) for config in configs)]
         kind = next((kind for kind in kinds if kind is not None), None)
-        # "hybrid" stands in published Gemma 3 checkpoints; transformers reads it as the dynamic cache.
-        if kind not in (None, "dynamic", "dynamic_full", "hybrid") and self.plan.stages:
+        if kind not in _CACHES and self.plan.stages:
             raise UnsupportedCombination(
-                f"cache_implementation='{kind}' cannot hold a pruned cache in this version: leave it out, or detach the plan"
+                f"cache_implementation='{kind}' cannot hold a pruned cache: use {', '.join(_CACHES[1:-1])}, or detach the plan"
             )
         if prompt is None:
             return Conversation(self)  # generate itself says what is missing

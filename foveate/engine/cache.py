@@ -12,15 +12,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from foveate.engine import compat
 from foveate.engine.projection import pack, take
-from foveate.errors import AttachError, UnsupportedCombination
+from foveate.errors import AttachError
 
 # Lineages: of a layer that no stage has touched, the step of a reordering, and negative numbers for a layer of its own.
-_PLAIN, _REORDERED = 0, 1
+_PLAIN, REORDERED = 0, 1
 _own_lineage = count(-1, -1)
+PRUNED_WITHOUT_PLAN = (
+    "this KV cache was pruned by foveate, but no plan is attached to the model that continues it: "
+    "attach the plan again, or start from an empty cache"
+)
 
 
 class Announcement:
@@ -40,21 +44,61 @@ class Announcement:
 
 
 class SlotLayer:
-    """Mixed in front of a dynamic cache layer. Must be told what arrives (`announce`) before each `update`."""
+    """Mixed in front of a cache layer. Must be told what arrives (`announce`) before each `update`.
+
+    Attributes:
+        all_valid: no hole among the slots.
+        pad_free: no slot holds a padding column.
+        lineage: equal numbers mean equal slots.
+    """
 
     keys: Tensor
     values: Tensor
     is_initialized: bool
     is_sliding: bool
+    all_valid: bool
+    pad_free: bool
+    lineage: int
+    _announced: Announcement | None
+
+    def begin(self) -> None:
+        """Take over a layer that may hold states already."""
+        raise NotImplementedError
+
+    @property
+    def slots(self) -> int:
+        """Slots that hold states, or could."""
+        raise NotImplementedError
+
+    def positions(self, batch: int, device: torch.device) -> Tensor:
+        """[B, P] column of every stored slot, -1 for a hole."""
+        raise NotImplementedError
+
+    def visible_positions(self, new: Tensor) -> Tensor:
+        """Columns of the keys that `update` will return for arriving columns `new` [B, n], once they are announced."""
+        raise NotImplementedError
+
+    def announce(self, announcement: Announcement, batch: int, device: torch.device) -> None:
+        """Say what arrives with the next `update`."""
+        raise NotImplementedError
+
+    def first_key(self, queries: int) -> int | None:
+        """The column of the first key of the mask that transformers makes, None if it ends with the last column."""
+        return None
+
+    def _descend(self, step: int) -> None:
+        # One number and not a list of steps: a long beam search reorders at every step.
+        self.lineage = hash((self.lineage, step))
+
+
+class DynamicSlots(SlotLayer):
+    """Mixed in front of a dynamic cache layer: slots come and go with the tokens."""
+
     # Columns [B, P0] of the first P0 slots, -1 for a hole; the `_tail` slots behind them hold the last columns in a row.
     # So a decode step only counts; tensors are built when somebody asks.
     _prefix: Tensor | None
     _tail: int
     logical: int
-    all_valid: bool  # no hole among the slots
-    pad_free: bool  # no slot holds a padding column
-    lineage: int
-    _announced: Announcement | None
 
     def begin(self) -> None:
         """Take over a layer that may hold states already: its slots are its last columns."""
@@ -77,7 +121,7 @@ class SlotLayer:
         """Columns of the keys that `update` will return for arriving columns `new` [B, n]."""
         return torch.cat([self.positions(new.shape[0], new.device), new], dim=1)
 
-    def announce(self, announcement: Announcement) -> None:
+    def announce(self, announcement: Announcement, batch: int, device: torch.device) -> None:
         """Say what arrives with the next `update`."""
         self._announced = announcement
 
@@ -85,10 +129,7 @@ class SlotLayer:
         """Store the arriving states; returns the keys and values to attend to."""
         announced, self._announced = self._announced, None
         if announced is None:
-            raise AttachError(
-                "this KV cache was pruned by foveate, but no plan is attached to the model that continues it: "
-                "attach the plan again, or start from an empty cache"
-            )
+            raise AttachError(PRUNED_WITHOUT_PLAN)
         arriving = key_states.shape[-2]
         if announced.positions is not None:
             new = announced.positions
@@ -101,10 +142,6 @@ class SlotLayer:
         out: tuple[Tensor, Tensor] = super().update(key_states, value_states, *args, **kwargs)  # type: ignore[misc]
         self._advance(announced.columns)
         return out
-
-    def _descend(self, step: int) -> None:
-        # One number and not a list of steps: a long beam search reorders at every step.
-        self.lineage = hash((self.lineage, step))
 
     def _advance(self, columns: int) -> None:
         self.logical += columns
@@ -157,7 +194,7 @@ class SlotLayer:
         super().reorder_cache(beam_idx)  # type: ignore[misc]
         if self._prefix is not None:
             self._prefix = self._prefix.index_select(0, beam_idx.to(self._prefix.device))
-            self._descend(_REORDERED)
+            self._descend(REORDERED)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat rows."""
@@ -172,11 +209,11 @@ class SlotLayer:
             self._prefix = self._prefix[indices]
 
 
-class SlotDynamicLayer(SlotLayer, DynamicLayer):
+class SlotDynamicLayer(DynamicSlots, DynamicLayer):
     """A full-attention layer."""
 
 
-class SlotSlidingLayer(SlotLayer, DynamicSlidingWindowLayer):
+class SlotSlidingLayer(DynamicSlots, DynamicSlidingWindowLayer):
     """A sliding-window layer: keeps the last window - 1 slots; which of them a query may see, the projected mask says."""
 
     def visible_positions(self, new: Tensor) -> Tensor:
@@ -205,31 +242,3 @@ class SlotSlidingLayer(SlotLayer, DynamicSlidingWindowLayer):
             raise RuntimeError("crop needs activate_past_recording once the window is full")
         super().crop(tokens_to_remove)
         self.cumulative_length = self.logical
-
-
-_SLOT_CLASSES = {DynamicLayer: SlotDynamicLayer, DynamicSlidingWindowLayer: SlotSlidingLayer}
-
-
-def slot_layer(cache: Cache, index: int) -> SlotLayer:
-    """Return layer `index` of a cache as a slot layer, swapping it in place the first time.
-
-    Raises:
-        UnsupportedCombination: for a kind of cache that cannot hold fewer slots than columns.
-    """
-    if cache.layer_class_to_replicate is not None:
-        while len(cache.layers) <= index:
-            cache.layers.append(cache.layer_class_to_replicate())
-    layer = cache.layers[index]
-    if isinstance(layer, SlotLayer):
-        return layer
-    slot_class = _SLOT_CLASSES.get(type(layer))
-    if slot_class is None:
-        raise UnsupportedCombination(
-            f"{type(layer).__name__} cannot hold a pruned cache; use the default DynamicCache, or detach the plan"
-        )
-    # A new object with the old state: assigning __class__ fails, the layouts differ.
-    new = slot_class.__new__(slot_class)
-    new.__dict__.update(layer.__dict__)
-    new.begin()
-    cache.layers[index] = new
-    return new

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
+from transformers import cache_utils
 from transformers.cache_utils import DynamicLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -22,6 +23,9 @@ _TRANSFORMERS = tuple(int(part) for part in transformers.__version__.split(".")[
 HOOKS_SURVIVE_CHECKPOINTING = _TRANSFORMERS >= (5, 23)
 # The parameter was renamed when its meaning changed.
 _CROP_TAKES_A_LENGTH = "max_length" in inspect.signature(DynamicLayer.crop).parameters
+
+# The fp8 cache layer, None before transformers 5.23. Delete when that is required.
+FP8_LAYER: Any = getattr(cache_utils, "Fp8QuantizedLayer", None)
 
 _warned: set[str] = set()
 
@@ -56,6 +60,12 @@ def unregister_attention(name: str) -> None:
     """Forget the name."""
     if name in ALL_ATTENTION_FUNCTIONS:
         del ALL_ATTENTION_FUNCTIONS[name]
+
+
+def forget_compiled(model: nn.Module) -> None:
+    """Drop the decode step that generate() compiled for a static cache: torch.compile does not watch a module's hooks."""
+    if vars(model).pop("_compiled_call", None) is not None:
+        torch.compiler.reset()
 
 
 def records_past(layer: Any) -> bool:

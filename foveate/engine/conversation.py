@@ -23,6 +23,7 @@ class Conversation:
         prompt_length: columns of the prompt; what follows is output. None until known.
         layout: of the prompt, one row per sample (beams are not repeated), once the first pass has found it.
         copies: rows per sample: beams or return sequences.
+        seen: columns behind the last pass, as far as this conversation has counted them; None before its first.
         past: columns that were in the cache before the last prefill pass.
         trace: what the stages kept.
         prefill_kv_bytes: bytes in the cache after the last prefill pass, read off the cache; None without a cache.
@@ -34,10 +35,23 @@ class Conversation:
     prompt_length: int | None = None
     layout: Layout | None = None
     copies: int = 1
+    seen: int | None = None
     past: int = 0
     trace: Trace = field(default_factory=Trace)
     prefill_kv_bytes: int | None = None
     ignored: list[Tensor] = field(default_factory=list)
+
+    def columns_in(self, cache: Any, queries: int) -> int:
+        """Columns in a cache before a pass of `queries` columns.
+
+        A static cache counts on its device, so at decode steps, which are many, the conversation's own count is taken.
+        """
+        if cache is None:
+            return 0
+        length = cache.get_seq_length()
+        if isinstance(length, Tensor) and queries == 1 and self.seen is not None:
+            return self.seen
+        return int(length)
 
     @property
     def ignored_labels(self) -> int:

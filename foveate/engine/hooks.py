@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import torch
@@ -15,24 +14,19 @@ from foveate.core.layout import Layout, Role
 from foveate.core.plan import Effect, Plan, Scope, Stage
 from foveate.core.view import AttentionRows
 from foveate.engine import compat, conversation, forward, labels, layout, observe, prefill
-from foveate.engine.cache import Announcement, SlotLayer, slot_layer
 from foveate.engine.conversation import Conversation
+from foveate.engine.decoder import DecoderHooks, in_compiled_step, uncompiled
 from foveate.engine.forward import Pass
-from foveate.engine.projection import Alive, project_mask, project_positions, scatter_back
+from foveate.engine.slot_cache import check_cache
 from foveate.engine.watch import Watch
 from foveate.errors import UnsupportedCombination
 from foveate.families import Family
 
-_NEXT_COLUMN = Announcement(None, 1, True, 0)
 _CHUNKED = (
     "chunked prefill: stages that look at attention need one chunk with all visual tokens and the prompt's last token, and "
     "no chunk may split an image; raise prefill_chunk_size or leave it out"
 )
 _OPEN_A_CONVERSATION = "effect=mask chooses anew at every step: run inside generate(), or inside attachment.conversation()"
-
-
-def _waits(device: torch.device) -> bool:
-    return device.type != "cpu"
 
 
 class Hooks:
@@ -60,8 +54,7 @@ class Hooks:
         shortcut: bool,
         on_media: Callable[[Conversation], None],
     ) -> None:
-        self.owner, self.model, self.family, self.texts = owner, model, family, texts
-        self.shortcut, self.on_media = shortcut, on_media
+        self.owner, self.model, self.family, self.on_media = owner, model, family, on_media
         self.config: Any = model.config
         self.base = model.get_submodule(family.base)
         self.decoder = model.get_submodule(family.decoder)
@@ -77,10 +70,10 @@ class Hooks:
         for layer, stage in self.stages.items():
             for observation in stage.method.needs():
                 assert isinstance(observation, AttentionRows)
-                watch = self.watches.setdefault(probe_layers[layer], Watch(owner, self.masks))
+                watch = self.watches.setdefault(probe_layers[layer], Watch(owner, probe_layers[layer], self.masks))
                 watch.wanted.append((layer, observation))
+        self.decoder_hooks = DecoderHooks(owner, self.decoder, self.stages, texts, shortcut, self.masks)
         self.handles: list[RemovableHandle] = []
-        self.checked: set[int] = set()  # layers whose stage has answered well once
 
     def install(self) -> None:
         """Register every hook."""
@@ -89,18 +82,18 @@ class Hooks:
         layers = self.decoder.get_submodule("layers")
         self.handles += [
             self.model.register_forward_pre_hook(self._before_model, with_kwargs=True),
-            self.model.register_forward_hook(self._after_model, always_call=True),
+            self.model.register_forward_hook(self._after_model, with_kwargs=True, always_call=True),
             self.base.register_forward_pre_hook(self._before_base, with_kwargs=True),
             self.base.register_forward_hook(self._after_base, with_kwargs=True, always_call=True),
-            self.decoder.register_forward_hook(self._after_decoder),
+            self.decoder.register_forward_hook(self.decoder_hooks.after_decoder),
         ]
         for index, layer in enumerate(layers.children()):
             if index >= min(self.stages):
-                self.handles.append(layer.register_forward_pre_hook(self._before_layer(index), with_kwargs=True))
+                self.handles.append(layer.register_forward_pre_hook(self.decoder_hooks.before_layer(index), with_kwargs=True))
             if index in self.watches:
                 attention, watch = layer.get_submodule(self.family.attention), self.watches[index]
                 self.handles.append(attention.register_forward_pre_hook(watch.before, with_kwargs=True))
-                self.handles.append(attention.register_forward_hook(watch.after, always_call=True))
+                self.handles.append(attention.register_forward_hook(watch.after, with_kwargs=True, always_call=True))
         if self.watches:
             compat.register_attention(observe.PROBE, observe.probe)
 
@@ -121,20 +114,27 @@ class Hooks:
     # The model and its base: opening and closing a pass.
 
     def _before_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return labels.send(self.model_arguments, args, kwargs)
+        if _named(self.model_arguments, args, kwargs).get("labels") is not None:
+            return _send_labels(self.model_arguments, args, kwargs)
+        return None
 
-    def _after_model(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        labels.take()  # of a call that failed before its base took them
+    def _after_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if _named(self.model_arguments, args, kwargs).get("labels") is not None:
+            _take_labels()  # of a call that failed before its base took them
 
     def _before_base(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        call = dict(zip(self.base_arguments, args, strict=False)) | kwargs
+        call = _named(self.base_arguments, args, kwargs)
+        source = _source(call)
+        # Without a source the model itself says what is missing. A compiled decode step finds what it needs in the cache.
+        if source is not None and not in_compiled_step(source, call.get("past_key_values")):
+            self._open_pass(call, source)
+
+    @uncompiled
+    def _open_pass(self, call: dict[str, Any], source: Tensor) -> None:
         own_labels = labels.take()
-        source = call.get("input_ids") if call.get("input_ids") is not None else call.get("inputs_embeds")
-        if source is None:
-            return  # the model itself says what is missing
         cache = call.get("past_key_values")
-        past = 0 if cache is None else int(cache.get_seq_length())
         talk = conversation.current(self.owner) or Conversation(self.owner)
+        past = talk.columns_in(cache, source.shape[1])
         running = Pass(self.owner, talk, queries=source.shape[1], past=past, cached=cache is not None, labels=own_labels)
         in_prompt = talk.prompt_length is not None and past < talk.prompt_length
         if past == 0 or source.shape[1] > 1 or in_prompt:
@@ -144,8 +144,17 @@ class Hooks:
         forward.enter(running)
 
     def _after_base(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        call = _named(self.base_arguments, args, kwargs)
+        source = _source(call)
+        if source is not None and not in_compiled_step(source, call.get("past_key_values")):
+            self._close_pass(output)
+
+    @uncompiled
+    def _close_pass(self, output: Any) -> None:
         running = forward.current(self.owner)
         forward.leave(self.owner)
+        if running is not None:
+            running.conversation.seen = running.past + running.queries
         if running is not None and running.layout is not None:
             cache = getattr(output, "past_key_values", None)
             if cache is not None:
@@ -215,6 +224,8 @@ class Hooks:
         talk = running.conversation
         if not found.media:
             return
+        if running.cached:
+            check_cache(call["past_key_values"], self.decoder.config, self.masks)
         # As transformers reads it: the argument, else the config.
         if call.get("output_attentions", getattr(self.decoder.config, "output_attentions", False)):
             raise UnsupportedCombination(
@@ -256,140 +267,21 @@ class Hooks:
         if repeated.media:
             prefill.begin(running, repeated, source.device, self.by_piece)
 
-    # The decoder and its layers.
 
-    def _before_layer(self, index: int) -> Callable[..., Any]:
-        def run(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            running = forward.current(self.owner)
-            if running is None:
-                return None  # the decoder was called on its own: text only
-            if self.masks:
-                return self._mask_layer(running, index, args, kwargs)
-            return self._shorten_layer(running, index, args, kwargs)
+_send_labels, _take_labels = uncompiled(labels.send), uncompiled(labels.take)
 
-        return run
 
-    def _shorten_layer(self, running: Pass, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        cache = kwargs.get("past_key_values")
-        mask = kwargs.get("attention_mask")
-        stored = cache.layers[index] if cache is not None and index < len(cache.layers) else None
-        if running.layout is None and running.queries == 1 and mask is None:
-            # A decode step whose slots all count: nothing to project. This path runs for every token and layer.
-            if isinstance(stored, SlotLayer):
-                if stored.all_valid:
-                    stored.announce(_NEXT_COLUMN)
-                    return None
-            else:
-                return None
-        hidden = args[0] if args else kwargs["hidden_states"]
-        stage = self.stages.get(index)
-        if stage is not None and running.spans:
-            check = self._check(index, hidden.device)
-            hidden = prefill.run_stage(running, stage, index, self.texts[stage], hidden, self.shortcut, check)
-            self.checked.add(index)
-        alive = running.alive_on(hidden.device)
-        if alive is None and not isinstance(stored, SlotLayer):
-            return None
-        slots = None if cache is None else slot_layer(cache, index)
-        if alive is not None:
-            self._project_positions(running, alive, kwargs)
-            # Layers use position ids only to detect packed sequences, and gaps would look like packing to flash.
-            kwargs["position_ids"] = None
-        kwargs["attention_mask"] = self._projected_mask(running, mask, slots, hidden)
-        if slots is not None:
-            positions = None if alive is None else running.once(("columns",), alive, lambda: alive.columns(running.past))
-            valid = alive is None or alive.all_valid
-            slots.announce(Announcement(positions, running.queries, valid, id(alive)))
-        if args:
-            return (hidden, *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": hidden}
+def _named(names: list[str], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """All arguments of a call by name."""
+    return dict(zip(names, args, strict=False)) | dict(kwargs)
 
-    def _check(self, index: int, device: torch.device) -> bool:
-        """Whether to read the values of a stage's answer: always, or once where reading waits for the device."""
-        return index not in self.checked or not _waits(device)
 
-    def _project_positions(self, running: Pass, alive: Alive, kwargs: dict[str, Any]) -> None:
-        for name, embeddings in kwargs.items():
-            if name.startswith("position_embeddings"):
-                source = embeddings[0] if isinstance(embeddings, tuple) else embeddings
-                make = partial(project_positions, embeddings, alive)
-                kwargs[name] = running.once(("positions", id(alive)), source, make)
-
-    def _projected_mask(self, running: Pass, mask: Any, slots: SlotLayer | None, hidden: Tensor) -> Any:
-        alive, past, queries = running.alive_on(hidden.device), running.past, running.queries
-        batch, device = hidden.shape[0], hidden.device
-        implementation: str = self.decoder.config._attn_implementation  # type: ignore[union-attr, assignment]
-
-        def make() -> Any:
-            if alive is not None:
-                new = alive.columns(past)
-            else:
-                new = torch.arange(past, past + queries, device=device).expand(batch, -1)
-            positions = new if slots is None else slots.visible_positions(new)
-            all_valid = (slots is None or slots.all_valid) and (alive is None or alive.all_valid)
-            pad_free = (slots is None or slots.pad_free) and (alive is not None or queries == 1)
-            return project_mask(mask, positions, alive, past, queries, all_valid, pad_free, implementation, hidden.dtype)
-
-        lineage = None if slots is None else (slots.lineage, slots.slots, slots.is_sliding)
-        return running.once(("mask", id(alive), lineage), mask, make)
-
-    def _mask_layer(self, running: Pass, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """effect=mask: hide key columns from the layers behind the stage. Nothing is shortened."""
-        if not running.spans:
-            return None
-        hidden = args[0] if args else kwargs["hidden_states"]
-        keys = running.past + running.queries
-        stage = self.stages.get(index)
-        if stage is not None:
-            check = self._check(index, hidden.device)
-            running.hidden = prefill.choose_hidden(running, stage, index, self.texts[stage], hidden.shape[0], keys, check)
-        gone = running.hidden
-        if gone is None:
-            return None
-        mask = kwargs.get("attention_mask")
-        implementation: str = self.decoder.config._attn_implementation  # type: ignore[union-attr, assignment]
-
-        def make() -> Any:
-            # A hidden column is, for the mask, a hole.
-            positions = torch.arange(keys, device=hidden.device).masked_fill(gone.to(hidden.device), -1)
-            if isinstance(mask, Tensor):
-                positions = positions[:, keys - mask.shape[-1] :]
-            return project_mask(
-                mask, positions, None, running.past, running.queries, False, False, implementation, hidden.dtype
-            )
-
-        kwargs["attention_mask"] = running.once(("hidden",), mask, make)
-        return args, kwargs
-
-    def _after_decoder(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        running = forward.current(self.owner)
-        if running is None or running.alive is None:
-            return None
-        hidden = output[0]
-        alive = running.alive_on(hidden.device)
-        assert alive is not None
-        if hidden.shape[1] != alive.index.shape[1]:
-            return None
-        full = scatter_back(hidden, alive, running.queries)
-        labels.ignore_lost(running)
-        if isinstance(output, tuple):
-            return (full, *output[1:])
-        output.last_hidden_state = full
-        captured = getattr(output, "hidden_states", None)
-        if captured is not None:
-            # Entry 0 is what enters layer 0, entry i what leaves layer i - 1; entries nobody asked for are None.
-            output.hidden_states = tuple(
-                self._at_full_length(running, states, max(entry - 1, 0)) for entry, states in enumerate(captured)
-            )
-        return output
-
-    def _at_full_length(self, running: Pass, states: Tensor | None, layer: int) -> Tensor | None:
-        alive = running.alive_at(layer)
-        if states is None or alive is None:
-            return states
-        return scatter_back(states, alive.to(states.device), running.queries)
+def _source(call: Mapping[str, Any]) -> Tensor | None:
+    """The ids or embeddings of a call."""
+    return call["input_ids"] if call.get("input_ids") is not None else call.get("inputs_embeds")
 
 
 def _row_count(call: Mapping[str, Any]) -> int:
-    source = call["input_ids"] if call.get("input_ids") is not None else call["inputs_embeds"]
+    source = _source(call)
+    assert source is not None
     return int(source.shape[0])

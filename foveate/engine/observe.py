@@ -113,6 +113,7 @@ def attention_rows(
     rater_valid: Tensor,
     scaling: float | None = None,
     softcap: float | None = None,
+    order: Tensor | None = None,
 ) -> Tensor:
     """Mean over the raters of their softmax rows: [B, H, P], fp32.
 
@@ -120,12 +121,17 @@ def attention_rows(
         query: [B, H, Q, D].   key: [B, Hk, P, D].   mask: as the attention function gets it.
         raters: [B, R] long, query slots.   rater_valid: [B, R] bool.
         scaling, softcap: as the attention function gets them.
+        order: [P] long, which of the mask's keys each key is, ascending columns; None if they are the same.
 
     Cost: O(H * R * P * D) time, O(H * P) memory beyond a bounded chunk of rows.
     """
     batch, heads, _, width = query.shape
     key_heads, keys = key.shape[1], key.shape[2]
     total = torch.zeros(batch, heads, keys, dtype=torch.float32, device=query.device)
+    if order is None:
+        order = torch.arange(keys, device=key.device)
+    elif isinstance(mask, Tensor):
+        mask = mask.index_select(-1, order)
     step = max(1, _ROWS_AT_ONCE // (batch * heads))
     transposed = key.transpose(-1, -2)
     for start in range(0, raters.shape[1], step):
@@ -135,25 +141,25 @@ def attention_rows(
         score = (rows @ transposed).float().view(batch, heads, -1, keys) * (scaling or width**-0.5)
         if softcap is not None:
             score = torch.tanh(score / softcap) * softcap
-        score = _hide(score, mask, slots, query.shape[2])
+        score = _hide(score, mask, slots, query.shape[2], order)
         weight = valid[:, None, :, None] / rater_valid.sum(1).clamp(min=1)[:, None, None, None]
         total += (score.softmax(-1) * weight).sum(2)
     return total
 
 
-def _hide(score: Tensor, mask: Any, slots: Tensor, queries: int) -> Tensor:
-    """Apply a mask of any of the four formats to the rows [B, H, R, P] of `slots`."""
+def _hide(score: Tensor, mask: Any, slots: Tensor, queries: int, order: Tensor) -> Tensor:
+    """Apply a mask of any of the four formats to the rows [B, H, R, P] of `slots`; `order` as in `attention_rows`."""
     batch, _, _, keys = score.shape
-    order = torch.arange(keys, device=score.device)
     if isinstance(mask, BlockMask):
         rows = torch.arange(batch, device=score.device)[:, None, None]
         seen = mask.mask_mod(rows, torch.zeros_like(rows), slots[:, :, None], order[None, None])
         return score.masked_fill(~seen[:, None], -torch.inf)
     if mask is not None and mask.ndim == 4:
         index = slots[:, None, :, None].expand(-1, mask.shape[1], -1, keys)
-        row = mask[..., :keys].expand(batch, -1, -1, -1).gather(2, index)
+        row = mask.expand(batch, -1, -1, -1).gather(2, index)
         return score.masked_fill(~row, -torch.inf) if row.dtype == torch.bool else score + row
-    causal = order[None, None] <= (slots + keys - queries)[:, :, None]
+    position = torch.arange(keys, device=score.device)
+    causal = position[None, None] <= (slots + keys - queries)[:, :, None]
     if mask is not None:
         causal = causal & mask[:, None, -keys:].bool()
     return score.masked_fill(~causal[:, None], -torch.inf)

@@ -101,6 +101,10 @@ def run_stage(running: Pass, stage: Stage, layer: int, text: str, hidden: Tensor
     running.spans = _widen(running.spans, stage)
     buckets = _buckets(running, stage)
     if shortcut and all(keep == count for count, _, keep in buckets):
+        for (count, _, _), spans in buckets.items():
+            everything = Selection(torch.arange(count, device=hidden.device).expand(len(spans), -1))
+            for group, span in enumerate(spans):
+                running.conversation.trace.add(GroupRecord(text, span.owner, everything, group))
         return hidden
     changed, survivors = hidden, []
     for (count, grid, keep), spans in buckets.items():
@@ -226,10 +230,10 @@ def _survivors(running: Pass, text: str, spans: list[Span], selection: Selection
 
 
 def _shorten(running: Pass, layer: int, hidden: Tensor) -> Tensor:
-    """Gather the surviving tokens of every row; rows of unequal length are right-aligned."""
-    assert running.real is not None and running.dead is not None
+    """Gather the surviving tokens of every row; shorter rows have holes on the side of the padding."""
+    assert running.real is not None and running.dead is not None and running.layout is not None
     before = running.alive
-    alive = Alive.of(running.real & ~running.dead, running.lengths)
+    alive = Alive.of(running.real & ~running.dead, running.lengths, running.layout.pads_right)
     slots = alive.index if before is None else before.slot_of.gather(1, alive.index)
     running.alive = alive
     running.shortened.append((layer, alive))

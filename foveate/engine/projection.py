@@ -22,23 +22,23 @@ def take(values: Tensor, index: Tensor, dim: int) -> Tensor:
     return values.gather(dim, index.view(shape).expand(target))
 
 
-def pack(keep: Tensor, lengths: list[int]) -> tuple[Tensor, Tensor]:
-    """Right-align the kept columns of ragged rows, in their order.
-
-    Right alignment makes causal-by-slot the same as causal-by-column and puts every row's last token last.
+def pack(keep: Tensor, lengths: list[int], pad_right: bool = False) -> tuple[Tensor, Tensor]:
+    """Line up the kept columns of ragged rows, in their order.
 
     Args:
         keep: [B, S] bool.
         lengths: kept columns per row, known on the host, so that no device has to be waited for.
+        pad_right: put the holes of shorter rows on the right, where the batch has its padding too.
 
     Returns:
-        index [B, K] long with K = max(lengths), and valid [B, K] bool, False at the holes on the left.
+        index [B, K] long with K = max(lengths), and valid [B, K] bool, False at the holes.
     """
     width = max(lengths)
-    index = torch.argsort(keep.to(torch.uint8), dim=1, stable=True)[:, keep.shape[1] - width :]
-    holes = torch.tensor([width - length for length in lengths])[:, None]
-    valid = (torch.arange(width)[None] >= holes).to(keep.device, non_blocking=True)
-    return index, valid
+    order = torch.argsort(keep.to(torch.uint8), dim=1, stable=True, descending=pad_right)
+    index = order[:, :width] if pad_right else order[:, keep.shape[1] - width :]
+    slot, length = torch.arange(width)[None], torch.tensor(lengths)[:, None]
+    valid = slot < length if pad_right else slot >= width - length
+    return index, valid.to(keep.device, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,9 @@ class Alive:
     slot_of: Tensor
 
     @classmethod
-    def of(cls, keep: Tensor, lengths: list[int]) -> Alive:
-        """From the columns that stay, [B, S] bool, and how many each row has."""
-        index, valid = pack(keep, lengths)
+    def of(cls, keep: Tensor, lengths: list[int], pad_right: bool = False) -> Alive:
+        """From the columns that stay, [B, S] bool, how many each row has, and where shorter rows have their holes."""
+        index, valid = pack(keep, lengths, pad_right)
         order = torch.arange(index.shape[1], device=index.device).expand_as(index)
         # Holes write to a column behind the last one, which is cut off.
         target = torch.where(valid, index, keep.shape[1])
@@ -112,12 +112,13 @@ def project_mask(
     pad_free: bool,
     implementation: str,
     dtype: torch.dtype,
+    first_key: int | None = None,
 ) -> Any:
     """The attention mask of a layer for the tokens and slots it really has.
 
     Args:
         mask: what transformers made in logical space: None, [B or 1, 1 or H, Q, KV] bool or additive, [B, KV] (flash) or a
-            BlockMask (flex). Its last KV columns end at past + queries.
+            BlockMask (flex).
         positions: [B, P] column of every key the layer will see, -1 at holes.
         alive: tokens of this pass at this layer, None for all.
         past, queries: columns before and in this pass.
@@ -125,14 +126,15 @@ def project_mask(
         pad_free: whether no key is a padding column.
         implementation: attention implementation, for a mask that has to be made from nothing.
         dtype: of the hidden states.
+        first_key: the column that the mask's first key stands for; None if its last key is the last column.
     """
     if mask is None:
         # Without padding and holes, causal-by-slot is what the kernel's own causal flag does.
-        return None if all_valid else _build_mask(positions, alive, queries, implementation, dtype)
+        return None if all_valid else _build_mask(positions, alive, past, queries, implementation, dtype)
     if isinstance(mask, BlockMask):
-        return _project_block_mask(mask, positions, alive, past + queries)
+        return _project_block_mask(mask, positions, alive, past + queries, first_key)
     key_columns = mask.shape[-1]
-    columns = positions - (past + queries - key_columns)
+    columns = positions - (past + queries - key_columns if first_key is None else first_key)
     good = (columns >= 0) & (positions >= 0)
     columns = columns.clamp(0, key_columns - 1)
     if mask.ndim == 2:
@@ -158,37 +160,38 @@ def _gather_mask(mask: Tensor, rows: Tensor | None, columns: Tensor) -> Tensor:
     return take(mask, columns, 3)
 
 
-def _build_mask(positions: Tensor, alive: Alive | None, queries: int, implementation: str, dtype: torch.dtype) -> Any:
-    """Causal by slot, holes hidden, for batches that transformers saw without padding."""
+def _build_mask(
+    positions: Tensor, alive: Alive | None, past: int, queries: int, implementation: str, dtype: torch.dtype
+) -> Any:
+    """Causal, holes hidden, for batches that transformers saw without padding."""
     good = positions >= 0
-    key_count = positions.shape[1]
-    query_count = queries if alive is None else alive.index.shape[1]
-    offset = key_count - query_count
+    batch, key_count = positions.shape
     if "flash" in implementation:
         return good
+    # By column and not by slot: a static cache has empty slots behind the last token.
+    asking = torch.arange(past, past + queries, device=positions.device).expand(batch, -1)
+    asking = asking if alive is None else alive.columns(past)
     if "flex" in implementation:
         return create_block_mask(
-            lambda b, h, q, kv: (kv <= q + offset) & good[b, kv],
-            positions.shape[0],
+            lambda b, h, q, kv: (positions[b, kv] <= asking[b, q]) & good[b, kv],
+            batch,
             None,
-            query_count,
+            asking.shape[1],
             key_count,
             device=positions.device,
             _compile=False,
         )
-    order = torch.arange(key_count, device=positions.device)
-    causal = order[None] <= (order[:query_count] + offset)[:, None]
-    mask = causal[None, None] & good[:, None, None]
+    mask = ((positions[:, None] <= asking[:, :, None]) & good[:, None])[:, None]
     if implementation == "eager":
         return torch.where(mask, 0.0, torch.finfo(dtype).min).to(dtype)
     return mask
 
 
-def _project_block_mask(mask: BlockMask, positions: Tensor, alive: Alive | None, end: int) -> BlockMask:
+def _project_block_mask(mask: BlockMask, positions: Tensor, alive: Alive | None, end: int, first_key: int | None) -> BlockMask:
     original, (queries, key_columns) = mask.mask_mod, mask.seq_lengths
     batch = positions.shape[0]
     rows = torch.arange(queries, device=positions.device).expand(batch, -1) if alive is None else alive.index
-    rows, columns = rows.contiguous(), (positions - (end - key_columns)).contiguous()
+    rows, columns = rows.contiguous(), (positions - (end - key_columns if first_key is None else first_key)).contiguous()
 
     def projected(b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
         column = columns[b, kv]

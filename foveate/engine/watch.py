@@ -6,9 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import StaticLayer
 
 from foveate.core.view import AttentionRows
 from foveate.engine import compat, forward, observe
+from foveate.engine.decoder import in_compiled_step, uncompiled
 from foveate.engine.forward import Pass
 
 
@@ -17,35 +19,46 @@ class Watch:
 
     Args:
         owner: the attachment.
+        layer: the decoder layer that the module belongs to.
         whole_conversation: measure all key columns, as masked plans need, instead of those of the pass.
 
     Attributes:
         wanted: (stage's layer, what its method asked for).
     """
 
-    def __init__(self, owner: object, whole_conversation: bool) -> None:
+    def __init__(self, owner: object, layer: int, whole_conversation: bool) -> None:
+        self.layer = layer
         self.owner, self.whole_conversation = owner, whole_conversation
         self.wanted: list[tuple[int, AttentionRows]] = []
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Arm the probe if the pass has something to rank."""
+        if in_compiled_step(args[0] if args else kwargs["hidden_states"], kwargs.get("past_key_values")):
+            return
+        self._arm(module, kwargs)
+
+    @uncompiled
+    def _arm(self, module: nn.Module, kwargs: dict[str, Any]) -> None:
         running = forward.current(self.owner)
         if running is None or not running.spans:
             return
         embeddings = compat.flat_rotary(module, kwargs.get("position_embeddings"))
+        cache = kwargs.get("past_key_values")
+        stored = cache.layers[self.layer] if cache is not None and self.layer < len(cache.layers) else None
 
         def measure(query: Tensor, key: Tensor, mask: Any, scaling: float | None, softcap: float | None) -> None:
             # A ranking has no gradient; saved tensors would also differ from those of a checkpointed layer run again.
             with torch.no_grad():
                 for layer, wanted in self.wanted:
-                    rows = self._rows(running, wanted, query, key, mask, embeddings, scaling, softcap)
+                    rows = self._rows(running, wanted, query, key, mask, embeddings, scaling, softcap, stored)
                     running.observed[(layer, wanted)] = rows
 
         observe.arm(module, measure)
 
-    def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """Disarm, also when the call failed before its attention function."""
-        observe.disarm(module)
+        if not in_compiled_step(args[0] if args else kwargs["hidden_states"], kwargs.get("past_key_values")):
+            _disarm(module)
 
     def _rows(
         self,
@@ -57,6 +70,7 @@ class Watch:
         embeddings: Any,
         scaling: float | None,
         softcap: float | None,
+        stored: Any,
     ) -> Tensor:
         """Attention [B, H, S] by column of the pass (or of the conversation)."""
         alive = running.alive_on(query.device)
@@ -64,12 +78,15 @@ class Watch:
         if alive is not None:
             raters = alive.slot_of.gather(1, raters)
         arriving = query.shape[2]
+        order = _key_order(stored, key, arriving, running.past) if isinstance(stored, StaticLayer) else None
         if not wanted.rope:
             # Past keys carry rotations of positions that are gone by now, so the softmax runs over this pass.
+            order = (torch.arange(key.shape[2], device=key.device) if order is None else order)[-arriving:]
             query = observe.without_rope(query, embeddings)
-            key = observe.without_rope(key[:, :, -arriving:], embeddings)
-            mask = mask[..., -arriving:] if isinstance(mask, Tensor) else mask
-        rows = observe.attention_rows(query, key, mask, raters, valid, scaling, softcap)
+            key = observe.without_rope(key.index_select(2, order), embeddings)
+        elif order is not None:
+            key = key.index_select(2, order)
+        rows = observe.attention_rows(query, key, mask, raters, valid, scaling, softcap, order)
         if self.whole_conversation:
             return rows
         rows = rows[..., -arriving:]
@@ -78,6 +95,18 @@ class Watch:
         target = torch.where(alive.valid, alive.index, running.queries)[:, None].expand(-1, rows.shape[1], -1)
         by_column = rows.new_zeros(*rows.shape[:2], running.queries + 1).scatter(2, target, rows)
         return by_column[..., :-1]
+
+
+_disarm = uncompiled(observe.disarm)
+
+
+def _key_order(stored: StaticLayer, key: Tensor, arriving: int, past: int) -> Tensor:
+    """Slots of a static layer's keys, those that arrive with this pass last; of an empty cache only those that arrive."""
+    slots = torch.arange(key.shape[2], device=key.device)
+    if past == 0:
+        return slots[:arriving]
+    order: Tensor = (slots + stored.cumulative_length) % key.shape[2]
+    return order
 
 
 def _raters(running: Pass, wanted: AttentionRows, query: Tensor) -> tuple[Tensor, Tensor]:

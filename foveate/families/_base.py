@@ -58,6 +58,7 @@ class Family(ABC):
         placeholders: config attribute with the placeholder id of each kind of medium.
         host_inputs: small integer tensors among a call's inputs that `media` reads; the engine brings them to the CPU.
         unsupported: for each site the family cannot serve, the reason in words.
+        bidirectional: whether tokens of a picture (or of a prefix) see each other in both directions in the decoder.
         notes: what is special, one line for the capability table.
     """
 
@@ -69,6 +70,7 @@ class Family(ABC):
     placeholders: ClassVar[Mapping[str, str]] = {"image": "image_token_id"}
     host_inputs: ClassVar[tuple[str, ...]] = ()
     unsupported: ClassVar[Mapping[SiteKind, str]] = {SiteKind.PIXELS: _NO_ENCODER, SiteKind.VISION_LAYER: _NO_ENCODER}
+    bidirectional: ClassVar[bool] = False
     notes: ClassVar[str] = ""
 
     def check(self, config: Any) -> None:  # noqa: B027 - most families cover every config of their type

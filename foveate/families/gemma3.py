@@ -16,6 +16,7 @@ class Gemma3(FixedGridFamily):
 
     model_types = ("gemma3",)
     title = "Gemma 3"
+    bidirectional = True
     notes = "sliding and full layers, bidirectional image blocks"
 
     def image(self, config: Any) -> MediumShape:

@@ -12,7 +12,7 @@ from foveate.core.method import TokenMethod
 from foveate.core.plan import Effect, Stage
 from foveate.core.selection import Selection
 from foveate.core.site import Site
-from foveate.engine import hooks
+from foveate.engine import decoder
 from foveate.errors import MethodError
 from foveate.methods.fastv import FastV
 from foveate.methods.pool import Pool
@@ -132,7 +132,7 @@ def test_the_last_stage_is_checked_on_an_accelerator_too(model_of, monkeypatch):
     checked = []
     check = Selection.check_values
     monkeypatch.setattr(Selection, "check_values", lambda self, count: (checked.append(count), check(self, count)))
-    monkeypatch.setattr(hooks, "_waits", lambda device: True)
+    monkeypatch.setattr(decoder, "_waits", lambda device: True)
     model, maker = model_of("llava"), tiny.Maker("llava")
     inputs = maker.inputs(tiny.ragged_rows(maker, 1))
     with torch.no_grad(), foveate.attach(model, "random(site=pre_llm, keep=0.5) | uniform(layer=2, keep=0.5)"):

@@ -30,9 +30,7 @@ def prompts(family: str, batch: int = 3) -> dict[str, Tensor]:
 
 def types_of(family: str, ids: Tensor) -> dict[str, Tensor]:
     """What the family's processor says about each column."""
-    if family == "qwen2_5_vl":
-        return {"mm_token_type_ids": (ids == tiny.IMAGE).int()}
-    return {"token_type_ids": (ids == tiny.IMAGE).long()} if family == "gemma3" else {}
+    return tiny.Maker(family).side_inputs(ids)
 
 
 def next_turn(family: str, answer, inputs: dict[str, Tensor], more: Tensor) -> dict[str, Tensor]:

@@ -97,6 +97,7 @@ def matrix(*plans: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize(("family", "backend", "batch", "plan"), cases)
 
 
+@pytest.mark.matrix
 @matrix("fastv", "two-stages", "random")
 @pytest.mark.parametrize("shortcut", [True, False])
 def test_a_keeping_everything_is_bit_identical(models, family, backend, batch, plan, shortcut):
@@ -116,6 +117,7 @@ def test_a_keeping_everything_is_bit_identical(models, family, backend, batch, p
     assert torch.equal(logits[real(inputs)], plain_logits[real(inputs)])
 
 
+@pytest.mark.matrix(caches=("dynamic", "uncached"))
 @matrix(*PLANS)
 def test_b_pruned_equals_the_dense_reference(models, family, backend, batch, plan):
     model = models[family, backend]
@@ -142,6 +144,24 @@ def test_b_pruned_equals_the_dense_reference(models, family, backend, batch, pla
     assert tiny.greatest_difference(answer, dense) < LOGITS
 
 
+@pytest.mark.matrix(caches=("uncached",), padding="right")
+@matrix("fastv", "two-stages", "fastv-all")
+def test_b_rows_padded_on_the_right_equal_the_dense_reference(models, family, backend, batch, plan):
+    model = models[family, backend]
+    maker = tiny.Maker(family)
+    inputs = maker.inputs(tiny.ragged_rows(maker, batch), side="right")
+    with torch.no_grad(), foveate.attach(model, plan_for(plan, family)) as attachment:
+        pruned = model(**inputs).logits
+        alive = alive_columns(attachment.trace, inputs)
+    with torch.no_grad(), dense_reference(model, alive):
+        reference = model(**inputs).logits
+    everywhere = real(inputs)
+    for columns in alive.values():
+        everywhere = everywhere & columns
+    assert float((pruned - reference)[everywhere].abs().max()) < LOGITS
+
+
+@pytest.mark.matrix
 @matrix("fastv", "two-stages", "fastv-text", "random", "sample-scope")
 def test_c_a_row_in_a_batch_equals_the_row_alone(models, family, backend, batch, plan):
     model = models[family, backend]
@@ -157,6 +177,7 @@ def test_c_a_row_in_a_batch_equals_the_row_alone(models, family, backend, batch,
             assert difference < LOGITS
 
 
+@pytest.mark.matrix(caches=("dynamic", "uncached"))
 @matrix("random", "uniform", "random-pre")
 def test_d_cached_equals_uncached(models, family, backend, batch, plan):
     # These methods choose by position alone, so choosing anew at every uncached step freezes the choice.
@@ -182,6 +203,7 @@ def _state(model: nn.Module) -> dict[str, object]:
     }
 
 
+@pytest.mark.matrix
 @matrix("fastv", "three-stages")
 def test_f_attach_and_detach_leave_no_trace(models, family, backend, batch, plan):
     model = models[family, backend]
@@ -201,6 +223,7 @@ def test_f_attach_and_detach_leave_no_trace(models, family, backend, batch, plan
     assert all(torch.equal(a, b) for a, b in zip(again.logits, plain.logits, strict=True))
 
 
+@pytest.mark.matrix(caches=("dynamic", "uncached"), plan="pool")
 @every_family
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("layer", ["site=pre_llm", "layer=2"])

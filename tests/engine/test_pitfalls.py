@@ -12,7 +12,7 @@ import inspect
 
 import pytest
 import torch
-from transformers import DynamicCache, StaticCache
+from transformers import DynamicCache
 
 import foveate
 from foveate.core.layout import Layout
@@ -74,17 +74,17 @@ def test_p2_the_cache_reports_columns_wherever_transformers_asks(model_of, famil
 
 
 @every_family
-def test_p3_a_static_cache_is_refused_before_it_is_written(model_of, family):
-    model, inputs = model_of(family), prompts(family, 1)
-    with torch.no_grad(), foveate.attach(model, "random(site=pre_llm, keep=0.5)"):
-        cache = StaticCache(config=model.config.get_text_config(), max_cache_len=90)
-        with pytest.raises(UnsupportedCombination, match="DynamicCache"):
-            model(**inputs, past_key_values=cache)
-        assert int(cache.get_seq_length()) == 0
-        with pytest.raises(UnsupportedCombination, match="static"):
-            tiny.generate(model, inputs, cache_implementation="static")
-    with torch.no_grad(), foveate.attach(model, f"{FASTV[:-1]}, effect=mask)"):
-        tiny.generate(model, inputs, tokens=2)
+def test_p3_scores_ignore_the_empty_slots_of_a_static_cache(model_of, family):
+    """An update returns the whole reservation, and writes where its own count says."""
+    model, inputs = model_of(family), prompts(family)
+    kept = {}
+    for kind in ("dynamic", "static"):
+        for plan in (FASTV, f"{FASTV[:-1]}, query=all)", f"random(site=pre_llm, keep=0.5) | {FASTV[:-1]}, rope=off)"):
+            with foveate.attach(model, plan) as attachment:
+                tiny.generate(model, inputs, tokens=2, cache_implementation=kind, max_cache_len=200)
+                kept[kind, plan] = [entry.kept_index.tolist() for entry in attachment.trace]
+    for (kind, plan), choice in kept.items():
+        assert choice == kept["dynamic", plan], (kind, plan)
 
 
 def test_p4_sliding_layers_hold_their_last_slots_and_scores_come_from_full_attention(model_of):

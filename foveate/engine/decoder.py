@@ -1,0 +1,239 @@
+"""The hooks around the decoder's layers: run a stage, and bring masks, positions and the cache to the surviving tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial, wraps
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from foveate.core.plan import Stage
+from foveate.engine import forward, labels, prefill
+from foveate.engine.cache import Announcement, SlotLayer
+from foveate.engine.forward import Pass
+from foveate.engine.projection import project_mask, project_positions, scatter_back
+from foveate.engine.slot_cache import slot_layer
+
+_NEXT_COLUMN = Announcement(None, 1, True, 0)
+
+
+def _waits(device: torch.device) -> bool:
+    return device.type != "cpu"
+
+
+def in_compiled_step(states: Tensor, cache: Any) -> bool:
+    """Whether torch.compile is tracing a decode step on a static cache: no stage acts, and the cache knows all it takes.
+
+    Everything else that is traced while a plan is attached leaves the compiled graph for the hooks (`uncompiled`).
+    """
+    return torch.compiler.is_compiling() and states.shape[1] == 1 and cache is not None and cache.is_compileable
+
+
+def uncompiled(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """The hook as it is, and out of the graph where torch.compile traces the module around it."""
+    outside: Callable[..., Any] = torch.compiler.disable(hook)  # type: ignore[no-untyped-call]
+
+    @wraps(hook)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        # Outside of compilation without the wrapper's cost: hooks run for every token and layer.
+        return outside(*args, **kwargs) if torch.compiler.is_compiling() else hook(*args, **kwargs)
+
+    return run
+
+
+class DecoderHooks:
+    """What runs in front of and behind the decoder layers.
+
+    Args:
+        owner: the attachment, as the key of passes.
+        decoder: the language model without its head.
+        stages: the plan's stages by decoder layer.
+        texts: canonical text of each stage, for the trace.
+        shortcut: skip stages that keep everything.
+        masks: whether the plan's stage hides tokens instead of dropping them.
+    """
+
+    def __init__(
+        self,
+        owner: object,
+        decoder: nn.Module,
+        stages: Mapping[int, Stage],
+        texts: Mapping[Stage, str],
+        shortcut: bool,
+        masks: bool,
+    ) -> None:
+        self.owner, self.decoder, self.stages, self.texts = owner, decoder, stages, texts
+        self.shortcut, self.masks = shortcut, masks
+        self.checked: set[int] = set()  # layers whose stage has answered well once
+
+    @property
+    def _implementation(self) -> str:
+        name: str = self.decoder.config._attn_implementation  # type: ignore[union-attr, assignment]
+        return name
+
+    def before_layer(self, index: int) -> Callable[..., Any]:
+        """The pre-hook of a layer."""
+
+        def run(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            hidden = args[0] if args else kwargs["hidden_states"]
+            if in_compiled_step(hidden, kwargs.get("past_key_values")):
+                return self._compiled_step(index, hidden, args, kwargs)
+            return self._layer(index, hidden, args, kwargs)
+
+        return run
+
+    @uncompiled
+    def _layer(self, index: int, hidden: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        running = forward.current(self.owner)
+        if running is None:
+            return None  # the decoder was called on its own: text only
+        if self.masks:
+            return self._hide(running, index, hidden, args, kwargs)
+        return self._shorten(running, index, hidden, args, kwargs)
+
+    def _shorten(self, running: Pass, index: int, hidden: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        cache = kwargs.get("past_key_values")
+        mask = kwargs.get("attention_mask")
+        stored = cache.layers[index] if cache is not None and index < len(cache.layers) else None
+        if running.layout is None and running.queries == 1 and mask is None:
+            # A decode step whose slots all count: nothing to project. This path runs for every token and layer.
+            if isinstance(stored, SlotLayer):
+                if stored.all_valid:
+                    stored.announce(_NEXT_COLUMN, hidden.shape[0], hidden.device)
+                    return None
+            else:
+                return None
+        stage = self.stages.get(index)
+        if stage is not None and running.spans:
+            check = self._check(index, hidden.device)
+            hidden = prefill.run_stage(running, stage, index, self.texts[stage], hidden, self.shortcut, check)
+            self.checked.add(index)
+        alive = running.alive_on(hidden.device)
+        if alive is None and not isinstance(stored, SlotLayer):
+            return None
+        slots = None if cache is None else slot_layer(cache, index)
+        if alive is not None:
+            self._project_positions(running, kwargs, hidden.device)
+            # Layers use position ids only to detect packed sequences, and gaps would look like packing to flash.
+            kwargs["position_ids"] = None
+        # Where transformers' mask begins is a question about the cache before anything arrives.
+        first_key = None if slots is None else slots.first_key(running.queries)
+        if slots is not None:
+            positions = None if alive is None else running.once(("columns",), alive, lambda: alive.columns(running.past))
+            valid = alive is None or alive.all_valid
+            slots.announce(Announcement(positions, running.queries, valid, id(alive)), hidden.shape[0], hidden.device)
+        kwargs["attention_mask"] = self._projected_mask(running, mask, slots, hidden, first_key)
+        if args:
+            return (hidden, *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": hidden}
+
+    def _check(self, index: int, device: torch.device) -> bool:
+        """Whether to read the values of a stage's answer: always, or once where reading waits for the device."""
+        return index not in self.checked or not _waits(device)
+
+    def _project_positions(self, running: Pass, kwargs: dict[str, Any], device: torch.device) -> None:
+        alive = running.alive_on(device)
+        assert alive is not None
+        for name, embeddings in kwargs.items():
+            if name.startswith("position_embeddings"):
+                source = embeddings[0] if isinstance(embeddings, tuple) else embeddings
+                make = partial(project_positions, embeddings, alive)
+                kwargs[name] = running.once(("positions", id(alive)), source, make)
+
+    def _projected_mask(self, running: Pass, mask: Any, slots: SlotLayer | None, hidden: Tensor, first_key: int | None) -> Any:
+        alive, past, queries = running.alive_on(hidden.device), running.past, running.queries
+        batch, device = hidden.shape[0], hidden.device
+        if mask is None and past == 0 and alive is not None and alive.all_valid:
+            # A first pass without holes: the kernel's causal flag is right, also in front of a static cache's empty slots.
+            return None
+
+        def make() -> Any:
+            if alive is not None:
+                new = alive.columns(past)
+            else:
+                new = torch.arange(past, past + queries, device=device).expand(batch, -1)
+            positions = new if slots is None else slots.visible_positions(new)
+            all_valid = (slots is None or slots.all_valid) and (alive is None or alive.all_valid)
+            pad_free = (slots is None or slots.pad_free) and (alive is not None or queries == 1)
+            return project_mask(
+                mask, positions, alive, past, queries, all_valid, pad_free, self._implementation, hidden.dtype, first_key
+            )
+
+        lineage = None if slots is None else (slots.lineage, slots.slots, slots.is_sliding)
+        return running.once(("mask", id(alive), lineage), mask, make)
+
+    def _compiled_step(self, index: int, hidden: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A decode step under torch.compile: only a pruned layer's mask has to be brought to its slots."""
+        slots = kwargs["past_key_values"].layers[index]
+        if not isinstance(slots, SlotLayer):
+            return None
+        first_key = slots.first_key(1)
+        slots.announce(_NEXT_COLUMN, hidden.shape[0], hidden.device)
+        positions = slots.visible_positions(hidden.new_zeros(hidden.shape[0], 1, dtype=torch.long))
+        kwargs["attention_mask"] = project_mask(
+            kwargs["attention_mask"], positions, None, 0, 1, False, False, self._implementation, hidden.dtype, first_key
+        )
+        return args, kwargs
+
+    def _hide(self, running: Pass, index: int, hidden: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """effect=mask: hide key columns from the layers behind the stage. Nothing is shortened."""
+        if not running.spans:
+            return None
+        keys = running.past + running.queries
+        stage = self.stages.get(index)
+        if stage is not None:
+            check = self._check(index, hidden.device)
+            running.hidden = prefill.choose_hidden(running, stage, index, self.texts[stage], hidden.shape[0], keys, check)
+        gone = running.hidden
+        if gone is None:
+            return None
+        mask = kwargs.get("attention_mask")
+
+        def make() -> Any:
+            # A hidden column is, for the mask, a hole.
+            positions = torch.arange(keys, device=hidden.device).masked_fill(gone.to(hidden.device), -1)
+            if isinstance(mask, Tensor):
+                positions = positions[:, keys - mask.shape[-1] :]
+            return project_mask(
+                mask, positions, None, running.past, running.queries, False, False, self._implementation, hidden.dtype
+            )
+
+        kwargs["attention_mask"] = running.once(("hidden",), mask, make)
+        return args, kwargs
+
+    def after_decoder(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        """The hook behind the decoder: states go back to their columns."""
+        if in_compiled_step(output[0], getattr(output, "past_key_values", None)):
+            return None
+        return self._scatter(output)
+
+    @uncompiled
+    def _scatter(self, output: Any) -> Any:
+        running = forward.current(self.owner)
+        if running is None or running.alive is None:
+            return None
+        hidden = output[0]
+        alive = running.alive_on(hidden.device)
+        assert alive is not None
+        if hidden.shape[1] != alive.index.shape[1]:
+            return None
+        full = scatter_back(hidden, alive, running.queries)
+        labels.ignore_lost(running)
+        if isinstance(output, tuple):
+            return (full, *output[1:])
+        output.last_hidden_state = full
+        captured = getattr(output, "hidden_states", None)
+        if captured is not None:
+            # Entry 0 is what enters layer 0, entry i what leaves layer i - 1; entries nobody asked for are None.
+            output.hidden_states = tuple(
+                self._at_full_length(running, states, max(entry - 1, 0)) for entry, states in enumerate(captured)
+            )
+        return output
+
+    def _at_full_length(self, running: Pass, states: Tensor | None, layer: int) -> Tensor | None:
+        alive = running.alive_at(layer)
+        if states is None or alive is None:
+            return states
+        return scatter_back(states, alive.to(states.device), running.queries)

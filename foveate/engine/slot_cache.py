@@ -1,0 +1,81 @@
+"""Which cache layers can hold fewer slots than columns, and swapping them in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers.cache_utils import (
+    Cache,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    HQQQuantizedLayer,
+    QuantoQuantizedLayer,
+    StaticLayer,
+    StaticSlidingWindowLayer,
+)
+
+from foveate.engine import compat
+from foveate.engine.cache import SlotDynamicLayer, SlotLayer, SlotSlidingLayer
+from foveate.engine.quantized_cache import SlotFp8Layer, SlotHQQLayer, SlotQuantoLayer
+from foveate.engine.static_cache import SlotStaticLayer, SlotStaticSlidingLayer
+from foveate.errors import UnsupportedCombination
+
+_SLOT_CLASSES: dict[type, Any] = {
+    DynamicLayer: SlotDynamicLayer,
+    DynamicSlidingWindowLayer: SlotSlidingLayer,
+    StaticLayer: SlotStaticLayer,
+    StaticSlidingWindowLayer: SlotStaticSlidingLayer,
+    QuantoQuantizedLayer: SlotQuantoLayer,
+    HQQQuantizedLayer: SlotHQQLayer,
+    compat.FP8_LAYER: SlotFp8Layer,
+}
+
+
+def check_cache(cache: Cache, config: Any, masks: bool) -> None:
+    """Refuse a cache that cannot be pruned, before anything is written.
+
+    Args:
+        cache: the cache of a call.
+        config: the decoder's config.
+        masks: whether the plan hides tokens instead of dropping them.
+
+    Raises:
+        UnsupportedCombination: says why, and what to use.
+    """
+    for layer in cache.layers:
+        if masks:
+            if isinstance(layer, StaticLayer):
+                raise UnsupportedCombination("effect=mask chooses anew at every step: use a dynamic cache, or effect=drop")
+        elif not isinstance(layer, SlotLayer) and type(layer) not in _SLOT_CLASSES:
+            raise UnsupportedCombination(_refusal(layer))
+        elif isinstance(layer, StaticLayer) and "flash" in config._attn_implementation:
+            raise UnsupportedCombination(
+                "a static cache under flash attention cannot tell empty slots from pruned ones: use sdpa, or a dynamic cache"
+            )
+
+
+def _refusal(layer: Any) -> str:
+    return f"{type(layer).__name__} cannot hold a pruned cache; use a dynamic, static or quantized cache, or detach the plan"
+
+
+def slot_layer(cache: Cache, index: int) -> SlotLayer:
+    """Return layer `index` of a cache as a slot layer, swapping it in place the first time.
+
+    Raises:
+        UnsupportedCombination: for a kind of cache that cannot hold fewer slots than columns.
+    """
+    if cache.layer_class_to_replicate is not None:
+        while len(cache.layers) <= index:
+            cache.layers.append(cache.layer_class_to_replicate())
+    layer = cache.layers[index]
+    if isinstance(layer, SlotLayer):
+        return layer
+    slot_class = _SLOT_CLASSES.get(type(layer))
+    if slot_class is None:
+        raise UnsupportedCombination(_refusal(layer))
+    # A new object with the old state: assigning __class__ fails, the layouts differ.
+    new: SlotLayer = slot_class.__new__(slot_class)
+    new.__dict__.update(layer.__dict__)
+    new.begin()
+    cache.layers[index] = new
+    return new

@@ -1,0 +1,87 @@
+"""A pytest plugin: what was proved for which family, method, backend, batch, padding and cache, as a table behind the run.
+
+Tests marked `matrix` are counted in it. Their parameters `family`, `plan`, `backend` and `batch` say what they ran; the marker
+says the rest: `@pytest.mark.matrix(caches=("dynamic", "uncached"), padding="left")`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+_METHODS = re.compile(r"\b(fastv|random|uniform|pool)\b")
+_CACHES = ("uncached", "dynamic", "static", "compiled", "quantized")
+_EMULATED = {"emulated_flash": "flash*", "emulated_flex": "flex*"}
+_SHORT = {"uncached": "none", "dynamic": "dyn", "static": "stat", "compiled": "comp", "quantized": "quant"}
+Cell = tuple[str, str, str, str, str]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--matrix", action="store_true", help="print the matrix of what was proved")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "matrix(caches, padding): counted in the matrix that --matrix prints")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    marker = item.get_closest_marker("matrix")
+    if marker is not None:
+        item.user_properties.append(("matrix", list(_cells(item, marker))))
+
+
+def _cells(item: Any, marker: pytest.Mark) -> Iterator[Cell]:
+    params = item.callspec.params
+    plan = str(params.get("plan", marker.kwargs.get("plan", "")))
+    named = getattr(item.module, "PLANS", {})
+    text = named.get(plan, plan) if isinstance(named, dict) else plan
+    methods = sorted(set(_METHODS.findall(text))) or ["?"]
+    if "effect=mask" in text:
+        methods = [f"{method} mask" for method in methods]
+    backend = str(params.get("backend", "sdpa"))
+    batch = "1" if params.get("batch", 3) == 1 else f"n {marker.kwargs.get('padding', 'left')}"
+    for method in methods:
+        for cache in marker.kwargs.get("caches", ("dynamic",)):
+            yield params["family"], method, _EMULATED.get(backend, backend), batch, cache
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    if not config.getoption("--matrix"):
+        return
+    counts: dict[Cell, list[int]] = defaultdict(lambda: [0, 0])
+    for outcome, place in (("passed", 0), ("failed", 1)):
+        for report in terminalreporter.stats.get(outcome, []):
+            for name, cells in getattr(report, "user_properties", []):
+                if name == "matrix":
+                    for cell in cells:
+                        counts[tuple(cell)][place] += 1
+    if counts:
+        terminalreporter.section("what was proved: checks passed (failed with F)")
+        for line in table(counts):
+            terminalreporter.write_line(line)
+
+
+def table(counts: dict[Cell, list[int]]) -> Iterator[str]:
+    """The lines of the table: families and methods down, cache, backend and batch across."""
+    rows = sorted({cell[:2] for cell in counts})
+    columns = sorted({cell[2:] for cell in counts}, key=lambda cell: (_CACHES.index(cell[2]), cell[0], cell[1]))
+    left = max(len(family) for family, _ in rows) + 1
+    heads = [(_SHORT[cache], backend, batch) for backend, batch, cache in columns]
+    widths = [max(len(part) for part in head) + 1 for head in heads]
+    for line in range(3):
+        label = ("cache", "backend", "batch, padding")[line]
+        yield f"{label:<{left + 13}}" + "".join(f"{head[line]:>{width}}" for head, width in zip(heads, widths, strict=True))
+    for family, method in rows:
+        cells = []
+        for column, width in zip(columns, widths, strict=True):
+            passed, failed = counts.get((family, method, *column), (0, 0))
+            cells.append(f"{f'{failed}F' if failed else passed or '.':>{width}}")
+        yield f"{family:<{left}}{method:<13}" + "".join(cells)
+    yield "batch: 1 row, or n ragged rows padded on that side; '.' did not run."
+    yield "* mask contracts of the kernel, emulated on the CPU through transformers' registries; eager and sdpa are real."
+    yield "comp: static cache, decode steps traced with fullgraph; quant: fp8 and quanto caches."
