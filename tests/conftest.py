@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+import transformers
 from hypothesis import settings
 
+from tests.tiny import FAMILIES
+
 pytest_plugins = ["tests.matrix"]
+
+TRANSFORMERS = tuple(int(part) for part in transformers.__version__.split(".")[:2])
+ANCHORS = (None, *FAMILIES)
 
 # A busy machine is no failure.
 settings.register_profile("foveate", deadline=None)
@@ -18,7 +24,19 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--anchors", action="store_true", help="run the three anchor families only")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    old = [item for item in items if any(marker.args[0] > TRANSFORMERS for marker in item.iter_markers("since"))]
+    if old:
+        config.hook.pytest_deselected(items=old)
+        items[:] = [item for item in items if item not in old]
+    if config.getoption("--anchors"):
+        family = [getattr(item, "callspec", None) and item.callspec.params.get("family") for item in items]
+        config.hook.pytest_deselected(items=[item for item, name in zip(items, family, strict=True) if name not in ANCHORS])
+        items[:] = [item for item, name in zip(items, family, strict=True) if name in ANCHORS]
     if config.option.markexpr:
         return
     skip = {"gpu": not torch.cuda.is_available(), "hub": True}

@@ -7,15 +7,28 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForImageTextToText
+from transformers import CONFIG_MAPPING, AutoModelForImageTextToText
 
 from foveate import families
+from foveate.errors import FoveateError
 from foveate.families import TinyMedium
 
 # The families on which everything is tried; the others run the matrix of test_matrix.py.
 FAMILIES = ("llava", "qwen2_5_vl", "gemma3")
-ALL_FAMILIES = tuple(families.names())
+# Those that this transformers has.
+ALL_FAMILIES = tuple(name for name in families.names() if families.get(name).model_types[0] in CONFIG_MAPPING)
 PAD, IMAGE, VIDEO = 0, 90, 91
+
+
+def _takes_video(name: str) -> bool:
+    try:
+        families.get(name).media_of_video(families.get(name).tiny_config(), (64, 64), 4)
+    except FoveateError:
+        return False
+    return True
+
+
+VIDEO_FAMILIES = tuple(name for name in ALL_FAMILIES if _takes_video(name))
 # Ids that tiny configs give to placeholders and their brackets; tiny models never answer with them.
 _SPECIAL = list(range(85, 99))
 

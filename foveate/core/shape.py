@@ -50,8 +50,33 @@ class MediumShape:
 
 
 @dataclass(frozen=True)
+class LayerShape:
+    """One decoder layer, where layers differ.
+
+    Attributes:
+        intermediate: width of its MLP; for experts, of all that one token passes together.
+        projected: K and V projections: 2, 1 where keys serve as values, 0 where the layer reads those of an earlier one.
+        other_weights: weights of further matrix products that every token passes (a router, inputs of the layer's own).
+    """
+
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+    projected: int = 2
+    other_weights: int = 0
+
+
+@dataclass(frozen=True)
 class DecoderShape:
-    """A decoder-only language model. `layer_windows[i]` is layer i's sliding window in tokens, or None for full attention."""
+    """A decoder-only language model.
+
+    Attributes:
+        layer_windows: each layer's sliding window in tokens, None for full attention.
+        layer_shapes: each layer, where layers differ; the numbers above then are the usual ones.
+        last_only: in a prefill that asks for the last logits alone, layers from here on run for the last token alone, as none
+            of them makes keys; None where all layers run for all tokens.
+        entry_weights: weights of matrix products between the embeddings and layer 0 that every token passes.
+    """
 
     layers: int
     hidden: int
@@ -62,10 +87,17 @@ class DecoderShape:
     vocabulary: int
     gated_mlp: bool = True
     layer_windows: tuple[int | None, ...] = ()
+    layer_shapes: tuple[LayerShape, ...] = ()
+    last_only: int | None = None
+    entry_weights: int = 0
 
     def window(self, layer: int) -> int | None:
         """The sliding window of a layer in tokens, or None for full attention."""
         return self.layer_windows[layer] if self.layer_windows else None
+
+    def layer(self, layer: int) -> LayerShape:
+        """The shape of one layer."""
+        return self.layer_shapes[layer] if self.layer_shapes else LayerShape(self.kv_heads, self.head_dim, self.intermediate)
 
 
 @dataclass(frozen=True)

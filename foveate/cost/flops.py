@@ -27,18 +27,25 @@ def attention_flops(width: int, queries: int, keys: int) -> int:
     return 2 * matmul_flops(queries, width, keys)
 
 
-def decoder_token_flops(decoder: DecoderShape, tokens: int) -> int:
-    """FLOPs of one decoder layer that grow with its tokens alone: q, k, v and o projections (GQA) and the MLP."""
-    width, kv_width = decoder.heads * decoder.head_dim, decoder.kv_heads * decoder.head_dim
-    projections = matmul_flops(tokens, decoder.hidden, 2 * width + 2 * kv_width)
+def decoder_token_flops(decoder: DecoderShape, tokens: int, layer: int = 0) -> int:
+    """FLOPs of one decoder layer that grow with its tokens alone: q, k, v and o projections (GQA), MLP or experts, router."""
+    shape = decoder.layer(layer)
+    width, kv_width = decoder.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    projections = matmul_flops(tokens, decoder.hidden, 2 * width + shape.projected * kv_width)
     matrices = 3 if decoder.gated_mlp else 2
-    return projections + matrices * matmul_flops(tokens, decoder.hidden, decoder.intermediate)
+    mlp = matrices * matmul_flops(tokens, decoder.hidden, shape.intermediate)
+    return projections + mlp + matmul_flops(tokens, 1, shape.other_weights)
 
 
-def decoder_layer_flops(decoder: DecoderShape, tokens: int) -> int:
+def decoder_layer_flops(decoder: DecoderShape, tokens: int, layer: int = 0) -> int:
     """FLOPs of one decoder layer in prefill over `tokens` tokens; attention is the full square, also for sliding layers."""
-    width = decoder.heads * decoder.head_dim
-    return decoder_token_flops(decoder, tokens) + attention_flops(width, tokens, tokens)
+    alone = decoder.last_only is not None and layer >= decoder.last_only
+    queries = 1 if alone else tokens
+    return decoder_token_flops(decoder, queries, layer) + attention_flops(_width(decoder, layer), queries, tokens)
+
+
+def _width(decoder: DecoderShape, layer: int) -> int:
+    return decoder.heads * decoder.layer(layer).head_dim
 
 
 def lm_head_flops(decoder: DecoderShape, positions: int = 1) -> int:
@@ -48,7 +55,8 @@ def lm_head_flops(decoder: DecoderShape, positions: int = 1) -> int:
 
 def decoder_prefill_flops(decoder: DecoderShape, tokens_per_layer: Sequence[int]) -> int:
     """FLOPs of all decoder layers in prefill, layer i over `tokens_per_layer[i]` tokens, without the LM head."""
-    return sum(decoder_layer_flops(decoder, tokens) for tokens in tokens_per_layer)
+    entry = matmul_flops(tokens_per_layer[0], 1, decoder.entry_weights)
+    return entry + sum(decoder_layer_flops(decoder, tokens, layer) for layer, tokens in enumerate(tokens_per_layer))
 
 
 def decode_flops(decoder: DecoderShape, cached_per_layer: Sequence[int], steps: int) -> int:
@@ -57,10 +65,13 @@ def decode_flops(decoder: DecoderShape, cached_per_layer: Sequence[int], steps: 
     Each step: projections and MLP for one token in each layer, attention over the layer's cache including the token itself
     (a sliding layer sees at most its window), and the LM head once.
     """
-    width = decoder.heads * decoder.head_dim
-    attended = sum(_attended(cached, steps, decoder.window(layer)) for layer, cached in enumerate(cached_per_layer))
-    per_step = len(cached_per_layer) * decoder_token_flops(decoder, 1) + lm_head_flops(decoder)
-    return steps * per_step + attention_flops(width, 1, attended)
+    attention = sum(
+        attention_flops(_width(decoder, layer), 1, _attended(cached, steps, decoder.window(layer)))
+        for layer, cached in enumerate(cached_per_layer)
+    )
+    layers = sum(decoder_token_flops(decoder, 1, layer) for layer in range(len(cached_per_layer)))
+    per_step = matmul_flops(1, 1, decoder.entry_weights) + layers + lm_head_flops(decoder)
+    return steps * per_step + attention
 
 
 def _attended(cached: int, steps: int, window: int | None) -> int:
@@ -142,7 +153,8 @@ def selection_flops(decoder: DecoderShape, plan: Plan, tokens_per_layer: Sequenc
         if stage.effect is Effect.DROP and tokens_per_layer[layer] == before:
             continue
         rows = _rater_rows(stage.method, before, text_tokens)
-        total += matmul_flops(rows, decoder.heads * decoder.head_dim, before)
+        observed = max((full for full in range(layer) if decoder.window(full) is None), default=layer - 1)
+        total += matmul_flops(rows, _width(decoder, observed), before)
     return total
 
 

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from foveate.core.shape import DecoderShape
 
 
-def kv_bytes_per_slot(decoder: DecoderShape, dtype_bytes: int = 2) -> int:
-    """Bytes of one token's key and value in one layer: 2 * kv_heads * head_dim * dtype_bytes."""
-    return 2 * decoder.kv_heads * decoder.head_dim * dtype_bytes
+def kv_bytes_per_slot(decoder: DecoderShape, dtype_bytes: int = 2, layer: int = 0) -> int:
+    """Bytes of one token's key and value in one layer: 2 * kv_heads * head_dim * dtype_bytes, 0 if it reads another's."""
+    shape = decoder.layer(layer)
+    return 2 * shape.kv_heads * shape.head_dim * dtype_bytes if shape.projected else 0
 
 
 def kv_slots(decoder: DecoderShape, tokens_per_layer: Sequence[int]) -> list[int]:
@@ -31,4 +32,5 @@ def kv_bytes(decoder: DecoderShape, tokens_per_layer: Sequence[int], dtype_bytes
 
     Static caches reserve their full length whatever the plan says.
     """
-    return sum(kv_slots(decoder, tokens_per_layer)) * kv_bytes_per_slot(decoder, dtype_bytes)
+    slots = kv_slots(decoder, tokens_per_layer)
+    return sum(count * kv_bytes_per_slot(decoder, dtype_bytes, layer) for layer, count in enumerate(slots))

@@ -219,7 +219,7 @@ class SlotSlidingLayer(DynamicSlots, DynamicSlidingWindowLayer):
     def visible_positions(self, new: Tensor) -> Tensor:
         """Columns of the keys that `update` will return, which recording layers cut to the window."""
         visible = super().visible_positions(new)
-        if compat.records_past(self):
+        if compat.records_past(self) and compat.RECORDED_PAST_IS_CUT:
             visible = visible[:, -(self.sliding_window - 1 + new.shape[1]) :]
         return visible
 

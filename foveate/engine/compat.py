@@ -21,10 +21,12 @@ _TRANSFORMERS = tuple(int(part) for part in transformers.__version__.split(".")[
 # From 5.23 on checkpointing wraps forward and hooks stay outside; before, hooks are replayed inside backward.
 # Delete when transformers >= 5.23 is required.
 HOOKS_SURVIVE_CHECKPOINTING = _TRANSFORMERS >= (5, 23)
+# From 5.18 on a sliding layer that records its past returns its window only. Delete when that is required.
+RECORDED_PAST_IS_CUT = _TRANSFORMERS >= (5, 18)
 # The parameter was renamed when its meaning changed.
 _CROP_TAKES_A_LENGTH = "max_length" in inspect.signature(DynamicLayer.crop).parameters
 
-# The fp8 cache layer, None before transformers 5.23. Delete when that is required.
+# The fp8 cache layer, None before transformers 5.21. Delete when that is required.
 FP8_LAYER: Any = getattr(cache_utils, "Fp8QuantizedLayer", None)
 
 _warned: set[str] = set()
@@ -63,9 +65,14 @@ def unregister_attention(name: str) -> None:
 
 
 def forget_compiled(model: nn.Module) -> None:
-    """Drop the decode step that generate() compiled for a static cache: torch.compile does not watch a module's hooks."""
+    """Drop the decode step that generate() compiled for a static cache: torch.compile does not watch a module's hooks.
+
+    Drop that cache too: before transformers 5.17 generate() keeps it on the model, with pruned layers in it. Delete that line
+    when 5.17 is required.
+    """
     if vars(model).pop("_compiled_call", None) is not None:
         torch.compiler.reset()
+    vars(model).pop("_cache", None)
 
 
 def records_past(layer: Any) -> bool:

@@ -62,8 +62,10 @@ def two_dimensional_mask(call: Mapping[str, Any], inputs: Mapping[str, Any], in_
 
     Generate repeats the prompt's rows for beams; one row per sample is returned.
     """
-    masks = [mask for mask in (call.get("attention_mask"), inputs.get("attention_mask")) if isinstance(mask, Tensor)]
-    mask = next((mask for mask in masks if mask.ndim == 2), None)
+    # Inside generate its own mask spans the prompt; a chunk's mask may end with the chunk.
+    sources = (inputs, call) if in_generate else (call,)
+    masks = [source.get("attention_mask") for source in sources]
+    mask = next((mask for mask in masks if isinstance(mask, Tensor) and mask.ndim == 2), None)
     if mask is None or not in_generate:
         return mask
     prompt = inputs["input_ids"] if inputs.get("input_ids") is not None else inputs["inputs_embeds"]

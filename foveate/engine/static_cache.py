@@ -43,7 +43,7 @@ class StaticSlots(SlotLayer):
         """Take over a layer that may hold states already."""
         self.reserved, self.lineage, self._announced = self.max_cache_len, 0, None
         self.columns = self._plain_columns()
-        self.logical = torch.zeros((), dtype=torch.long)
+        self.logical = torch.zeros_like(self.cumulative_length)
         if self.is_initialized:
             self._count_from(self.keys.shape[0], self.keys.device)
             self._take_over()
@@ -125,6 +125,8 @@ class StaticSlots(SlotLayer):
     def get_max_length(self) -> int:
         """Columns that there is room for."""
         return self.reserved
+
+    get_max_cache_shape = get_max_length  # its name before transformers 5.17
 
     def first_key(self, queries: int) -> int | None:
         """The column of the first key of the mask that transformers makes."""

@@ -48,7 +48,7 @@ def family_for(config: Any) -> Family:
     for name in names():
         family = get(name)
         supported += family.model_types
-        if model_type in family.model_types:
+        if family.covers(config):
             family.check(config)
             return family
     reason = refused().get(model_type)

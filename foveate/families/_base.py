@@ -73,6 +73,10 @@ class Family(ABC):
     bidirectional: ClassVar[bool] = False
     notes: ClassVar[str] = ""
 
+    def covers(self, config: Any) -> bool:
+        """Whether this file describes a config; families that share a model type tell their configs apart here."""
+        return getattr(config, "model_type", None) in self.model_types
+
     def check(self, config: Any) -> None:  # noqa: B027 - most families cover every config of their type
         """Raise UnsupportedModel for a config of this model type that the family file does not cover."""
 
@@ -82,7 +86,7 @@ class Family(ABC):
 
     @abstractmethod
     def media(self, config: Any, inputs: Mapping[str, Any], columns: Mapping[str, int]) -> dict[str, list[MediumShape]]:
-        """Shapes of the media of a call, by kind, in the order in which they appear in `input_ids`.
+        """Shapes of the media of a call, by the kind of placeholder they fill, in the order of `input_ids`.
 
         Args:
             config: the model's config.
@@ -124,7 +128,10 @@ class Family(ABC):
     def decoder_windows(self, config: Any) -> tuple[int | None, ...]:
         """The sliding window of each decoder layer in tokens, None for full attention."""
         text = config.get_text_config()
-        types = getattr(text, "layer_types", None) or ["full_attention"] * text.num_hidden_layers
+        types = getattr(text, "layer_types", None)
+        if not types:  # Mistral and others have one kind of layer, and say so by the window alone
+            kind = "full_attention" if getattr(text, "sliding_window", None) is None else "sliding_attention"
+            types = [kind] * text.num_hidden_layers
         return tuple(text.sliding_window if kind == "sliding_attention" else None for kind in types)
 
     def rotates(self, config: Any, layer: int) -> bool:

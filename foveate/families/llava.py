@@ -17,11 +17,14 @@ class Llava(FixedGridFamily):
     title = "LLaVA 1.5"
     notes = "one grid per image, CLIP or SigLIP encoder"
 
+    def covers(self, config: Any) -> bool:
+        return super().covers(config) and config.vision_config.model_type != "pixtral"
+
     def check(self, config: Any) -> None:
         encoder = config.vision_config.model_type
         if encoder not in ("clip_vision_model", "siglip_vision_model"):
             raise UnsupportedModel(
-                f"LLaVA with a '{encoder}' encoder has images of many sizes; the family file covers CLIP and SigLIP encoders"
+                f"LLaVA with a '{encoder}' encoder: the family files cover CLIP, SigLIP and Pixtral encoders"
             )
         if encoder == "siglip_vision_model" and config.vision_feature_select_strategy == "default":
             raise UnsupportedModel(

@@ -22,7 +22,8 @@ class Counted:
         family = families.get(name)
         torch.manual_seed(0)
         config = family.tiny_config()
-        self.model = AutoModelForImageTextToText.from_config(config, attn_implementation="eager").eval()
+        kernels = {"attn_implementation": "eager", "experts_implementation": "eager"}  # grouped products are not counted
+        self.model = AutoModelForImageTextToText.from_config(config, **kernels).eval()
         maker = tiny.Maker(name)
         self.inputs = maker.inputs([tiny.Row([maker.text(5), maker.picture(0, kind), maker.text(5)])], mask=False)
         self.shape = family.model_shape(config)

@@ -101,11 +101,14 @@ def test_pruned_equals_pruned_under_sdpa(models, family, backend, batch, plan):
     inputs, plan = prompts(family, batch), plan_for(plan, family)
     with foveate.attach(models[family, "sdpa"], plan):
         expected = tiny.generate(models[family, "sdpa"], inputs)
+    fake_backends.packed.clear()
     plain = tiny.generate(models[family, backend], inputs)
+    before = list(fake_backends.packed)  # GLM-4.5V hands its layers positions of three axes, which are taken so without a plan
     fake_backends.packed.clear()
     with foveate.attach(models[family, backend], plan):
         answer = tiny.generate(models[family, backend], inputs)
-    assert not fake_backends.packed, "gaps in the positions were taken for packed sequences"
+    new = [positions for positions in fake_backends.packed if not any(torch.equal(positions, known) for known in before)]
+    assert not new, "gaps in the positions were taken for packed sequences"
     assert torch.equal(answer.sequences, expected.sequences)
     assert tiny.greatest_difference(answer, expected) < LOGITS
     assert tiny.greatest_difference(answer, plain) > 100 * LOGITS

@@ -122,8 +122,8 @@ def test_a_model_that_no_family_describes():
 
 def test_a_relative_with_another_encoder():
     config = families.get("llava").tiny_config()
-    config.vision_config = AutoConfig.for_model("pixtral")
-    with pytest.raises(UnsupportedModel, match="'pixtral' encoder"):
+    config.vision_config = AutoConfig.for_model("dinov2")
+    with pytest.raises(UnsupportedModel, match="'dinov2' encoder"):
         families.family_for(config)
 
 

@@ -73,6 +73,7 @@ def test_p2_the_cache_reports_columns_wherever_transformers_asks(model_of, famil
     assert cache.layers[4].slots < plain.layers[4].keys.shape[2]
 
 
+@pytest.mark.since((5, 17), "before, generate() takes no max_cache_len")
 @every_family
 def test_p3_scores_ignore_the_empty_slots_of_a_static_cache(model_of, family):
     """An update returns the whole reservation, and writes where its own count says."""
@@ -103,6 +104,7 @@ def test_p4_sliding_layers_hold_their_last_slots_and_scores_come_from_full_atten
         foveate.attach(model, "fastv(layer=1, keep=0.5)")
 
 
+@pytest.mark.since((5, 18), "before, a full window cannot be cropped, or returns more than its mask covers")
 @pytest.mark.parametrize("recording", [False, True])
 def test_p4_a_sliding_layer_that_records_its_past_can_be_cropped(model_of, recording):
     model, maker = model_of("gemma3"), tiny.Maker("gemma3")
@@ -195,6 +197,7 @@ def test_p10_the_models_own_implementation_name_never_changes(model_of, family, 
     assert all(module.config is model.model.language_model.config for module in attention)
 
 
+@pytest.mark.since((5, 23), "before, it is refused without being told that it should be")
 def test_p11_gradient_checkpointing_is_refused_where_hooks_are_replayed(monkeypatch):
     model, inputs = tiny.tiny_model("llava").train(), prompts("llava", 1)
     model.activation_checkpointing_enable()
@@ -258,6 +261,7 @@ def test_p15_signatures_are_read_once_and_slot_layers_are_ordinary_classes(model
         assert getattr(__import__(kind.__module__, fromlist=[kind.__name__]), kind.__name__) is kind, "it could not be pickled"
 
 
+@pytest.mark.since((5, 17), "before, crop takes the length that stays")
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("said", [0, 3])
@@ -284,6 +288,7 @@ def test_p16_cropping_counts_columns_back_from_the_end(model_of, family, batch, 
     assert float((one - two).abs().max()) < LOGITS
 
 
+@pytest.mark.since((5, 17), "before, crop takes the length that stays")
 def test_p16_cropping_into_the_prompt_keeps_the_slots_before_it(model_of):
     model, inputs = model_of("llava"), prompts("llava", 1)
     with torch.no_grad(), foveate.attach(model, "uniform(layer=2, keep=0.25)"):

@@ -69,6 +69,7 @@ def test_keeping_everything_is_bit_identical_in_a_static_cache(model_of, family,
         assert tiny.greatest_difference(kept, plain) == 0
 
 
+@pytest.mark.since((5, 18), "before, transformers repeats pictures for beams without their rows")
 @every_family
 def test_a_text_turn_and_beams_on_a_pruned_static_cache_equal_the_dynamic_one(model_of, family):
     model, inputs = model_of(family), prompts(family, 1)
@@ -121,6 +122,7 @@ def test_a_cleared_static_cache_serves_the_next_prompt(model_of):
             cache.reset()
 
 
+@pytest.mark.since((5, 17), "before, generate() takes no max_cache_len")
 def test_a_pruned_static_layer_reserves_less(monkeypatch):
     monkeypatch.setattr(static_cache, "_RESERVED_IN_STEPS", 8)
     # A model of its own: transformers remembers the longest static cache of each.

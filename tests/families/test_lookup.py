@@ -115,14 +115,21 @@ def test_what_is_no_config_is_refused_by_its_type():
         family_for({})
 
 
-def test_llava_with_an_encoder_of_many_sizes_is_refused():
-    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, PixtralVisionConfig
+def test_llava_with_an_encoder_that_no_family_file_describes_is_refused():
+    from transformers import CLIPVisionConfig, Dinov2Config, LlamaConfig, LlavaConfig, PixtralVisionConfig
 
-    small = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+    small = dict(hidden_size=8, num_hidden_layers=1, num_attention_heads=1)
     text = LlamaConfig(**small)
-    with pytest.raises(UnsupportedModel, match="LLaVA with a 'pixtral' encoder has images of many sizes"):
-        family_for(LlavaConfig(vision_config=PixtralVisionConfig(**small), text_config=text))
+    with pytest.raises(
+        UnsupportedModel, match="LLaVA with a 'dinov2' encoder: the family files cover CLIP, SigLIP and Pixtral"
+    ):
+        family_for(LlavaConfig(vision_config=Dinov2Config(**small), text_config=text))
     assert family_for(LlavaConfig(vision_config=CLIPVisionConfig(**small), text_config=text)).title == "LLaVA 1.5"
+    pixtral = LlavaConfig(vision_config=PixtralVisionConfig(**small), text_config=text, vision_feature_select_strategy="full")
+    assert family_for(pixtral).title == "Pixtral"
+    pixtral.vision_feature_select_strategy = "default"
+    with pytest.raises(UnsupportedModel, match="cuts the first token, which for a Pixtral encoder is a patch"):
+        family_for(pixtral)
 
 
 def test_an_unknown_family_is_answered_with_the_nearest():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from foveate.core.shape import DecoderShape, EncoderShape, LinearShape, ModelShape, RowsPer
@@ -95,7 +97,69 @@ SHAPES = {
         EncoderShape(27, 1152, 4304, 16, patch_inputs=588),
         (LinearShape(1152, 3840),),
     ),
+    "glm-4.1v-9b": ModelShape(
+        "glm4v",
+        DecoderShape(40, 4096, 13696, 32, 2, 128, vocabulary=151552, layer_windows=(None,) * 40),
+        EncoderShape(24, 1536, 4096, 12, patch_inputs=3 * 2 * 14 * 14, gated_mlp=True),
+        (
+            LinearShape(6144, 4096),
+            LinearShape(4096, 4096),
+            LinearShape(4096, 13696),
+            LinearShape(4096, 13696),
+            LinearShape(13696, 4096),
+        ),
+    ),
+    "idefics3-8b": ModelShape(
+        "idefics3",
+        DecoderShape(32, 4096, 14336, 32, 8, 128, vocabulary=128259, layer_windows=(None,) * 32),
+        EncoderShape(27, 1152, 4304, 16, patch_inputs=588),
+        (LinearShape(4 * 1152, 4096),),
+    ),
+    "mistral-small-3.1-24b": ModelShape(
+        "mistral3",
+        DecoderShape(40, 5120, 32768, 32, 8, 128, vocabulary=131072, layer_windows=(None,) * 40),
+        EncoderShape(24, 1024, 4096, 16, patch_inputs=588, gated_mlp=True),
+        (LinearShape(4096, 1024), LinearShape(1024, 5120), LinearShape(5120, 5120)),
+    ),
+    "pixtral-12b": ModelShape(
+        "pixtral",
+        DecoderShape(40, 5120, 14336, 32, 8, 128, vocabulary=131072, layer_windows=(None,) * 40),
+        EncoderShape(24, 1024, 4096, 16, patch_inputs=768, gated_mlp=True),
+        (LinearShape(1024, 5120), LinearShape(5120, 5120)),
+    ),
+    "smolvlm2-2.2b": ModelShape(
+        "smolvlm",
+        DecoderShape(24, 2048, 8192, 32, 32, 64, vocabulary=49280, layer_windows=(None,) * 24),
+        EncoderShape(27, 1152, 4304, 16, patch_inputs=588),
+        (LinearShape(9 * 1152, 2048),),
+    ),
+    "smolvlm2-500m": ModelShape(
+        "smolvlm",
+        DecoderShape(32, 960, 2560, 15, 5, 64, vocabulary=49280, layer_windows=(None,) * 32),
+        EncoderShape(12, 768, 3072, 12, patch_inputs=768),
+        (LinearShape(16 * 768, 960),),
+    ),
 }
+
+
+# Further sizes: the decoder, its windows aside, and what else differs from the checkpoint above.
+OTHER_SIZES = {
+    "qwen2.5-vl-3b": ("qwen2.5-vl-7b", (36, 2048, 11008, 16, 2, 128, 151936), 3420),
+    "qwen2.5-vl-32b": ("qwen2.5-vl-7b", (64, 5120, 27648, 40, 8, 128, 152064), 3456),
+    "qwen2.5-vl-72b": ("qwen2.5-vl-7b", (80, 8192, 29568, 64, 8, 128, 152064), 3456),
+    "gemma-3-4b": ("gemma-3-12b", (34, 2560, 10240, 8, 4, 256, 262208), 4304),
+    "gemma-3-27b": ("gemma-3-12b", (62, 5376, 21504, 32, 16, 128, 262208), 4304),
+}
+for size, (known, decoder, intermediate) in OTHER_SIZES.items():
+    shape = SHAPES[known]
+    windows = ((1024,) * 5 + (None,) if known.startswith("gemma") else (None,)) * decoder[0]
+    *before, last = shape.projector
+    SHAPES[size] = replace(
+        shape,
+        decoder=DecoderShape(*decoder, layer_windows=windows[: decoder[0]]),
+        encoder=replace(shape.encoder, intermediate=intermediate),
+        projector=(*before, LinearShape(last.inputs, decoder[1])),
+    )
 
 
 def config_of(name: str):
