@@ -18,7 +18,7 @@ class Llava(FixedGridFamily):
     notes = "one grid per image, CLIP or SigLIP encoder"
 
     def covers(self, config: Any) -> bool:
-        return super().covers(config) and config.vision_config.model_type != "pixtral"
+        return super().covers(config) and (config.model_type, config.vision_config.model_type) != ("llava", "pixtral")
 
     def check(self, config: Any) -> None:
         encoder = config.vision_config.model_type

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from PIL import Image
@@ -19,6 +20,11 @@ def painted(picture: Image.Image, box: tuple[int, int, int, int]) -> Image.Image
     size = (box[2] - box[0], box[3] - box[1])
     copy.paste(Image.fromarray(_NOISE).resize(size, Image.Resampling.NEAREST), box)
     return copy
+
+
+def flat(output: Any) -> Tensor:
+    """The features [tokens, D] of all media of a call, which transformers hands over stacked, listed or both."""
+    return torch.cat([part.flatten(0, -2) for part in output.pooler_output])
 
 
 def on_grid(shape: MediumShape) -> Tensor:

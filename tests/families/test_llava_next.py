@@ -14,7 +14,7 @@ from foveate.cost.presets import load_preset
 from foveate.errors import InputError, UnsupportedModel
 from foveate.families import family_for
 from tests import tiny
-from tests.families.features import check_frames, on_grid, painted, places
+from tests.families.features import check_frames, flat, on_grid, painted, places
 from tests.families.processors import image, image_processor, tokenizer
 
 # Odd sides, one pixel, and strips so thin that the high-resolution grid has no row, or rows without any column.
@@ -97,7 +97,7 @@ def test_the_features_of_a_region_are_at_its_cell_of_overview_and_tiles(name, si
 
     def features(picture):
         with torch.no_grad():
-            return model.model.get_image_features(**rules(images=[picture], return_tensors="pt")).pooler_output[0]
+            return flat(model.model.get_image_features(**rules(images=[picture], return_tensors="pt")))
 
     before = features(plain)
     newline = model.model.image_newline.detach()
@@ -133,6 +133,8 @@ def test_what_does_not_fit_is_refused():
     assert family.media(config, {}, {"image": 0}) == {"image": []}
     with pytest.raises(UnsupportedModel, match="keeps the class token of every tile"):
         family_for(config_of(vision_feature_select_strategy="full"))
+    with pytest.raises(UnsupportedModel, match="LLaVA with a 'pixtral' encoder"):
+        family_for(config_of(vision_config={"model_type": "pixtral"}))
 
 
 def video_config():
@@ -158,7 +160,7 @@ def test_a_video_fills_the_columns_that_its_processor_makes(frames):
 def test_the_features_of_a_frame_s_region_are_at_its_cell():
     model, family = tiny.tiny_model("llava_next_video"), families.get("llava_next_video")
     shape = family.media_of_video(model.config, (16, 16), 3)
-    check_frames(shape, 16, lambda video: model.model.get_video_features(video).pooler_output[0])
+    check_frames(shape, 16, lambda video: flat(model.model.get_video_features(video)))
 
 
 def test_videos_without_frames_are_refused():

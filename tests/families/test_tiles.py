@@ -16,7 +16,7 @@ from foveate.cost.presets import load_preset
 from foveate.errors import InputError, UnsupportedCombination, UnsupportedModel
 from foveate.families import family_for
 from tests import tiny
-from tests.families.features import painted, places
+from tests.families.features import flat, painted, places
 from tests.families.processors import image, image_processor, tokenizer
 
 # One tile, wide, high, a strip, one pixel, more than twice the pixels of the tiles.
@@ -229,7 +229,7 @@ def test_the_features_of_a_region_are_at_its_cell_of_its_tile(name):
 
     def features(tiles):
         with torch.no_grad():
-            return model.model.get_image_features(tiles).pooler_output.flatten(0, 1)
+            return flat(model.model.get_image_features(tiles))
 
     before = features(pixels)
     assert shape.grids == ((1, 3, 3),) * 3

@@ -12,7 +12,7 @@ from foveate.cost.presets import load_preset
 from foveate.errors import InputError
 from foveate.families import family_for
 from tests import tiny
-from tests.families.features import check_frames, on_grid
+from tests.families.features import check_frames, flat, on_grid
 from tests.families.processors import image
 
 SIZES = [(640, 480), (224, 224), (20, 900)]
@@ -74,7 +74,7 @@ def test_the_features_of_a_frame_s_region_are_at_its_cell_and_its_class_token_in
     shape = family.media_of_video(model.config, (24, 24), 2)
 
     def features(video):
-        return model.model.get_video_features(video).pooler_output.flatten(0, 1)
+        return flat(model.model.get_video_features(video))
 
     check_frames(shape, 24, features)
     video = torch.randn(1, 2, 3, 24, 24)
@@ -89,7 +89,7 @@ def test_the_features_of_an_image_s_region_are_at_its_cell():
     (shape,) = family.media_of_images(model.config, [(24, 24)])
     assert shape.separators == ()
     # An image is encoded like a video of one frame, without the class token.
-    check_frames(shape, 24, lambda video: model.model.get_image_features(video[0]).pooler_output[0])
+    check_frames(shape, 24, lambda video: flat(model.model.get_image_features(video[0])))
 
 
 def test_videos_without_frames_are_refused():
