@@ -15,6 +15,8 @@ from foveate.families import family_for
 from tests import tiny
 from tests.families.features import check_frames, flat, on_grid, painted, places
 from tests.families.processors import image, image_processor, tokenizer
+from tests.oracles.dense_reference import dense_reference
+from tests.spies import alive_columns, real
 
 # Within the bound of 9 tiles and beyond it, in both directions; strips; one pixel.
 SIZES = [(640, 480), (384, 384), (1024, 768), (2304, 2304), (2304, 1000), (900, 2300), (20, 900), (901, 19), (1, 1), (3000, 2)]
@@ -136,6 +138,26 @@ def test_untiled_images_end_with_a_newline_token():
     for features, shape in zip(packed, shapes, strict=True):
         assert len(features) == shape.tokens == 17
         assert torch.equal(features[~on_grid(shape)], model.model.image_newline.detach()[None])
+
+
+def test_a_batch_of_tiled_and_untiled_images_equals_the_dense_reference():
+    model, family = tiny.tiny_model("llava_onevision"), families.get("llava_onevision")
+    pictures = [[painted(image(32, 16), (0, 0, 16, 16))], [image(32, 16), painted(image(16, 16), (4, 4, 12, 12))]]
+    inputs = dict(rules_of(model.config)(images=pictures, return_tensors="pt"))
+    shapes = family.media(model.config, inputs, {"image": 1, "video": 0})["image"]
+    rows = [[3, 4] + [90] * shapes[0].tokens + [5, 6], [7] + [90] * shapes[1].tokens + [8, 9] + [90] * shapes[2].tokens + [10]]
+    width = max(map(len, rows))
+    inputs["input_ids"] = torch.tensor([[0] * (width - len(row)) + row for row in rows])
+    inputs["attention_mask"] = (inputs["input_ids"] != 0).long()
+    with torch.no_grad(), foveate.attach(model, "fastv(layer=2, keep=0.4)") as attachment:
+        pruned = model(**inputs).logits
+        (alive,) = alive_columns(attachment.trace, inputs)
+        assert [entry.medium.shape for entry in attachment.trace] == shapes
+    with torch.no_grad(), dense_reference(model, {2: alive}):
+        reference = model(**inputs).logits
+    plain = model(**inputs).logits.detach()
+    assert float((pruned - reference)[real(inputs) & alive].abs().max()) < 2e-4
+    assert float((pruned - plain)[:, -1].abs().max()) > 0.02
 
 
 @pytest.mark.parametrize("frames", [1, 8])
