@@ -62,10 +62,14 @@ def decoder_of(model: nn.Module) -> nn.Module:
     return model.get_submodule(families.family_for(model.config).decoder)
 
 
-def tiny_model(family: str, backend: str = "sdpa", seed: int = 0) -> nn.Module:
-    """A random model whose answers depend on the picture: weights are scaled until attention is not uniform."""
+def tiny_model(family: str, backend: str = "sdpa", seed: int = 0, config: Any = None) -> nn.Module:
+    """A random model whose answers depend on the picture: weights are scaled until attention is not uniform.
+
+    `config` is that of another member of the family than its tiny one.
+    """
     torch.manual_seed(seed)
-    model = AutoModelForImageTextToText.from_config(families.get(family).tiny_config()).eval()
+    config = families.get(family).tiny_config() if config is None else config
+    model = AutoModelForImageTextToText.from_config(config).eval()
     with torch.no_grad():
         for parameter in decoder_of(model).parameters():
             if parameter.ndim >= 2 and parameter.std() < 0.05:
@@ -99,10 +103,10 @@ class Row:
 class Maker:
     """Makes prompts and inputs of one family from a seed."""
 
-    def __init__(self, family: str, seed: int = 1) -> None:
+    def __init__(self, family: str, seed: int = 1, config: Any = None) -> None:
         self.family, self.random, self.made = family, torch.Generator().manual_seed(seed), 0
         self._family = families.get(family)
-        self._config = self._family.tiny_config()
+        self._config = self._family.tiny_config() if config is None else config
 
     def text(self, length: int) -> Tensor:
         return torch.randint(3, 80, (length,), generator=self.random)

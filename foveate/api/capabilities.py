@@ -37,7 +37,10 @@ class MethodCapability:
 
 @dataclass(frozen=True)
 class FamilyCapability:
-    """One row of `foveate models`. `sites` and `backends` were tried; `refused` gives the reasons in words."""
+    """One row of `foveate models`. `sites` and `backends` were tried; `refused` gives the reasons in words.
+
+    A row without sites is a model type that no family file can serve; `not_served` says why.
+    """
 
     title: str
     name: str
@@ -47,6 +50,7 @@ class FamilyCapability:
     video: bool
     refused: dict[str, str]
     notes: str
+    not_served: str = ""
 
 
 def method_capabilities() -> list[MethodCapability]:
@@ -149,6 +153,14 @@ def family_capabilities() -> Iterator[FamilyCapability]:
             refused=refused,
             notes=family.notes,
         )
+
+
+def refused_models() -> list[FamilyCapability]:
+    """The model types that no family file can serve, and the reasons in words."""
+    return [
+        FamilyCapability(model_type, model_type, (model_type,), (), (), False, {}, "", reason)
+        for model_type, reason in families.refused().items()
+    ]
 
 
 def _probe_stage(kind: SiteKind) -> Stage | None:

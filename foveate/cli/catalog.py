@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from foveate import recipes
-from foveate.api.capabilities import FamilyCapability, family_capabilities, method_capabilities
+from foveate.api.capabilities import FamilyCapability, family_capabilities, method_capabilities, refused_models
 from foveate.cli import tables
 
 
@@ -43,7 +43,7 @@ def models(
     with console.status("building tiny random models and trying them"):
         rows = list(family_capabilities())
     if as_json:
-        console.print_json(json.dumps([asdict(row) for row in rows]))
+        console.print_json(json.dumps([asdict(row) for row in [*rows, *refused_models()]]))
         return
     if markdown:
         typer.echo(markdown_table(rows))
@@ -65,6 +65,20 @@ def models(
             refused,
         )
     console.print(table)
+    console.print(_not_served())
+
+
+def _not_served() -> Table:
+    """The model types that no family file can serve, by reason."""
+    by_reason: dict[str, list[str]] = {}
+    for row in refused_models():
+        by_reason.setdefault(row.not_served, []).append(row.name)
+    table = Table(show_lines=True)
+    for heading in ("not served", "why"):
+        table.add_column(heading, overflow="fold")
+    for reason, names in by_reason.items():
+        table.add_row(", ".join(names), reason)
+    return table
 
 
 def markdown_table(rows: Iterable[FamilyCapability]) -> str:

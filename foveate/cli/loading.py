@@ -85,8 +85,9 @@ def prompt_inputs(model: Any, processor: Any, pictures: Sequence[Image.Image], q
     except ValueError as error:
         raise InputError(f"the model's processor refuses this prompt: {_first_line(error)}") from None
     inputs: dict[str, Any] = dict(made.to(model.device))
-    if "pixel_values" in inputs and inputs["pixel_values"].is_floating_point():
-        inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
+    for name, value in inputs.items():
+        if name.startswith("pixel_values") and value.is_floating_point():
+            inputs[name] = value.to(model.dtype)
     return inputs
 
 

@@ -136,11 +136,15 @@ class RowsPer(str, Enum):
 
 @dataclass(frozen=True)
 class LinearShape:
-    """One matrix product on the way from the encoder to the decoder."""
+    """One matrix product on the way from the encoder to the decoder.
+
+    `kind` names the kind of medium that passes it, where images and videos take different ways; None for all.
+    """
 
     inputs: int
     outputs: int
     rows_per: RowsPer = RowsPer.GRID
+    kind: str | None = None
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,8 @@ def patch_count(encoder: EncoderShape, medium: MediumShape) -> int:
 
 def projector_flops(shape: ModelShape, medium: MediumShape) -> int:
     """FLOPs of the matrix products between encoder and decoder (projector, merger) for one medium."""
-    return sum(matmul_flops(_rows(shape.encoder, linear, medium), linear.inputs, linear.outputs) for linear in shape.projector)
+    passed = [linear for linear in shape.projector if linear.kind in (None, medium.kind)]
+    return sum(matmul_flops(_rows(shape.encoder, linear, medium), linear.inputs, linear.outputs) for linear in passed)
 
 
 def _rows(encoder: EncoderShape, linear: LinearShape, medium: MediumShape) -> int:

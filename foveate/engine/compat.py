@@ -102,6 +102,15 @@ def flat_rotary(module: Any, embeddings: Any) -> Any:
     )
 
 
+def rotation(module: Any) -> Callable[..., Any] | None:
+    """The function (q, k, cos, sin) with which a modeling file rotates queries and keys; None if it has another form."""
+    function = getattr(sys.modules[type(module).__module__], "apply_rotary_pos_emb", None)
+    if function is None or list(inspect.signature(function).parameters)[:4] != ["q", "k", "cos", "sin"]:
+        return None
+    found: Callable[..., Any] = function
+    return found
+
+
 def columns_to_crop(argument: int, length: int) -> int:
     """How many columns `crop(argument)` removes from a layer of `length` columns.
 

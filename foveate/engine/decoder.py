@@ -51,15 +51,6 @@ def uncompiled(hook: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def project_rotary(running: Pass, alive: Alive, kwargs: dict[str, Any]) -> None:
-    """Bring a layer's position embeddings to the survivors; layers share them."""
-    for name, embeddings in kwargs.items():
-        if name.startswith("position_embeddings"):
-            source = embeddings[0] if isinstance(embeddings, tuple) else embeddings
-            make = partial(project_positions, embeddings, alive)
-            kwargs[name] = running.once(("positions", id(alive)), source, make)
-
-
 class DecoderHooks:
     """What runs in front of and behind the decoder layers.
 

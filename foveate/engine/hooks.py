@@ -71,7 +71,9 @@ class Hooks:
         for layer, stage in self.stages.items():
             for observation in stage.method.needs():
                 assert isinstance(observation, AttentionRows)
-                watch = self.watches.setdefault(probe_layers[layer], Watch(owner, probe_layers[layer], self.masks))
+                probed = probe_layers[layer]
+                rotates = family.rotates(self.config, probed)
+                watch = self.watches.setdefault(probed, Watch(owner, probed, self.masks, rotates))
                 watch.wanted.append((layer, observation))
         self.decoder_hooks = DecoderHooks(owner, self.decoder, self.stages, texts, shortcut, self.masks)
         self.side = SideInputs(owner, family, self.config, self.decoder, min(self.stages, default=0), not self.masks)

@@ -106,7 +106,7 @@ def build_layout(
             pass
     kinds = list(family.placeholder_ids(config))
     columns = {kind: int((codes == number).sum()) for number, kind in enumerate(kinds, start=1)}
-    has_pixels = any(inputs.get(name) is not None for name in ("pixel_values", "pixel_values_videos"))
+    has_pixels = any(name.startswith("pixel_values") and value is not None for name, value in inputs.items())
     if not any(columns.values()) and not has_pixels:
         return None
     if not has_pixels and inputs.get("inputs_embeds") is None and not any(inputs.get(name) for name in _ENCODED):

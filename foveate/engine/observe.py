@@ -165,17 +165,22 @@ def _hide(score: Tensor, mask: Any, slots: Tensor, queries: int, order: Tensor) 
     return score.masked_fill(~causal[:, None], -torch.inf)
 
 
-def without_rope(states: Tensor, embeddings: Any) -> Tensor:
+def without_rope(states: Tensor, embeddings: Any, rotate: Callable[..., tuple[Tensor, Tensor]] | None = None) -> Tensor:
     """Turn rotated states [B, H, S, D] back: a rotation's inverse is the rotation by the opposite angle.
 
     `embeddings` is (cos, sin), each [1 or B, S, R] with R <= D, of the S positions; or complex numbers [1 or B, S, D / 2] for
-    pairs of neighbours; or empty where nothing was rotated.
+    pairs of neighbours; or empty where nothing was rotated. `rotate` is the modeling file's own rotation of queries and keys
+    by cos and sin, where it has the usual form: architectures differ in which channels they turn together.
     """
     if isinstance(embeddings, Tensor):
         pairs = torch.view_as_complex(states.float().reshape(*states.shape[:-1], -1, 2))
         return torch.view_as_real(pairs / embeddings[:, None]).flatten(-2).to(states.dtype)
     if not embeddings:
         return states
+    if rotate is not None:
+        cos, sin = (part.to(states.dtype) for part in embeddings)
+        square = cos.square() + sin.square()
+        return rotate(states, states[:, :1], cos / square, -sin / square)[0]
     cos, sin = (part[:, None].to(states.dtype) for part in embeddings)
     rotary = cos.shape[-1]
     turned, rest = states[..., :rotary], states[..., rotary:]

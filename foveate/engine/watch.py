@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,14 +23,15 @@ class Watch:
         owner: the attachment.
         layer: the decoder layer that the module belongs to.
         whole_conversation: measure all key columns, as masked plans need, instead of those of the pass.
+        rotates: whether the layer rotates queries and keys.
 
     Attributes:
         wanted: (stage's layer, what its method asked for).
     """
 
-    def __init__(self, owner: object, layer: int, whole_conversation: bool) -> None:
+    def __init__(self, owner: object, layer: int, whole_conversation: bool, rotates: bool = True) -> None:
         self.layer = layer
-        self.owner, self.whole_conversation = owner, whole_conversation
+        self.owner, self.whole_conversation, self.rotates = owner, whole_conversation, rotates
         self.wanted: list[tuple[int, AttentionRows]] = []
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -42,7 +45,7 @@ class Watch:
         running = forward.current(self.owner)
         if running is None or not running.spans:
             return
-        embeddings = compat.flat_rotary(module, kwargs.get("position_embeddings"))
+        turn_back = self._turning_back(module, kwargs.get("position_embeddings"))
         cache = kwargs.get("past_key_values")
         stored = cache.layers[self.layer] if cache is not None and self.layer < len(cache.layers) else None
 
@@ -50,7 +53,7 @@ class Watch:
             # A ranking has no gradient; saved tensors would also differ from those of a checkpointed layer run again.
             with torch.no_grad():
                 for layer, wanted in self.wanted:
-                    rows = self._rows(running, wanted, query, key, mask, embeddings, scaling, softcap, stored)
+                    rows = self._rows(running, wanted, query, key, mask, turn_back, scaling, softcap, stored)
                     running.observed[(layer, wanted)] = rows
 
         observe.arm(module, measure)
@@ -60,6 +63,14 @@ class Watch:
         if not in_compiled_step(args[0] if args else kwargs["hidden_states"], kwargs.get("past_key_values")):
             _disarm(module)
 
+    def _turning_back(self, module: nn.Module, embeddings: Any) -> Callable[[Tensor], Tensor]:
+        """What undoes the rotation of this call's queries and keys."""
+        if not self.rotates:
+            return lambda states: states
+        flat = compat.flat_rotary(module, embeddings)
+        rotate = compat.rotation(module) if flat is embeddings else None
+        return partial(observe.without_rope, embeddings=flat, rotate=rotate)
+
     def _rows(
         self,
         running: Pass,
@@ -67,7 +78,7 @@ class Watch:
         query: Tensor,
         key: Tensor,
         mask: Any,
-        embeddings: Any,
+        turn_back: Callable[[Tensor], Tensor],
         scaling: float | None,
         softcap: float | None,
         stored: Any,
@@ -82,8 +93,7 @@ class Watch:
         if not wanted.rope:
             # Past keys carry rotations of positions that are gone by now, so the softmax runs over this pass.
             order = (torch.arange(key.shape[2], device=key.device) if order is None else order)[-arriving:]
-            query = observe.without_rope(query, embeddings)
-            key = observe.without_rope(key.index_select(2, order), embeddings)
+            query, key = turn_back(query), turn_back(key.index_select(2, order))
         elif order is not None:
             key = key.index_select(2, order)
         rows = observe.attention_rows(query, key, mask, raters, valid, scaling, softcap, order)

@@ -9,6 +9,7 @@ overrides one thing.
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from foveate.core import registry
@@ -29,11 +30,18 @@ def get(name: str) -> Family:
     return family
 
 
+def refused() -> Mapping[str, str]:
+    """Model types that no family file can serve, each with the reason in words."""
+    from foveate.families._refused import REFUSED
+
+    return REFUSED
+
+
 def family_for(config: Any) -> Family:
     """Return the family of a Hugging Face config.
 
     Raises:
-        UnsupportedModel: if no family file names the config's model_type; says what such a file needs.
+        UnsupportedModel: if no family file names the config's model_type; says why none can, or what such a file needs.
     """
     model_type = getattr(config, "model_type", type(config).__name__)
     supported: list[str] = []
@@ -43,6 +51,9 @@ def family_for(config: Any) -> Family:
         if family.covers(config):
             family.check(config)
             return family
+    reason = refused().get(model_type)
+    if reason is not None:
+        raise UnsupportedModel(f"model type '{model_type}' cannot be served: {reason}")
     raise UnsupportedModel(
         f"no family file describes model type '{model_type}'.{did_you_mean(model_type, supported)} "
         "A family file names the decoder, its layers, the vision encoder, the placeholder ids and the grid of each image "
@@ -50,4 +61,4 @@ def family_for(config: Any) -> Family:
     )
 
 
-__all__ = ["Family", "TinyMedium", "family_for", "get", "names"]
+__all__ = ["Family", "TinyMedium", "family_for", "get", "names", "refused"]

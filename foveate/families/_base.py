@@ -167,6 +167,10 @@ class Family(ABC):
             types = [kind] * text.num_hidden_layers
         return tuple(text.sliding_window if kind == "sliding_attention" else None for kind in types)
 
+    def rotates(self, config: Any, layer: int) -> bool:
+        """Whether a decoder layer rotates its queries and keys by their positions."""
+        return True
+
     def decoder_shape(self, config: Any) -> DecoderShape:
         """The decoder in numbers, from the attribute names that current text configs share."""
         text = config.get_text_config()

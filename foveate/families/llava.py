@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from foveate.core.shape import LinearShape, MediumShape, ModelShape
-from foveate.errors import UnsupportedModel
+from foveate.core.shape import LinearShape, MediumShape, ModelShape, RowsPer
+from foveate.errors import InputError, UnsupportedModel
 from foveate.families._base import TINY_TEXT, TINY_VISION, FixedGridFamily
 
 
@@ -17,7 +18,7 @@ class Llava(FixedGridFamily):
     notes = "one grid per image, CLIP or SigLIP encoder"
 
     def covers(self, config: Any) -> bool:
-        return super().covers(config) and config.vision_config.model_type != "pixtral"
+        return super().covers(config) and (config.model_type, config.vision_config.model_type) != ("llava", "pixtral")
 
     def check(self, config: Any) -> None:
         encoder = config.vision_config.model_type
@@ -34,27 +35,29 @@ class Llava(FixedGridFamily):
     def image(self, config: Any) -> MediumShape:
         vision = config.vision_config
         side = vision.image_size // vision.patch_size
-        prefix = _prefix_tokens(vision)
-        shows_prefix = prefix and config.vision_feature_select_strategy == "full"
+        prefix = prefix_tokens(vision)
         return MediumShape(
             kind="image",
             grid=(1, side, side),
-            separators=(0,) if shows_prefix else (),
+            separators=(0,) if _shows_prefix(config) else (),
             encoder_tokens=side * side + prefix,
             encoder_sequences=(side * side + prefix,),
         )
 
     def model_shape(self, config: Any) -> ModelShape:
-        vision, text = config.vision_config, config.get_text_config()
-        layer = config.vision_feature_layer
-        # Layers behind the feature layer still run: Hugging Face computes all of them and picks a hidden state.
-        features = vision.hidden_size * (1 if isinstance(layer, int) else len(layer))
         return ModelShape(
             family="llava",
             decoder=self.decoder_shape(config),
-            encoder=self.encoder_shape(config, _prefix_tokens(vision)),
-            projector=(LinearShape(features, text.hidden_size), LinearShape(text.hidden_size, text.hidden_size)),
+            encoder=self.encoder_shape(config, prefix_tokens(config.vision_config)),
+            projector=self.projector(config, RowsPer.ENCODED if _shows_prefix(config) else RowsPer.GRID),
         )
+
+    def projector(self, config: Any, rows_per: RowsPer, kind: str | None = None) -> tuple[LinearShape, ...]:
+        """The two layers between encoder and decoder."""
+        hidden, layer = config.get_text_config().hidden_size, config.vision_feature_layer
+        # Layers behind the feature layer still run: Hugging Face computes all of them and picks a hidden state.
+        features = config.vision_config.hidden_size * (1 if isinstance(layer, int) else len(layer))
+        return LinearShape(features, hidden, rows_per, kind), LinearShape(hidden, hidden, rows_per, kind)
 
     def tiny_config(self) -> Any:
         from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
@@ -66,6 +69,22 @@ class Llava(FixedGridFamily):
         )
 
 
-def _prefix_tokens(vision: Any) -> int:
+def prefix_tokens(vision: Any) -> int:
     """CLIP has a class token, SigLIP has none."""
     return 1 if vision.model_type == "clip_vision_model" else 0
+
+
+def frames_of_videos(inputs: Mapping[str, Any], columns: int) -> list[int]:
+    """The number of frames of each video of a call, whose pixel values are [videos, frames, 3, height, width]."""
+    videos = inputs.get("pixel_values_videos")
+    if videos is None and columns:
+        raise InputError(
+            "the prompt has video placeholders but pixel_values_videos is missing, which says how many frames there are: "
+            "pass everything the processor returned"
+        )
+    return [] if videos is None else [len(frames) for frames in videos]
+
+
+def _shows_prefix(config: Any) -> bool:
+    """Whether the decoder sees the encoder's class token."""
+    return bool(prefix_tokens(config.vision_config)) and config.vision_feature_select_strategy == "full"

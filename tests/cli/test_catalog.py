@@ -23,7 +23,7 @@ def test_methods_lists_every_method_with_probed_facts(command):
 def test_models_lists_every_family_with_what_ran(command):
     code, out, _ = command("models", "--json")
     assert code == 0
-    rows = {row["name"]: row for row in json.loads(out)}
+    rows = {row["name"]: row for row in json.loads(out) if not row["not_served"]}
     assert set(rows) == set(families.names())
     for row in rows.values():
         assert row["sites"] == ["pre_llm", "llm"]
@@ -31,6 +31,16 @@ def test_models_lists_every_family_with_what_ran(command):
         assert all(row["refused"].values())
     assert rows["qwen2_5_vl"]["video"]
     assert not rows["llava"]["video"]
+
+
+def test_models_lists_what_is_not_served_with_the_reason(command):
+    _, out, _ = command("models", "--json")
+    rows = {row["name"]: row for row in json.loads(out) if row["not_served"]}
+    assert {name: row["not_served"] for name, row in rows.items()} == families.refused()
+    assert not any(row["sites"] or row["backends"] or row["video"] for row in rows.values())
+    _, out, _ = command("models")
+    words = " ".join(out.split())
+    assert "not served" in words and "mllama" in words and "recurrent layers" in words
 
 
 def test_tables_are_readable(command):

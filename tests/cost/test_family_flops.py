@@ -19,15 +19,17 @@ LAST_ONLY = "_maybe_slice_kv_shared_inputs"
 
 
 class Counted:
-    """A tiny model with one picture, its inputs and its shapes; counts what a call executes under eager attention."""
+    """A tiny model with one picture or video, its inputs and shapes; counts what a call executes under eager attention."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, kind: str = "image") -> None:
         family = families.get(name)
         torch.manual_seed(0)
         config = family.tiny_config()
         kernels = {"attn_implementation": "eager", "experts_implementation": "eager"}  # grouped products are not counted
         self.model = AutoModelForImageTextToText.from_config(config, **kernels).eval()
-        self.inputs, self.shape = family.tiny_inputs(config), family.model_shape(config)
+        maker = tiny.Maker(name)
+        self.inputs = maker.inputs([tiny.Row([maker.text(5), maker.picture(0, kind), maker.text(5)])], mask=False)
+        self.shape = family.model_shape(config)
         ids = self.inputs["input_ids"]
         columns = {kind: int((ids == token).sum()) for kind, token in family.placeholder_ids(config).items()}
         self.media = [shape for shapes in family.media(config, self.inputs, columns).values() for shape in shapes]
@@ -61,3 +63,11 @@ def test_prefill_and_decoding_cost_what_eager_attention_executes(name):
         total += flops
     assert counted.estimate(STEPS + 1).decode_flops.plain == pytest.approx(total, rel=TOLERANCE)
     assert counted.estimate(STEPS + 1).kv_bytes.plain == stored_bytes(cache)
+
+
+@pytest.mark.parametrize("name", [name for name in families.names() if "video" in families.get(name).placeholders])
+def test_the_prefill_of_a_video_costs_what_eager_attention_executes(name):
+    counted = Counted(name, "video")
+    measured, cache = counted.call(**counted.inputs)
+    assert counted.estimate().prefill_flops.plain == measured
+    assert counted.estimate().kv_bytes.plain == stored_bytes(cache)

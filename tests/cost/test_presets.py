@@ -8,6 +8,13 @@ from foveate.errors import UnknownName
 DECODERS = {  # layers, hidden, intermediate, heads, kv heads, vocabulary
     "llava-1.5-7b": (32, 4096, 11008, 32, 32, 32064),
     "llava-1.5-13b": (40, 5120, 13824, 40, 40, 32064),
+    "llava-1.6-mistral-7b": (32, 4096, 14336, 32, 8, 32064),
+    "llava-onevision-7b": (28, 3584, 18944, 28, 4, 152128),
+    "video-llava-7b": (32, 4096, 11008, 32, 32, 32064),
+    "internvl3-8b": (28, 3584, 18944, 28, 4, 151674),
+    "aya-vision-8b": (32, 4096, 14336, 32, 8, 256000),
+    "paligemma-3b-224": (18, 2048, 16384, 8, 1, 257216),
+    "paligemma2-3b-448": (26, 2304, 9216, 8, 4, 257216),
     "qwen2-vl-7b": (28, 3584, 18944, 28, 4, 152064),
     "qwen2.5-vl-7b": (28, 3584, 18944, 28, 4, 152064),
     "qwen2.5-vl-3b": (36, 2048, 11008, 16, 2, 151936),
@@ -30,6 +37,13 @@ DECODERS = {  # layers, hidden, intermediate, heads, kv heads, vocabulary
 ENCODERS = {  # layers, hidden, intermediate, heads
     "llava-1.5-7b": (24, 1024, 4096, 16),
     "llava-1.5-13b": (24, 1024, 4096, 16),
+    "llava-1.6-mistral-7b": (24, 1024, 4096, 16),
+    "llava-onevision-7b": (26, 1152, 4304, 16),
+    "video-llava-7b": (24, 1024, 4096, 16),
+    "internvl3-8b": (24, 1024, 4096, 16),
+    "aya-vision-8b": (27, 1152, 4304, 16),
+    "paligemma-3b-224": (27, 1152, 4304, 16),
+    "paligemma2-3b-448": (27, 1152, 4304, 16),
     "qwen2-vl-7b": (32, 3584, None, 16),  # it calls the width of its output hidden_size
     "qwen2.5-vl-7b": (32, 1280, 3420, 16),
     "qwen2.5-vl-3b": (32, 1280, 3420, 16),
@@ -108,5 +122,5 @@ def test_each_call_gives_a_fresh_dict():
 
 
 def test_an_unknown_preset_is_answered_with_the_nearest():
-    with pytest.raises(UnknownName, match=r"Did you mean 'llava-1.5-7b'\? Known: gemma-3-12b"):
+    with pytest.raises(UnknownName, match=r"Did you mean 'llava-1.5-7b'\? Known: .*gemma-3-12b"):
         load_preset("llava-1.5-7B")

@@ -68,6 +68,48 @@ def test_a_model_without_a_family_is_told_what_a_family_file_names():
     assert "\n" not in message
 
 
+@pytest.mark.parametrize("model_type", families.refused())
+def test_a_model_that_cannot_be_served_is_refused_with_the_reason(model_type):
+    class Config:
+        pass
+
+    config = Config()
+    config.model_type = model_type
+    with pytest.raises(UnsupportedModel) as caught:
+        family_for(config)
+    reason = families.refused()[model_type]
+    assert str(caught.value) == f"model type '{model_type}' cannot be served: {reason}"
+    assert "\n" not in reason and len(reason.split()) > 5
+    assert not any(model_type in families.get(name).model_types for name in families.names())
+
+
+def test_hybrid_decoders_are_told_by_their_layers():
+    from transformers import CONFIG_MAPPING
+
+    for model_type, changes, kind in (
+        ("qwen3_5", {}, "linear_attention"),
+        ("lfm2_vl", {"text_config": {"model_type": "lfm2", "full_attn_idxs": [2, 5]}}, "conv"),
+    ):
+        if model_type not in CONFIG_MAPPING:
+            pytest.skip("this transformers does not have the model")
+        config = CONFIG_MAPPING[model_type](**changes)
+        assert kind in config.get_text_config().layer_types
+        with pytest.raises(UnsupportedModel, match="a dropped token changes"):
+            family_for(config)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "queries"),
+    [("blip-2", 32), ("instructblip", 32), ("instructblipvideo", 32), ("kosmos-2", 64), ("kosmos-2.5", 2048)],
+)
+def test_the_queries_are_as_many_as_the_config_says(model_type, queries):
+    from transformers import CONFIG_MAPPING
+
+    config = CONFIG_MAPPING[model_type]()
+    found = getattr(config, "num_query_tokens", None) or config.latent_query_num
+    assert found == queries and str(queries) in families.refused()[model_type]
+
+
 def test_what_is_no_config_is_refused_by_its_type():
     with pytest.raises(UnsupportedModel, match="model type 'dict'"):
         family_for({})

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from foveate.core.shape import DecoderShape, EncoderShape, LayerShape, LinearShape, ModelShape
+from foveate.core.shape import DecoderShape, EncoderShape, LayerShape, LinearShape, ModelShape, RowsPer
 from foveate.cost.presets import load_preset, preset_names
 from foveate.families import family_for
 
@@ -23,6 +23,53 @@ SHAPES = {
         DecoderShape(40, 5120, 13824, 40, 40, 128, vocabulary=32064, layer_windows=(None,) * 40),
         CLIP_L,
         (LinearShape(1024, 5120), LinearShape(5120, 5120)),
+    ),
+    "llava-1.6-mistral-7b": ModelShape(
+        "llava_next",
+        DecoderShape(32, 4096, 14336, 32, 8, 128, vocabulary=32064, layer_windows=(None,) * 32),
+        CLIP_L,
+        (LinearShape(1024, 4096, RowsPer.PATCH), LinearShape(4096, 4096, RowsPer.PATCH)),
+    ),
+    "llava-onevision-7b": ModelShape(
+        "llava_onevision",
+        DecoderShape(28, 3584, 18944, 28, 4, 128, vocabulary=152128, layer_windows=(None,) * 28),
+        EncoderShape(26, 1152, 4304, 16, patch_inputs=588),
+        (LinearShape(1152, 3584, RowsPer.PATCH), LinearShape(3584, 3584, RowsPer.PATCH)),
+    ),
+    "video-llava-7b": ModelShape(
+        "video_llava",
+        DecoderShape(32, 4096, 11008, 32, 32, 128, vocabulary=32064, layer_windows=(None,) * 32),
+        CLIP_L,
+        (
+            LinearShape(1024, 4096, kind="image"),
+            LinearShape(4096, 4096, kind="image"),
+            LinearShape(1024, 4096, RowsPer.ENCODED, "video"),
+            LinearShape(4096, 4096, RowsPer.ENCODED, "video"),
+        ),
+    ),
+    "internvl3-8b": ModelShape(
+        "internvl",
+        DecoderShape(28, 3584, 18944, 28, 4, 128, vocabulary=151674, layer_windows=(None,) * 28),
+        CLIP_L,
+        (LinearShape(4096, 3584), LinearShape(3584, 3584)),
+    ),
+    "aya-vision-8b": ModelShape(
+        "aya_vision",
+        DecoderShape(32, 4096, 14336, 32, 8, 128, vocabulary=256000, layer_windows=((4096,) * 3 + (None,)) * 8),
+        EncoderShape(27, 1152, 4304, 16, patch_inputs=588),
+        (LinearShape(4608, 28672), LinearShape(14336, 4096)),
+    ),
+    "paligemma-3b-224": ModelShape(
+        "paligemma",
+        DecoderShape(18, 2048, 16384, 8, 1, 256, vocabulary=257216, layer_windows=(None,) * 18),
+        EncoderShape(27, 1152, 4304, 16, patch_inputs=588),
+        (LinearShape(1152, 2048),),
+    ),
+    "paligemma2-3b-448": ModelShape(
+        "paligemma",
+        DecoderShape(26, 2304, 9216, 8, 4, 256, vocabulary=257216, layer_windows=(4096, None) * 13),
+        EncoderShape(27, 1152, 4304, 16, patch_inputs=588),
+        (LinearShape(1152, 2304),),
     ),
     "qwen2-vl-7b": ModelShape(
         "qwen2_vl",
