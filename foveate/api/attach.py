@@ -26,7 +26,7 @@ class Report:
         media: (sample, kind, visual tokens in, visual tokens kept) of each image or video; beams are counted once.
         estimate: theory for the conversation's first sample with media; None for a turn behind a cache, whose cost depends on
             the turns before it.
-        prefill_kv_bytes: bytes in the cache of the whole batch after prefill, read off the cache; None without one.
+        prefill_kv_bytes: bytes in the cache of the whole batch after prefill, read off the cache; None without one or for a quantized one.
         ignored_labels: labels left out of the loss because they would be predicted from a pruned position.
         saves_nothing: the plan only masks, for accuracy studies.
     """
@@ -42,7 +42,11 @@ class Report:
         theory = "not computed behind a cache" if self.estimate is None else self.estimate.summary()
         lines = [f"plan: {self.plan}", f"theory (first row): {theory}"]
         lines += [f"row {row}: {kind}, {before} -> {after} visual tokens" for row, kind, before, after in self.media]
-        measured = "not measured (no cache)" if self.prefill_kv_bytes is None else f"{self.prefill_kv_bytes:,} bytes"
+        measured = (
+            "not measured (no cache, or a quantized one)"
+            if self.prefill_kv_bytes is None
+            else f"{self.prefill_kv_bytes:,} bytes"
+        )
         lines.append(f"KV cache after prefill, whole batch: {measured}")
         if self.saves_nothing:
             lines.append("effect=mask hides tokens but computes and stores all of them: nothing is saved")

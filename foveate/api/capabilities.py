@@ -19,6 +19,7 @@ from foveate.core.view import TokenView
 from foveate.errors import FoveateError
 
 _BACKENDS = ("eager", "sdpa")
+_CACHES = ("dynamic", "static", "quantized")
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class MethodCapability:
 
 @dataclass(frozen=True)
 class FamilyCapability:
-    """One row of `foveate models`. `sites` and `backends` were tried; `refused` gives the reasons in words.
+    """One row of `foveate models`. `sites`, `backends` and `caches` were tried; `refused` gives the reasons in words.
 
     A row without sites is a model type that no family file can serve; `not_served` says why.
     """
@@ -47,6 +48,7 @@ class FamilyCapability:
     model_types: tuple[str, ...]
     sites: tuple[str, ...]
     backends: tuple[str, ...]
+    caches: tuple[str, ...]
     video: bool
     refused: dict[str, str]
     notes: str
@@ -149,6 +151,7 @@ def family_capabilities() -> Iterator[FamilyCapability]:
             model_types=family.model_types,
             sites=tuple(sites),
             backends=tuple(backends),
+            caches=tuple(kind for kind in _CACHES if _decodes(model, inputs, kind)),
             video=_works(partial(family.media_of_video, model.config, (64, 64), 4)),
             refused=refused,
             notes=family.notes,
@@ -158,9 +161,27 @@ def family_capabilities() -> Iterator[FamilyCapability]:
 def refused_models() -> list[FamilyCapability]:
     """The model types that no family file can serve, and the reasons in words."""
     return [
-        FamilyCapability(model_type, model_type, (model_type,), (), (), False, {}, "", reason)
+        FamilyCapability(model_type, model_type, (model_type,), (), (), (), False, {}, "", reason)
         for model_type, reason in families.refused().items()
     ]
+
+
+def _decodes(model: Any, inputs: dict[str, torch.Tensor], kind: str) -> bool:
+    """Whether two tokens can be generated behind a pruned prompt in a kind of cache."""
+    from transformers import QuantizedCache
+
+    stage = _probe_stage(SiteKind.LLM_LAYER)
+    assert stage is not None
+    options: dict[str, Any] = {"cache_implementation": kind}
+    try:
+        if kind == "quantized":
+            options = {"past_key_values": QuantizedCache(backend="fp8", config=model.config)}
+        with attach(model, stage):
+            everything = torch.ones_like(inputs["input_ids"])
+            model.generate(**inputs, **options, attention_mask=everything, max_new_tokens=2, do_sample=False, pad_token_id=0)
+    except (FoveateError, ValueError):  # transformers quantizes full-attention layers only, and says so with a ValueError
+        return False
+    return True
 
 
 def _probe_stage(kind: SiteKind) -> Stage | None:

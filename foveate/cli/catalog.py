@@ -14,6 +14,11 @@ from foveate import recipes
 from foveate.api.capabilities import FamilyCapability, family_capabilities, method_capabilities, refused_models
 from foveate.cli import tables
 
+_CACHE_NOTE = (
+    "static: a pruned layer reserves fewer slots, in steps of 256, and its decode steps compile; under SDPA, eager or flex. "
+    "quantized: what a stage drops is never stored; what is stored cannot be forgotten slot by slot. effect=mask: dynamic only."
+)
+
 
 def methods(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
     """List the methods: what they do, where they act, their options."""
@@ -40,8 +45,11 @@ def models(
 ) -> None:
     """List the model families: what was tried on a tiny random model of each, here and now."""
     console = tables.make_console()
-    with console.status("building tiny random models and trying them"):
-        rows = list(family_capabilities())
+    rows: list[FamilyCapability] = []
+    with console.status("building tiny random models and trying them") as status:
+        for row in family_capabilities():
+            rows.append(row)
+            status.update(f"building tiny random models and trying them: {len(rows)} families, {row.title} done")
     if as_json:
         console.print_json(json.dumps([asdict(row) for row in [*rows, *refused_models()]]))
         return
@@ -49,7 +57,7 @@ def models(
         typer.echo(markdown_table(rows))
         return
     table = Table(show_lines=True)
-    for heading in ("family", "model_type", "sites that work", "backends that ran", "video", "not served"):
+    for heading in ("family", "model_type", "sites that work", "backends that ran", "caches", "video", "not served"):
         table.add_column(heading, overflow="fold")
     for row in rows:
         reasons: dict[str, list[str]] = {}
@@ -61,10 +69,12 @@ def models(
             ", ".join(row.model_types),
             ", ".join(row.sites),
             ", ".join(row.backends),
+            ", ".join(row.caches),
             "yes" if row.video else "no",
             refused,
         )
     console.print(table)
+    console.print(_CACHE_NOTE, style="dim")
     console.print(_not_served())
 
 
@@ -83,13 +93,14 @@ def _not_served() -> Table:
 
 def markdown_table(rows: Iterable[FamilyCapability]) -> str:
     """The family table of the README."""
-    lines = ["| family | `model_type` | sites | backends | video | notes |", "|---|---|---|---|---|---|"]
+    lines = ["| family | `model_type` | sites | backends | caches | video | notes |", "|---|---|---|---|---|---|---|"]
     for row in rows:
         cells = (
             row.title,
             ", ".join(f"`{name}`" for name in row.model_types),
             ", ".join(row.sites),
             ", ".join(row.backends),
+            ", ".join(row.caches),
             "yes" if row.video else "no",
             row.notes,
         )

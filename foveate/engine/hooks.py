@@ -18,7 +18,7 @@ from foveate.engine.conversation import Conversation
 from foveate.engine.decoder import DecoderHooks, in_compiled_step, uncompiled
 from foveate.engine.forward import Pass
 from foveate.engine.side_inputs import SideInputs
-from foveate.engine.slot_cache import check_cache
+from foveate.engine.slot_cache import check_cache, stored_bytes
 from foveate.engine.watch import Watch
 from foveate.errors import UnsupportedCombination
 from foveate.families import Family
@@ -163,12 +163,7 @@ class Hooks:
             running.conversation.seen = running.past + running.queries
         if running is not None and running.layout is not None:
             cache = getattr(output, "past_key_values", None)
-            if cache is not None:
-                running.conversation.prefill_kv_bytes = sum(
-                    layer.keys.nbytes + layer.values.nbytes
-                    for layer in cache.layers
-                    if getattr(layer, "keys", None) is not None
-                )
+            running.conversation.prefill_kv_bytes = None if cache is None else stored_bytes(cache)
 
     def _prepare(self, running: Pass, call: Mapping[str, Any], source: Tensor) -> None:
         """Find the media of a prefill pass."""

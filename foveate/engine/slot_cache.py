@@ -16,7 +16,7 @@ from transformers.cache_utils import (
 
 from foveate.engine import compat
 from foveate.engine.cache import SlotDynamicLayer, SlotLayer, SlotSlidingLayer
-from foveate.engine.quantized_cache import SlotFp8Layer, SlotHQQLayer, SlotQuantoLayer
+from foveate.engine.quantized_cache import QuantizedSlots, SlotFp8Layer, SlotHQQLayer, SlotQuantoLayer
 from foveate.engine.static_cache import SlotStaticLayer, SlotStaticSlidingLayer
 from foveate.errors import UnsupportedCombination
 
@@ -81,3 +81,11 @@ def slot_layer(cache: Cache, index: int) -> SlotLayer:
     new.begin()
     cache.layers[index] = new
     return new
+
+
+def stored_bytes(cache: Cache) -> int | None:
+    """Bytes of the keys and values in a cache, a static one's reservation included; None if the backend quantizes them."""
+    if any(isinstance(layer, QuantizedSlots) or hasattr(layer, "_quantized_keys") for layer in cache.layers):
+        return None
+    stored = [layer for layer in cache.layers if getattr(layer, "keys", None) is not None]
+    return sum(layer.keys.nbytes + layer.values.nbytes for layer in stored)
