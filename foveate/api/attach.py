@@ -26,7 +26,8 @@ class Report:
         media: (sample, kind, visual tokens in, visual tokens kept) of each image or video; beams are counted once.
         estimate: theory for the conversation's first sample with media; None for a turn behind a cache, whose cost depends on
             the turns before it.
-        prefill_kv_bytes: bytes in the cache of the whole batch after prefill, read off the cache; None without one or for a quantized one.
+        prefill_kv_bytes: bytes in the cache of the whole batch after prefill, read off the cache; None without one, or for a
+            quantized one.
         ignored_labels: labels left out of the loss because they would be predicted from a pruned position.
         saves_nothing: the plan only masks, for accuracy studies.
     """

@@ -26,7 +26,8 @@ class Conversation:
         seen: columns behind the last pass, as far as this conversation has counted them; None before its first.
         past: columns that were in the cache before the last prefill pass.
         trace: what the stages kept.
-        prefill_kv_bytes: bytes in the cache after the last prefill pass, read off the cache; None without a cache or for a quantized one.
+        prefill_kv_bytes: bytes in the cache after the last prefill pass, read off the cache; None without a cache, or for a
+            quantized one.
         ignored: for each pass with labels, how many were predicted from pruned positions and left out of the loss.
     """
 

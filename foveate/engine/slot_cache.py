@@ -88,4 +88,4 @@ def stored_bytes(cache: Cache) -> int | None:
     if any(isinstance(layer, QuantizedSlots) or hasattr(layer, "_quantized_keys") for layer in cache.layers):
         return None
     stored = [layer for layer in cache.layers if getattr(layer, "keys", None) is not None]
-    return sum(layer.keys.nbytes + layer.values.nbytes for layer in stored)
+    return sum(int(layer.keys.nbytes + layer.values.nbytes) for layer in stored)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,13 +12,13 @@ from torch import Tensor
 from foveate.core.shape import DecoderShape, EncoderShape, LayerShape, LinearShape, MediumShape, ModelShape
 from foveate.errors import InputError, UnsupportedCombination
 from foveate.families._base import Family, TinyMedium
+from foveate.families._resize import resized
 from foveate.families.qwen2_5_vl import TINY_MROPE_TEXT, TINY_PACKED_VISION
 from foveate.families.qwen2_vl import Qwen2VL
 
 # Least and most pixels of an image (counted twice: it is a video of two equal frames) and of a whole video, in the
 # preprocessor configs of the published checkpoints.
 _IMAGE, _VIDEO = (12_544, 9_633_792), (12_544, 47_040_000)
-_MAX_ASPECT = 200
 _PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
 # Brackets around each image or frame and around a video, and patches (t, h, w) of the media, in prompts of tiny models.
 _START, _END, _VIDEO_START, _VIDEO_END = 92, 93, 94, 95
@@ -70,7 +69,7 @@ class Glm4v(Qwen2VL):
     ) -> MediumShape:
         vision = config.vision_config
         patch, together = vision.patch_size, vision.temporal_patch_size
-        high, wide = _resized(size, frames, together, patch * vision.spatial_merge_size, pixels)
+        high, wide = resized(size, patch * vision.spatial_merge_size, pixels, frames, together, enlarges_thin=True)
         return self._medium(config, kind, (-(-frames // together), high // patch, wide // patch))
 
     def decoder_shape(self, config: Any) -> DecoderShape:
@@ -135,26 +134,3 @@ class Glm4v(Qwen2VL):
         begun, ended = ((ids == bracket).cumsum(1) for bracket in (_VIDEO_START, _VIDEO_END))
         types = (ids == config.image_token_id).int() * (1 + (begun > ended).int())
         return {**Family.tiny_batch(self, config, ids, media), "mm_token_type_ids": types}
-
-
-def _resized(size: tuple[int, int], frames: int, together: int, unit: int, pixels: tuple[int, int]) -> tuple[int, int]:
-    """(height, width) of images or frames: multiples of `unit`, the pixels of all frames are within the bounds."""
-    width, height = size
-    least, most = pixels
-    if min(size) < 1:
-        raise InputError(f"{width} x {height} pixels: both sides are at least 1")
-    if min(size) < unit:
-        scale = max(unit / height, unit / width)
-        width, height = int(width * scale), int(height * scale)
-    if max(width, height) > _MAX_ASPECT * min(width, height):
-        raise InputError(f"{size[0]} x {size[1]} pixels: the longer side is at most {_MAX_ASPECT} times the shorter; crop it")
-    high, wide = round(height / unit) * unit, round(width / unit) * unit
-    volume = round(frames / together) * together * high * wide
-    if volume > most:
-        scale = math.sqrt(frames * height * width / most)
-        high = max(unit, math.floor(height / scale / unit) * unit)
-        wide = max(unit, math.floor(width / scale / unit) * unit)
-    elif volume < least:
-        scale = math.sqrt(least / (frames * height * width))
-        high, wide = math.ceil(height * scale / unit) * unit, math.ceil(width * scale / unit) * unit
-    return high, wide

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -12,8 +11,8 @@ from torch import Tensor
 from foveate.core.shape import EncoderShape, LinearShape, MediumShape, ModelShape
 from foveate.errors import InputError
 from foveate.families._base import TINY_TEXT, Family, TinyMedium
+from foveate.families._resize import resized
 
-_MAX_ASPECT = 200
 # What the tiny configs of this family and its relatives share.
 TINY_MROPE_TEXT: Mapping[str, Any] = {
     **TINY_TEXT,
@@ -57,7 +56,7 @@ class Qwen25VL(Family):
     def media_of_images(self, config: Any, sizes: Sequence[tuple[int, int]]) -> list[MediumShape]:
         patch = config.vision_config.patch_size
         unit = patch * config.vision_config.spatial_merge_size
-        grids = [_resized(width, height, unit, self.pixels) for width, height in sizes]
+        grids = [resized(size, unit, self.pixels) for size in sizes]
         return [self._medium(config, "image", (1, high // patch, wide // patch)) for high, wide in grids]
 
     def media_of_video(self, config: Any, size: tuple[int, int], frames: int) -> MediumShape:
@@ -123,21 +122,3 @@ class Qwen25VL(Family):
     def tiny_batch(self, config: Any, ids: Tensor, media: Sequence[TinyMedium]) -> dict[str, Tensor]:
         types = (ids == config.image_token_id).int() + 2 * (ids == config.video_token_id).int()
         return {**super().tiny_batch(config, ids, media), "mm_token_type_ids": types}
-
-
-def _resized(width: int, height: int, unit: int, pixels: tuple[int, int]) -> tuple[int, int]:
-    """(height, width) after Qwen's resize: sides are multiples of `unit`, the area is within the processor's bounds."""
-    if min(width, height) < 1 or max(width, height) > _MAX_ASPECT * min(width, height):
-        raise InputError(
-            f"image of {width} x {height} pixels: the longer side is at most {_MAX_ASPECT} times the shorter; crop it"
-        )
-    least, most = pixels
-    high, wide = round(height / unit) * unit, round(width / unit) * unit
-    if high * wide > most:
-        scale = math.sqrt(height * width / most)
-        high = max(unit, math.floor(height / scale / unit) * unit)
-        wide = max(unit, math.floor(width / scale / unit) * unit)
-    elif high * wide < least:
-        scale = math.sqrt(least / (height * width))
-        high, wide = math.ceil(height * scale / unit) * unit, math.ceil(width * scale / unit) * unit
-    return high, wide

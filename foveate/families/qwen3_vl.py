@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -11,12 +10,12 @@ import torch
 from foveate.core.shape import EncoderShape, LinearShape, MediumShape, ModelShape
 from foveate.errors import InputError, UnsupportedModel
 from foveate.families._base import StackedFeatures, TinyMedium
+from foveate.families._resize import resized
 from foveate.families.qwen2_5_vl import TINY_IDS, TINY_MROPE_TEXT, TINY_PACKED_VISION
 from foveate.families.qwen2_vl import Qwen2VL
 
 # Least and most pixels of a whole video, in the video preprocessor config of the published checkpoints.
 _LEAST, _MOST = 4_096, 25_165_824
-_MAX_ASPECT = 200
 
 
 class Qwen3VL(Qwen2VL):
@@ -41,7 +40,7 @@ class Qwen3VL(Qwen2VL):
         together, patch = vision.temporal_patch_size, vision.patch_size
         if frames < together:
             raise InputError(f"frames={frames}: {self.title} takes videos of at least {together} frames")
-        high, wide = _resized(size, frames, together, patch * vision.spatial_merge_size)
+        high, wide = resized(size, patch * vision.spatial_merge_size, (_LEAST, _MOST), frames, together, enlarges_thin=True)
         return self._medium(config, "video", (-(-frames // together), high // patch, wide // patch))
 
     def model_shape(self, config: Any) -> ModelShape:
@@ -76,25 +75,3 @@ class Qwen3VL(Qwen2VL):
         frames = medium.ids.view(grid[0], -1)
         parts = [torch.cat([torch.tensor([20 + 3 * t, 21 + t]), start, frame, end]) for t, frame in enumerate(frames)]
         return TinyMedium(kind, torch.cat(parts), medium.inputs)
-
-
-def _resized(size: tuple[int, int], frames: int, together: int, unit: int) -> tuple[int, int]:
-    """(height, width) of a video's frames: multiples of `unit`, the pixels of all frames are within the bounds."""
-    width, height = size
-    if min(size) < 1:
-        raise InputError(f"video of {width} x {height} pixels: both sides are at least 1")
-    if min(size) < unit:
-        scale = max(unit / height, unit / width)
-        width, height = int(width * scale), int(height * scale)
-    if max(width, height) > _MAX_ASPECT * min(width, height):
-        raise InputError(f"video of {size[0]} x {size[1]} pixels: the longer side is at most {_MAX_ASPECT} times the shorter")
-    high, wide = round(height / unit) * unit, round(width / unit) * unit
-    volume = round(frames / together) * together * high * wide
-    if volume > _MOST:
-        scale = math.sqrt(frames * height * width / _MOST)
-        high = max(unit, math.floor(height / scale / unit) * unit)
-        wide = max(unit, math.floor(width / scale / unit) * unit)
-    elif volume < _LEAST:
-        scale = math.sqrt(_LEAST / (frames * height * width))
-        high, wide = math.ceil(height * scale / unit) * unit, math.ceil(width * scale / unit) * unit
-    return high, wide
