@@ -17,6 +17,7 @@ class PaliGemma(FixedGridFamily):
 
     model_types = ("paligemma",)
     title = "PaliGemma"
+    bidirectional = True
     notes = "one grid per image, bidirectional prompt"
 
     def image(self, config: Any) -> MediumShape:
