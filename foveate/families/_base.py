@@ -186,6 +186,20 @@ class Family(ABC):
             layer_windows=self.decoder_windows(config),
         )
 
+    def encoder_shape(self, config: Any, prefix_tokens: int = 0, gated_mlp: bool = False) -> EncoderShape:
+        """A CLIP, SigLIP or similar encoder in numbers, from the attribute names that vision configs share."""
+        vision = config.vision_config
+        sides = vision.patch_size if isinstance(vision.patch_size, (tuple, list)) else [vision.patch_size] * 2
+        return EncoderShape(
+            layers=vision.num_hidden_layers,
+            hidden=vision.hidden_size,
+            intermediate=vision.intermediate_size,
+            heads=vision.num_attention_heads,
+            patch_inputs=getattr(vision, "num_channels", 3) * sides[0] * sides[1],
+            gated_mlp=gated_mlp,
+            prefix_tokens=prefix_tokens,
+        )
+
 
 class FixedGridFamily(Family):
     """A family whose encoder gives every image (or crop) the same grid, so that counts follow from the config alone."""
@@ -193,18 +207,6 @@ class FixedGridFamily(Family):
     @abstractmethod
     def image(self, config: Any) -> MediumShape:
         """The shape of any image."""
-
-    def encoder_shape(self, config: Any, prefix_tokens: int = 0) -> EncoderShape:
-        """A CLIP or SigLIP encoder in numbers."""
-        vision = config.vision_config
-        return EncoderShape(
-            layers=vision.num_hidden_layers,
-            hidden=vision.hidden_size,
-            intermediate=vision.intermediate_size,
-            heads=vision.num_attention_heads,
-            patch_inputs=3 * vision.patch_size**2,
-            prefix_tokens=prefix_tokens,
-        )
 
     def media(self, config: Any, inputs: Mapping[str, Any], columns: Mapping[str, int]) -> dict[str, list[MediumShape]]:
         shape = self.image(config)

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from foveate.core.shape import EncoderShape, LinearShape, MediumShape, ModelShape
+from foveate.core.shape import LinearShape, MediumShape, ModelShape
 from foveate.errors import UnsupportedModel
 from foveate.families._base import TINY_TEXT, TINY_VISION
 from foveate.families._tiles import TiledFamily, groups, nearest_aspect
@@ -54,13 +54,7 @@ class AyaVision(TiledFamily):
         return ModelShape(
             family=self.model_types[0],
             decoder=self.decoder_shape(config),
-            encoder=EncoderShape(
-                layers=vision.num_hidden_layers,
-                hidden=vision.hidden_size,
-                intermediate=vision.intermediate_size,
-                heads=vision.num_attention_heads,
-                patch_inputs=3 * vision.patch_size**2,
-            ),
+            encoder=self.encoder_shape(config),
             projector=(
                 LinearShape(vision.hidden_size * config.downsample_factor**2, widened),
                 LinearShape(widened // 2, text.hidden_size),

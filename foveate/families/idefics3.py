@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveate.core.shape import EncoderShape, LinearShape, MediumShape, ModelShape
+from foveate.core.shape import LinearShape, MediumShape, ModelShape
 from foveate.errors import InputError, UnsupportedCombination
 from foveate.families._base import TINY_TEXT, TINY_VISION, Family, TinyMedium
 
@@ -99,13 +99,7 @@ class Idefics3(Family):
         return ModelShape(
             family=self.model_types[0],
             decoder=self.decoder_shape(config),
-            encoder=EncoderShape(
-                layers=vision.num_hidden_layers,
-                hidden=vision.hidden_size,
-                intermediate=vision.intermediate_size,
-                heads=vision.num_attention_heads,
-                patch_inputs=vision.num_channels * vision.patch_size**2,
-            ),
+            encoder=self.encoder_shape(config),
             projector=(LinearShape(vision.hidden_size * config.scale_factor**2, text.hidden_size),),
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from foveate.core.shape import EncoderShape, LinearShape, MediumShape, ModelShape
+from foveate.core.shape import LinearShape, MediumShape, ModelShape
 from foveate.errors import UnsupportedModel
 from foveate.families._base import TINY_TEXT
 from foveate.families._tiles import TiledFamily, nearest_aspect, refuse_video
@@ -49,14 +49,7 @@ class InternVL(TiledFamily):
         return ModelShape(
             family="internvl",
             decoder=self.decoder_shape(config),
-            encoder=EncoderShape(
-                layers=vision.num_hidden_layers,
-                hidden=vision.hidden_size,
-                intermediate=vision.intermediate_size,
-                heads=vision.num_attention_heads,
-                patch_inputs=vision.num_channels * vision.patch_size[0] * vision.patch_size[1],
-                prefix_tokens=1,
-            ),
+            encoder=self.encoder_shape(config, prefix_tokens=1),
             projector=(LinearShape(shuffled, text.hidden_size), LinearShape(text.hidden_size, text.hidden_size)),
         )
 

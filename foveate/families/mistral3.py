@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveate.core.shape import EncoderShape, LinearShape, MediumShape, ModelShape
+from foveate.core.shape import LinearShape, MediumShape, ModelShape
 from foveate.errors import InputError
 from foveate.families._base import TINY_TEXT, TINY_VISION, Family, TinyMedium
 
@@ -62,14 +62,7 @@ class Mistral3(Family):
         return ModelShape(
             family="mistral3",
             decoder=self.decoder_shape(config),
-            encoder=EncoderShape(
-                layers=vision.num_hidden_layers,
-                hidden=vision.hidden_size,
-                intermediate=vision.intermediate_size,
-                heads=vision.num_attention_heads,
-                patch_inputs=vision.num_channels * vision.patch_size**2,
-                gated_mlp=True,
-            ),
+            encoder=self.encoder_shape(config, gated_mlp=True),
             projector=(
                 LinearShape(merged, vision.hidden_size),
                 LinearShape(vision.hidden_size, text.hidden_size),

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from foveate.core.shape import DecoderShape, EncoderShape, LinearShape, MediumShape, ModelShape
+from foveate.core.shape import DecoderShape, LinearShape, MediumShape, ModelShape
 from foveate.families._base import TINY_TEXT
 from foveate.families._tiles import TiledFamily, groups
 
@@ -55,14 +55,7 @@ class Ovis2(TiledFamily):
         return ModelShape(
             family="ovis2",
             decoder=self.decoder_shape(config),
-            encoder=EncoderShape(
-                layers=vision.num_hidden_layers,
-                hidden=vision.hidden_size,
-                intermediate=vision.intermediate_size,
-                heads=vision.num_attention_heads,
-                patch_inputs=vision.num_channels * vision.patch_size**2,
-                gated_mlp=True,
-            ),
+            encoder=self.encoder_shape(config, gated_mlp=True),
             projector=(
                 LinearShape(vision.hidden_size * vision.hidden_stride**2, words),
                 LinearShape(vision.vocab_size, config.hidden_size),
