@@ -46,7 +46,8 @@ class Budget:
         needed = (self.least + 1) * self._round(cell)
         if needed <= self.left:
             return None
-        return f"cut: {self.least} rounds and warming up take about {needed:.0f} s, {max(0.0, self.left):.0f} s of the budget are left"
+        left = max(0.0, self.left)
+        return f"cut: {self.least} rounds and warming up take about {needed:.0f} s, {left:.0f} s of the budget are left"
 
     def rounds(self, cell: int, round_seconds: float) -> int:
         """How often to measure a warm cell: its share of the time that is left once every later cell has its least.

@@ -1,4 +1,4 @@
-"""Random-weight models and prompts with a given number of visual tokens: scaled-down shapes, and published ones at full size."""
+"""Random-weight models, scaled down and at the size of published ones, and prompts with a given number of visual tokens."""
 
 from __future__ import annotations
 
@@ -63,6 +63,7 @@ def _qwen(text: dict[str, Any], hidden: int, layers: int) -> Any:
 # Scaled-down shapes: the config for pictures of `side` x `side` visual tokens.
 SCALED: dict[str, Callable[[int], Any]] = {
     "llava-100m": lambda side: _llava(side, _text(12, 768, 2048, 12, 12), 256, 6),
+    "llava-100m-bare": lambda side: _llava(side, _text(12, 768, 2048, 12, 12), 32, 2),  # hardly an encoder
     "llava-230m": lambda side: _llava(side, _text(16, 1024, 2816, 16, 16), 320, 6),
     "qwen2.5-vl-120m": lambda side: _qwen(_text(12, 768, 3072, 12, 2), 256, 4),
     "qwen2.5-vl-250m": lambda side: _qwen(_text(16, 1024, 3840, 16, 4), 320, 4),
@@ -167,7 +168,7 @@ def inputs_for(prompt: Prompt, batch: int, device: torch.device, dtype: torch.dt
     family = family_for(config)
     qwen = config.model_type == "qwen2_5_vl"
     placeholder = family.placeholder_ids(config)["image"]
-    runs = []
+    runs: list[int] = []
     for medium in family.media_of_images(config, prompt.pictures):
         run = [placeholder] * medium.tokens
         runs += [config.vision_start_token_id, *run, config.vision_end_token_id] if qwen else run

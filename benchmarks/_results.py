@@ -19,7 +19,7 @@ FOLDER = Path(__file__).parent / "results"
 def machine(device: torch.device) -> dict[str, Any]:
     """What the times depend on besides the code."""
     found: dict[str, Any] = {
-        "cpu": _cpu(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), "mkldnn": torch.backends.mkldnn.is_available(),
+        "cpu": _cpu(), "cores": os.cpu_count(), "threads": torch.get_num_threads(),
         "load_average_before": list(os.getloadavg()) if hasattr(os, "getloadavg") else None,
     }  # fmt: skip
     if device.type == "cuda":

@@ -92,7 +92,7 @@ def add_options(parser: argparse.ArgumentParser, benchmark: type[Benchmark], new
     parser.add_argument("--threads", type=int, help="threads of torch")
     parser.add_argument("--no-memory", action="store_true", help="do not follow the peak of live memory while warming up")
     parser.add_argument(
-        "--smoke", action="store_true", help="tiny models: shows that the script works, the numbers mean nothing"
+        "--smoke", action="store_true", help="tiny models: shows that the script works; its numbers mean nothing"
     )
     parser.add_argument("--out", type=Path, help="raw file; by default one with date and counter in benchmarks/results")
 
@@ -116,8 +116,8 @@ def _fill_in(options: argparse.Namespace, benchmark: Benchmark, parser: argparse
         options.plans = [str(Plan.parse(plan)) for plan in plans]
     except FoveateError as error:
         parser.error(f"--plans: {error}")
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    if options.threads or options.smoke:
+        torch.set_num_threads(options.threads or 1)
 
 
 def run(benchmark: Benchmark, options: argparse.Namespace, parser: argparse.ArgumentParser) -> Path:
@@ -219,7 +219,7 @@ def _measure(
     _say(f"{tag}: building")
     model = models.build(cell.prompt.config, device, dtype, options.attention)
     inputs = models.inputs_for(cell.prompt, cell.batch, device, dtype)
-    rows = {plan: _Row(benchmark.theory, plan) for plan in cell.estimates}
+    rows = {plan: _Row(plan) for plan in cell.estimates}
     start = time.monotonic()
     for plan, row in rows.items():
         cost = cell.estimates[plan]
@@ -242,7 +242,8 @@ def _measure(
         "model": cell.model, "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "weight_bytes": sum(parameter.nbytes for parameter in model.parameters()),
         "asked_tokens": cell.asked_tokens, "visual_tokens": cell.prompt.visual_tokens, "pictures": len(cell.prompt.pictures),
-        "batch": cell.batch, "rounds": rounds, "rounds_cut": max(0, options.most_rounds - rounds), "warm_up_seconds": round(warm, 2),
+        "batch": cell.batch, "rounds": rounds, "rounds_cut": options.most_rounds - rounds,
+        "warm_up_seconds": round(warm, 2),
         "rows": [row.to_json(rows[PLAIN]) for row in rows.values()],
     }  # fmt: skip
     for row in out["rows"][1:]:
@@ -253,8 +254,10 @@ def _measure(
 class _Row:
     """All samples of one plan."""
 
-    def __init__(self, theory: Any, plan: str) -> None:
-        self.plan, self.theory, self.samples = plan, {}, []
+    def __init__(self, plan: str) -> None:
+        self.plan = plan
+        self.theory: dict[str, float] = {}
+        self.samples: list[Sample] = []
         self.peak: int | None = None
         self.facts: dict[str, Any] = {}
 

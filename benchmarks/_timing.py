@@ -39,7 +39,7 @@ class Clock:
         """A moment between two pieces of work."""
         if self.device.type != "cuda":
             return time.perf_counter(), time.process_time()
-        event = torch.cuda.Event(enable_timing=True)
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()
         return event
 
