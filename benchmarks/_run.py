@@ -23,7 +23,9 @@ from benchmarks._statistics import paired_ratio, quartiles
 from benchmarks._timing import Spent, peak_memory, turns
 from foveate.api import estimate
 from foveate.cost.estimate import CostEstimate
+from foveate.engine.attach import check_plan
 from foveate.errors import FoveateError
+from foveate.families import family_for
 from foveate.spec import Plan
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -124,7 +126,10 @@ def run(benchmark: Benchmark, options: argparse.Namespace, parser: argparse.Argu
     """Measure every cell and write the raw file; returns its path."""
     _fill_in(options, benchmark, parser)
     device, dtype = torch.device(options.device), DTYPES[options.dtype]
-    cells, skipped = _cells(benchmark, options)
+    try:
+        cells, skipped = _cells(benchmark, options)
+    except FoveateError as error:
+        parser.error(str(error))
     if not cells:
         parser.error("nothing to measure: " + "; ".join(entry["reason"] for entry in skipped))
     folder = Path(tempfile.gettempdir()) if options.smoke else FOLDER
@@ -166,7 +171,11 @@ def _skip(model: str, tokens: int, batch: int, reason: str) -> dict[str, Any]:
 
 
 def _cells(benchmark: Benchmark, options: argparse.Namespace) -> tuple[list[Cell], list[dict[str, Any]]]:
-    """All cells, small ones first so that a budget cuts the largest; and those that cannot be, with the reason."""
+    """All cells, small ones first so that a budget cuts the largest; and those that cannot be, with the reason.
+
+    Raises:
+        FoveateError: for a plan that does not fit a model.
+    """
     cells, skipped = [], []
     for tokens, batch, name in ((t, b, m) for t in options.tokens for b in options.batch for m in options.models):
         try:
@@ -174,12 +183,14 @@ def _cells(benchmark: Benchmark, options: argparse.Namespace) -> tuple[list[Cell
         except Impossible as reason:
             skipped.append(_skip(name, tokens, batch, str(reason)))
             continue
-        costs = {plan: _estimate(prompt, plan, benchmark, batch, options.dtype) for plan in (PLAIN, *options.plans)}
+        for plan in options.plans:
+            check_plan(Plan.parse(plan), family_for(prompt.config), prompt.config)
+        costs = {plan: theory_of(prompt, plan, benchmark, batch, options.dtype) for plan in (PLAIN, *options.plans)}
         cells.append(Cell(name, tokens, batch, prompt, costs, benchmark.work(list(costs.values()))))
     return sorted(cells, key=lambda cell: cell.work), skipped
 
 
-def _estimate(prompt: Prompt, plan: str, benchmark: Benchmark, batch: int, dtype: str) -> CostEstimate | None:
+def theory_of(prompt: Prompt, plan: str, benchmark: Benchmark, batch: int, dtype: str) -> CostEstimate | None:
     """Theory of a plan; None where a stage is not counted yet."""
     workload = dict(text_tokens=models.TEXT_TOKENS, new_tokens=benchmark.new_tokens, batch=batch, dtype=dtype)
     try:
@@ -220,6 +231,8 @@ def _measure(
     model = models.build(cell.prompt.config, device, dtype, options.attention)
     inputs = models.inputs_for(cell.prompt, cell.batch, device, dtype)
     rows = {plan: _Row(plan) for plan in cell.estimates}
+    if device.type == "cuda":
+        benchmark.sample(model, inputs, PLAIN, device)  # workspaces of the kernels are no plan's memory
     start = time.monotonic()
     for plan, row in rows.items():
         cost = cell.estimates[plan]

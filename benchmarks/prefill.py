@@ -31,8 +31,11 @@ from benchmarks._timing import CHOOSING, Clock, Parts
 from foveate.api import attach
 from foveate.cost.estimate import CostEstimate
 from foveate.cost.flops import attention_flops
+from foveate.engine.attach import check_plan
 from foveate.engine.slot_cache import stored_bytes
+from foveate.errors import FoveateError
 from foveate.families import family_for
+from foveate.spec import Plan
 
 
 class Prefill(Benchmark):
@@ -90,7 +93,8 @@ def profile(options: argparse.Namespace, parser: argparse.ArgumentParser) -> Non
     benchmark = Prefill(1)
     try:
         prompt = models.prompt_for(options.model, options.tokens)
-    except Impossible as error:
+        check_plan(Plan.parse(options.plan), family_for(prompt.config), prompt.config)
+    except (Impossible, FoveateError) as error:
         parser.error(str(error))
     model = models.build(prompt.config, device, dtype, options.attention)
     inputs = models.inputs_for(prompt, options.batch, device, dtype)
@@ -104,7 +108,7 @@ def profile(options: argparse.Namespace, parser: argparse.ArgumentParser) -> Non
             for _ in range(options.repeats):
                 benchmark.sample(model, inputs, plan, device)
         tables.append({event.key: (_self_ms(event, device) / options.repeats, event.count) for event in seen.key_averages()})
-    cost = _run._estimate(prompt, options.plan, benchmark, options.batch, options.dtype)
+    cost = _run.theory_of(prompt, options.plan, benchmark, options.batch, options.dtype)
     theory = None if cost is None else benchmark.theory(model, prompt, options.batch, cost)["ttft"]
     print(profile_table(tables[0], tables[1], theory, options.lines))
 
