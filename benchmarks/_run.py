@@ -78,7 +78,7 @@ class Benchmark(ABC):
         """Theoretical work of a round, in any unit; the first estimate is the plain model's."""
 
 
-def add_options(parser: argparse.ArgumentParser, benchmark: type[Benchmark], new_tokens: int) -> None:
+def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of a run."""
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--dtype", choices=list(DTYPES), help="fp32 on the CPU and bf16 on a GPU if left out")
@@ -87,7 +87,6 @@ def add_options(parser: argparse.ArgumentParser, benchmark: type[Benchmark], new
     parser.add_argument("--tokens", nargs="+", type=int, metavar="N", help="visual tokens of a sample")
     parser.add_argument("--batch", nargs="+", type=int, metavar="B", help="samples in one call; 1 on the CPU, 1 8 on a GPU")
     parser.add_argument("--plans", nargs="+", metavar="PLAN", help="instead of FastV at layer 2")
-    parser.add_argument("--new-tokens", type=int, default=new_tokens, help=argparse.SUPPRESS if new_tokens == 1 else None)
     parser.add_argument("--budget-minutes", type=float, help="bounds the run: fewer rounds, at least --rounds, or fewer cells")
     parser.add_argument("--rounds", type=int, default=5, help="least rounds of a cell")
     parser.add_argument("--most-rounds", type=int, default=15)
@@ -111,8 +110,8 @@ def _fill_in(options: argparse.Namespace, benchmark: Benchmark, parser: argparse
     unknown = [name for name in options.models if name not in models.names()]
     if unknown:
         parser.error(f"--models {unknown[0]}: known are {', '.join(models.names())}")
-    if min(*options.tokens, *options.batch, options.rounds, options.new_tokens) < 1 or options.most_rounds < options.rounds:
-        parser.error("--tokens, --batch, --rounds and --new-tokens are at least 1, and --most-rounds at least --rounds")
+    if min(*options.tokens, *options.batch, options.rounds) < 1 or options.most_rounds < options.rounds:
+        parser.error("--tokens, --batch and --rounds are at least 1, and --most-rounds at least --rounds")
     plans = options.plans or [f"fastv(layer=2, keep={keep})" for keep in benchmark.keeps]
     try:
         options.plans = [str(Plan.parse(plan)) for plan in plans]

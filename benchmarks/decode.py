@@ -120,7 +120,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     measuring = parser.add_subparsers(required=True).add_parser("run", help="measure and write a raw file")
-    _run.add_options(measuring, Decode, 64)
+    _run.add_options(measuring)
+    measuring.add_argument("--new-tokens", type=int, default=64, help="length of each answer; 64 if left out")
     options = parser.parse_args(arguments)
     if options.new_tokens < 4:
         measuring.error("--new-tokens: at least 4, so that there are steps to average")

@@ -2,7 +2,7 @@
 
     python -m benchmarks.prefill run --budget-minutes 9
     python -m benchmarks.prefill run --device cuda --attention flash_attention_2
-    python -m benchmarks.prefill profile --models llava-100m --tokens 1024
+    python -m benchmarks.prefill profile --model llava-100m --tokens 1024
     python -m benchmarks.table benchmarks/results/*-prefill-*.json --out docs/speed.md
 
 Random-weight models generate one token with a KV cache. The plain model and the plans take turns within one run: times of
@@ -153,7 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     modes = parser.add_subparsers(required=True)
     measuring = modes.add_parser("run", help="measure and write a raw file")
-    _run.add_options(measuring, Prefill, 1)
+    _run.add_options(measuring)
     measuring.set_defaults(call=lambda options: _run.run(Prefill(1), options, measuring))
     profiling = modes.add_parser("profile", help="where the time goes, operation by operation")
     profiling.add_argument("--model", choices=models.names(), default="llava-100m", metavar="NAME")
