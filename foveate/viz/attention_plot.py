@@ -147,14 +147,13 @@ def heat_map(study: AttentionStudy, raters: Raters, medium: Medium, part: Part, 
     figure = Figure(
         figsize=(max(_NARROWEST, across * (side + 0.1)), down * (part.aspect * side + 0.34) + 1.4), layout="constrained"
     )
-    figure.get_layout_engine().set(w_pad=0.05, h_pad=0.05)  # type: ignore[union-attr]
     room = int(figure.get_figwidth() * 11)
     figure.suptitle(f"{_short(part.title, room)}\n{_short(subtitle, room)}", fontsize=11)
     axes = figure.subplots(down, across, squeeze=False).flatten()
     bottom, top = scale_of(study, raters, medium.row)
     norm = LogNorm(100 * bottom, 100 * top, clip=True)
     values = 100 * study.received(raters, medium)[:, part.start : part.stop].numpy()
-    drawn = None
+    drawn: Any = None
     for number, axis in enumerate(axes, start=-first):
         axis.set_axis_off()
         if number < 0:

@@ -62,7 +62,9 @@ def is_tiled(shape: MediumShape) -> bool:
     return len(shape.crops) > 0 and len(shape.encoder_sequences) == len(shape.grids) and not shape.separators
 
 
-def tile_pictures(pixels: Tensor, shapes: Sequence[MediumShape], mean: Sequence[float], std: Sequence[float]) -> list[Image.Image]:
+def tile_pictures(
+    pixels: Tensor, shapes: Sequence[MediumShape], mean: Sequence[float], std: Sequence[float]
+) -> list[Image.Image]:
     """The tiles of all images as the encoder got them, normalisation undone.
 
     Args:
