@@ -33,6 +33,8 @@ _OVERLAY = 0.72
 # Brightness of the picture under the heat, from its black to its white: too narrow to be taken for attention.
 _DIM = (0.22, 0.52)
 _DPI = 120
+# Leading digits of labels on a logarithmic axis.
+_STEPS = ((1,), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8))
 # Inches: of a panel's height, and of the figure's width, below which its title would not fit.
 _HIGHEST, _NARROWEST = 6.0, 6.5
 # Values below this share of the largest are shown as that share.
@@ -163,7 +165,9 @@ def heat_map(study: AttentionStudy, raters: Raters, medium: Medium, part: Part, 
             drawn = _draw_heat(axis, part, values[number], norm)
             axis.set_title(layer_name(study, number), fontsize=10, pad=3)
     bar = figure.colorbar(drawn, ax=list(axes), location="bottom", aspect=45, shrink=0.8, pad=0.02)
-    bar.set_label(f"attention of {RATER_NAMES[raters]} to one visual token (% of all it pays, mean of heads)", fontsize=9)
+    hidden = "; no colour: outside the layer's window" if any(window is not None for window in study.windows) else ""
+    label = f"attention of {RATER_NAMES[raters]} to one visual token (% of all it pays, mean of heads{hidden})"
+    bar.set_label(label, fontsize=9)
     bar.ax.set_facecolor(str(sum(_DIM) / 2))
     places, labels = _decimals(100 * bottom, 100 * top)
     bar.set_ticks(places, labels=labels)
@@ -172,11 +176,15 @@ def heat_map(study: AttentionStudy, raters: Raters, medium: Medium, part: Part, 
 
 
 def _decimals(bottom: float, top: float) -> tuple[list[float], list[str]]:
-    """Places and labels at 1, 2 and 5 times powers of ten; at powers alone where more would not fit."""
+    """Places and labels on a logarithmic axis: round numbers, as coarse as still gives four of them."""
     powers = range(math.floor(math.log10(bottom)), math.ceil(math.log10(top)) + 1)
-    steps = (1, 2, 5) if top / bottom < 300 else (1,)
-    places = [step * 10.0**power for power in powers for step in steps if bottom <= step * 10.0**power <= top]
-    return places, [f"{place:.10f}".rstrip("0").rstrip(".") for place in places]
+    for steps in _STEPS:
+        places = [step * 10.0**power for power in powers for step in steps if bottom <= step * 10.0**power <= top]
+        if len(places) >= 4:
+            break
+    else:
+        places = np.linspace(bottom, top, 4).tolist()
+    return places, [np.format_float_positional(place, precision=3, fractional=False, trim="-") for place in places]
 
 
 def _draw_heat(axis: Any, part: Part, values: Any, norm: Any) -> Any:
