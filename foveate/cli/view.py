@@ -62,7 +62,7 @@ def view_attention(
     files["attention.json"] = (json.dumps(numbers) + "\n").encode("utf-8")
     _write(out, files)
     if as_json:
-        console.print_json(json.dumps({**numbers, "files": [str(out / name) for name in files]}))
+        typer.echo(json.dumps({**numbers, "files": [str(out / name) for name in files]}))
         return
     console.print(f"answer: {answer or '(empty)'}", markup=False)
     for kind in Raters:

@@ -245,6 +245,21 @@ def test_an_answer_without_tokens_has_no_raters(model_of):
     assert study.efficiency(Raters.INSTRUCTION)[..., 3].isnan().all()
 
 
+def test_what_the_checkpoint_says_about_generating_is_left_aside(model_of):
+    model, inputs = model_of("gemma3"), prompts("gemma3", 2)
+    plain = foveate.attention(model, inputs, new_tokens=3)
+    said = dict(cache_implementation="static", num_beams=2, do_sample=True, prefill_chunk_size=16)
+    before = {name: getattr(model.generation_config, name) for name in said}
+    try:
+        for name, value in said.items():
+            setattr(model.generation_config, name, value)
+        study = foveate.attention(model, inputs, new_tokens=3)
+    finally:
+        for name, value in before.items():
+            setattr(model.generation_config, name, value)
+    assert all(torch.equal(study.rows[raters], plain.rows[raters]) for raters in Raters)
+
+
 def test_chosen_layers_are_measured_alone(model_of):
     model, inputs = model_of("llava"), prompts("llava", 1)
     every = foveate.attention(model, inputs, new_tokens=2)

@@ -41,6 +41,12 @@ def study_of():
     return get
 
 
+@pytest.fixture(scope="module")
+def model_of():
+    models = tiny.Models()
+    return lambda family: models[family, "sdpa"]
+
+
 def media_of(study):
     picture = Image.effect_mandelbrot((90, 60), (-2, -1.5, 1, 1.5), 40).convert("RGB")
     return [
@@ -142,20 +148,35 @@ def test_tokens_outside_a_window_have_no_colour(study_of):
     assert 0 < bottom < top <= 1
 
 
-def test_every_stage_and_part_is_drawn():
-    for family, plan in (
-        ("internvl", "random(site=pre_llm, keep=0.5) | fastv(layer=3, keep=0.5)"),
-        ("llava", "pool(site=pre_llm)"),
-    ):
-        maker, model = tiny.Maker(family), tiny.tiny_model(family)
-        inputs = maker.inputs([tiny.Row([maker.text(4), maker.picture(2), maker.text(5)])])
-        with foveate.attach(model, plan) as attachment:
-            tiny.generate(model, inputs, tokens=1)
-            (entry,) = attachment.trace.media
-        parts = parts_of(entry.medium.shape, "p", [None])
-        picture = kept_stages(entry, parts)
-        assert picture.width > (1 + len(entry.kept)) * 300
-        assert picture.height > len(parts) * 300
+PLANS = {
+    "random(site=pre_llm, keep=0.5) | fastv(layer=3, keep=0.5)": 2,
+    "fastv(layer=2, keep=0.5, scope=crop)": 1,
+    "fastv(layer=2, keep=0.3, effect=mask)": 1,
+    "uniform(layer=2, keep=0.4)": 1,
+    "pool(site=pre_llm)": 1,
+    "staged(layers=[1, 2], keep=[0.5, 0.5], method=random)": 2,
+    "random(layer=1, keep=100%)": 1,
+}
+
+
+@pytest.mark.parametrize("family", ["internvl", "llava"])
+@pytest.mark.parametrize(("plan", "stages"), PLANS.items())
+def test_every_plan_is_drawn_stage_by_stage_and_part_by_part(model_of, family, plan, stages):
+    maker, model = tiny.Maker(family), model_of(family)
+    inputs = maker.inputs([tiny.Row([maker.text(4), maker.picture(2), maker.text(5)])])
+    with foveate.attach(model, plan) as attachment:
+        tiny.generate(model, inputs, tokens=1)
+        (entry,) = attachment.trace.media
+    assert len(entry.kept) == stages
+    parts = parts_of(entry.medium.shape, "p", [None])
+    drawn = [kept_stages(entry, [part]) for part in parts]
+    assert kept_stages(entry, parts).height >= sum(picture.height for picture in drawn)
+    for picture, part in zip(drawn, parts, strict=True):
+        side = 336 // part.columns
+        panel = np.asarray(picture)[-side * part.rows :, -side * part.columns :, 0]
+        middles = panel[side // 2 :: side, side // 2 :: side].flatten()
+        kept = np.isin(np.arange(part.start, part.stop), entry.kept_index.numpy())
+        assert np.array_equal(middles > 100, kept)
 
 
 def test_a_missing_package_is_one_line_with_the_command(monkeypatch, study_of):
