@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from PIL import Image
+from torch import Tensor
 
 from foveate.core.trace import MediumTrace
 from foveate.viz.overlay import kept_overlay, stack, strip
@@ -20,15 +20,20 @@ def kept_stages(entry: MediumTrace, parts: Sequence[Part]) -> Image.Image:
     return stack([_row(entry, part) for part in parts])
 
 
+def kept_in(part: Part, kept: Tensor) -> list[int]:
+    """Which tokens of a part are among a medium's kept ones [K]: raster indices within the part."""
+    own: list[int] = (kept[(kept >= part.start) & (kept < part.stop)] - part.start).tolist()
+    return own
+
+
 def _row(entry: MediumTrace, part: Part) -> Image.Image:
     count = part.stop - part.start
     side = max(part.columns, min(_SIDE, round(_HIGHEST / part.aspect)))
     seen = part.picture if part.picture is not None else Image.new("RGB", (part.columns * 8, part.rows * 8), (150, 150, 150))
-    everything = list(range(count))
-    size = kept_overlay(seen, (1, part.rows, part.columns), everything, side).size
+    size = kept_overlay(seen, (1, part.rows, part.columns), [], side).size
     panels = [(f"{part.title}: {count} tokens", seen.convert("RGB").resize(size, Image.Resampling.LANCZOS))]
     for (stage, _), kept in zip(entry.stages, entry.kept, strict=True):
-        own = kept[(kept >= part.start) & (kept < part.stop)] - part.start
-        overlay = kept_overlay(seen, (1, part.rows, part.columns), torch.as_tensor(own).tolist(), side)
+        own = kept_in(part, kept)
+        overlay = kept_overlay(seen, (1, part.rows, part.columns), own, side)
         panels.append((f"{stage}: {len(own)}", overlay))
     return strip(panels)

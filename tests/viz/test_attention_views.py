@@ -17,7 +17,7 @@ from foveate.errors import MissingPackage
 from foveate.viz import packages
 from foveate.viz.attention_page import Heading, attention_page
 from foveate.viz.attention_plot import allocation_plot, heat_map, layer_name, scale_of
-from foveate.viz.kept import kept_stages
+from foveate.viz.kept import kept_in, kept_stages
 from foveate.viz.parts import parts_of
 from tests import tiny
 
@@ -177,6 +177,7 @@ def test_every_plan_is_drawn_stage_by_stage_and_part_by_part(model_of, family, p
         middles = panel[side // 2 :: side, side // 2 :: side].flatten()
         kept = np.isin(np.arange(part.start, part.stop), entry.kept_index.numpy())
         assert np.array_equal(middles > 100, kept)
+        assert kept_in(part, entry.kept_index) == np.flatnonzero(kept).tolist()
 
 
 def test_a_missing_package_is_one_line_with_the_command(monkeypatch, study_of):
