@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from PIL import Image
 
+from foveate import families
+from foveate.cli.view import _with_parts
+from foveate.core.layout import Layout
+from foveate.errors import InputError
 from foveate.viz import packages
 from tests.cli.test_run import _is_one_line
+from tests.families.processors import image_processor
 
 
 def attention(command, model_folder, picture, out, *more):
@@ -106,3 +114,56 @@ def test_a_missing_package_gives_one_line_before_any_work(command, picture, tmp_
     code, text, err = command("view", "attention", picture, "what?", "--out", str(tmp_path / "out"))
     _is_one_line(code, text, err, "pip install foveate[view]")
     assert not (tmp_path / "out").exists()
+
+
+def halves(width: int, height: int) -> Image.Image:
+    """Red on the left, blue on the right."""
+    picture = Image.new("RGB", (width, height), (255, 0, 0))
+    picture.paste((0, 0, 255), (width // 2, 0, width, height))
+    return picture
+
+
+def media_of(family, config, inputs, columns):
+    shapes = families.get(family).media(config, inputs, {"image": columns})["image"]
+    ids = torch.ones(1, columns, dtype=torch.bool)
+    return Layout.build(ids, ids, [shapes]).media
+
+
+def test_tiles_are_drawn_over_what_the_encoder_got_of_them():
+    rules = image_processor(
+        "got_ocr2", "got_ocr2", "GotOcr2ImageProcessorPil", size={"height": 24, "width": 24}, crop_to_patches=True
+    )
+    config, pictures = families.get("internvl").tiny_config(), [halves(96, 48), Image.new("RGB", (30, 30), (0, 255, 0))]
+    pixels = rules(images=pictures, return_tensors="pt")
+    tokens, placeholder = (
+        families.get("internvl").tile(config).tokens,
+        families.get("internvl").placeholder_ids(config)["image"],
+    )
+    first, second = (count * tokens for count in pixels["num_patches"].tolist())
+    assert first > 2 * tokens and second == tokens
+    ids = torch.tensor([[placeholder] * first + [5] + [placeholder] * second])
+    inputs = {"input_ids": ids, "pixel_values": pixels["pixel_values"]}
+    media = media_of("internvl", config, inputs, first + second)
+    paths = [Path("a.png"), Path("b.png")]
+    (_, cut), (_, whole) = _with_parts(media, paths, pictures, inputs, SimpleNamespace(image_processor=rules))
+    corners = [tuple(part.picture.getpixel((2, 2))[::2]) for part in cut]
+    assert corners[0] == (255, 0) and (0, 255) in corners
+    assert cut[-1].picture.getpixel((2, 12))[0] > 200 and cut[-1].picture.getpixel((21, 12))[2] > 200  # the thumbnail
+    assert whole[0].picture.getpixel((2, 2)) == (0, 255, 0)
+    assert [part.title for part in (cut[0], *whole)] == [f"a.png, part 1 of {len(cut)}", "b.png"]
+
+
+def test_grids_that_tiles_share_are_drawn_over_the_whole_picture():
+    rules = image_processor("llava_next", "llava_next", "LlavaNextImageProcessorPil")
+    config, picture = families.get("llava_next").tiny_config(), halves(40, 20)
+    inputs = {"image_sizes": torch.tensor([[20, 40]])}
+    shape = families.get("llava_next").media(config, inputs, {"image": 1})["image"][0]
+    media = media_of("llava_next", config, inputs, shape.tokens)
+    ((_, parts),) = _with_parts(media, [Path("a.png")], [picture], inputs, SimpleNamespace(image_processor=rules))
+    assert rules.do_center_crop and len(parts) == 2
+    assert all(part.picture.size == (40, 20) for part in parts)
+
+
+def test_media_that_are_not_the_pictures_are_refused():
+    with pytest.raises(InputError, match="0 media of 1 pictures"):
+        _with_parts([], [Path("a.png")], [halves(4, 4)], {}, None)
