@@ -176,7 +176,7 @@ def _attention_files(
             name = f"{number}" if len(parts) == 1 else f"{number}-part-{place}"
             for kind in Raters:
                 if kind is Raters.INSTRUCTION or study.has_answer(0):
-                    subtitle = f"{heading.question} {heading.answer if kind is Raters.OUTPUT else ''}"
+                    subtitle = f"{heading.question} → {heading.answer}" if kind is Raters.OUTPUT else heading.question
                     files[f"heat-{name}-{kind.value}.png"] = heat_map(study, kind, medium, part, subtitle)
     return files
 
@@ -219,7 +219,8 @@ def _table(study: AttentionStudy, raters: Raters) -> Table:
     table = Table(title=f"attention of {RATER_NAMES[raters]}: share, and share per token", title_justify="left")
     table.add_column("layer")
     for number in seen:
-        table.add_column(f"{KIND_NAMES[KINDS[number]]}\n{counts[number]} tokens", justify="right")
+        count = f"{counts[number]} token" + ("s" if counts[number] != 1 else "")
+        table.add_column(f"{KIND_NAMES[KINDS[number]]}\n{count}", justify="right")
     for number in seen:
         table.add_column(f"one {KIND_NAMES[KINDS[number]]}\ntoken", justify="right", style="cyan")
     shares, efficiency = study.shares(raters)[:, 0], study.efficiency(raters)[:, 0]
