@@ -15,7 +15,7 @@ from foveate.core.budget import Budget
 from foveate.core.method import Method, TokenMethod
 from foveate.core.plan import Effect, Scope, Stage
 from foveate.core.site import LAYERED, Site, SiteKind
-from foveate.core.view import TokenView
+from foveate.core.view import Importance, TokenView
 from foveate.errors import FoveateError
 
 _BACKENDS = ("eager", "sdpa")
@@ -115,7 +115,12 @@ def _effect(method: Method) -> str:
         grid=(1, 4, 4),
         sizes=torch.ones(1, 16),
         group_keys=(0,),
-        observed={wanted: torch.rand(1, 2, 16, generator=generator) for wanted in method.needs()},
+        observed={
+            wanted: torch.rand(1, 16, generator=generator)
+            if isinstance(wanted, Importance)
+            else torch.rand(1, 2, 16, generator=generator)
+            for wanted in method.needs()
+        },
     )
     keep = method.fixed_count((1, 4, 4)) or 8
     return "merges" if method.select(view, keep).is_merge else "drops"

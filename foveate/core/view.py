@@ -32,6 +32,31 @@ class AttentionRows(Observation):
 
 
 @dataclass(frozen=True)
+class Importance(Observation):
+    """How much attention each token receives where the stage acts: [G, N], fp32, a mean over heads.
+
+    In the decoder from the raters of `AttentionRows`; in the vision encoder from all queries of the token's own sequence, in
+    the layer below the cut (a mean over the columns of its attention, iLLaVA's s_j).
+
+    Attributes:
+        query, rope: as of `AttentionRows`; the encoder does not read them.
+    """
+
+    query: str = "last"
+    rope: bool = True
+
+    @property
+    def rows(self) -> AttentionRows:
+        """What is measured in the decoder."""
+        return AttentionRows(self.query, self.rope)
+
+
+@dataclass(frozen=True)
+class Keys(Observation):
+    """Keys of the encoder's attention in the layer below the cut, averaged over heads: [G, N, D], fp32."""
+
+
+@dataclass(frozen=True)
 class TokenView:
     """Equal-length groups of visual tokens. Never padding, batch rows, sequence positions or modules of the model.
 

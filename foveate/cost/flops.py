@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from foveate.core.method import Method
 from foveate.core.plan import Effect, Plan
 from foveate.core.shape import DecoderShape, EncoderShape, LinearShape, MediumShape, ModelShape, RowsPer
-from foveate.core.view import AttentionRows
+from foveate.core.view import AttentionRows, Importance
 from foveate.errors import InputError
 
 
@@ -167,7 +167,7 @@ def selection_flops(decoder: DecoderShape, plan: Plan, tokens_per_layer: Sequenc
 def _rater_rows(method: Method, tokens: int, text_tokens: int) -> int:
     """Attention rows that a method asks for in prefill."""
     rows = 0
-    for query in [need.query for need in method.needs() if isinstance(need, AttentionRows)]:
+    for query in [need.query for need in method.needs() if isinstance(need, AttentionRows | Importance)]:
         if query.startswith("window:"):
             rows += min(int(query.removeprefix("window:")), tokens)
         else:

@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from foveate.core.layout import Layout, Role
 from foveate.core.plan import Effect, Plan, Scope, Stage
-from foveate.core.view import AttentionRows
+from foveate.core.view import AttentionRows, Importance
 from foveate.engine import compat, conversation, forward, labels, layout, observe, prefill
 from foveate.engine.conversation import Conversation
 from foveate.engine.decoder import DecoderHooks, in_compiled_step, uncompiled
@@ -70,11 +70,12 @@ class Hooks:
         self.watches: dict[int, Watch] = {}
         for layer, stage in self.stages.items():
             for observation in stage.method.needs():
-                assert isinstance(observation, AttentionRows)
+                rows = observation.rows if isinstance(observation, Importance) else observation
+                assert isinstance(rows, AttentionRows)
                 probed = probe_layers[layer]
                 rotates = family.rotates(self.config, probed)
                 watch = self.watches.setdefault(probed, Watch(owner, probed, self.masks, rotates))
-                watch.wanted.append((layer, observation))
+                watch.wanted.append((layer, rows))
         self.decoder_hooks = DecoderHooks(owner, self.decoder, self.stages, texts, shortcut, self.masks)
         self.side = SideInputs(owner, family, self.config, self.decoder, min(self.stages, default=0), not self.masks)
         self.handles: list[RemovableHandle] = []

@@ -12,7 +12,7 @@ from foveate.core.method import TokenMethod
 from foveate.core.plan import Scope, Stage
 from foveate.core.selection import Selection, merge_values
 from foveate.core.trace import GroupRecord
-from foveate.core.view import TokenView
+from foveate.core.view import Importance, Observation, TokenView
 from foveate.engine.forward import Pass, Span
 from foveate.engine.projection import Alive, take
 from foveate.errors import MethodError
@@ -172,11 +172,13 @@ def _view(
     rows: Tensor,
     columns: Tensor,
 ) -> TokenView:
-    observed = {}
+    observed: dict[Observation, Tensor] = {}
     for observation in stage.method.needs():
-        measured = running.observed[(layer, observation)].to(features.device)  # [B, H, S]
+        of_rows = observation.rows if isinstance(observation, Importance) else observation
+        measured = running.observed[(layer, of_rows)].to(features.device)  # [B, H, S]
         of_row = measured[rows[:, 0]]
-        observed[observation] = of_row.gather(2, columns[:, None].expand(-1, of_row.shape[1], -1))
+        own = of_row.gather(2, columns[:, None].expand(-1, of_row.shape[1], -1))
+        observed[observation] = own if of_rows is observation else own.mean(dim=1)
     return TokenView(
         features=features,
         coords=torch.stack([span.coords for span in spans]),

@@ -15,6 +15,7 @@ from tests.oracles.contract import ContractBroken, check_method, random_view
 # Options beyond the defaults, for methods whose code they steer.
 VARIANTS = {
     "fastv": [{"topk": "window:2"}, {"topk": "window:3", "query": "text", "rope": False}, {"query": "window:4"}],
+    "illava_v2": [{"recycle": 1.0, "partners": 1}, {"recycle": 0.3, "absorb": 0.9}],
     "pool": [{"size": 3}],
     "random": [{"seed": 2**32 - 1}],
 }

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from foveate.core.method import TokenMethod
 from foveate.core.selection import Selection
-from foveate.core.view import AttentionRows, Observation, TokenView
+from foveate.core.view import AttentionRows, Importance, Observation, TokenView
 
 SEEDS = range(8)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -32,8 +32,9 @@ def random_view(
     count = t * h * w
     observed: dict[Observation, Tensor] = {}
     for observation in method.needs():
-        assert isinstance(observation, AttentionRows), f"the contract cannot make {observation}: teach it"
-        observed[observation] = torch.rand(groups, HEADS, count, generator=generator) / count
+        assert isinstance(observation, AttentionRows | Importance), f"the contract cannot make {observation}: teach it"
+        heads = (HEADS,) if isinstance(observation, AttentionRows) else ()
+        observed[observation] = torch.rand(groups, *heads, count, generator=generator) / count
     return TokenView(
         features=torch.randn(groups, count, WIDTH, generator=generator).to(dtype),
         coords=torch.cartesian_prod(torch.arange(t), torch.arange(h), torch.arange(w))

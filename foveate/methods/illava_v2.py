@@ -1,0 +1,87 @@
+"""iLLaVA v2: keep the important tokens, and let a few of those that follow recycle what is removed.
+
+Wang et al., ICLR 2026, arXiv:2412.06263, from the paper and the observed behaviour of the authors' program (its third mode).
+Differs: importance is attention (their program takes the log-sum-exp of the logits); similarities are computed in fp32 and in
+pieces; every image and batch row is handled on its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from foveate.core.method import TokenMethod
+from foveate.core.selection import Selection
+from foveate.core.site import SiteKind
+from foveate.core.view import Importance, Observation, TokenView
+from foveate.errors import SpecError
+from foveate.ops.merging import removed_indices, take_rows
+
+
+@dataclass(frozen=True)
+class IllavaV2(TokenMethod):
+    """The most important tokens stay as they are; a share of recycling tokens each absorb the most similar removed ones.
+
+    A recycling token x becomes (1 - absorb) x + absorb * sum(a_m x_m) over its `partners` most similar removed tokens x_m, with
+    a = softmax(x . x_m / sqrt(D)). A removed token may feed several recycling tokens, or none, so sizes do not add up.
+
+    Attributes:
+        recycle: share of the kept tokens that recycle, at least one token.
+        partners: how many removed tokens each of them absorbs.
+        absorb: how much of a recycling token is replaced.
+        query: whose attention counts in the decoder, as for fastv.
+    """
+
+    recycle: float = 0.05
+    partners: int = 5
+    absorb: float = 0.5
+    query: str = "last"
+
+    sites = (SiteKind.LLM_LAYER,)
+    paper = "arXiv 2412.06263 (ICLR 2026)"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.recycle <= 1:
+            raise SpecError(f"illava_v2(recycle={self.recycle:g}): a share above 0 and up to 1, e.g. recycle=0.05")
+        if self.partners < 1:
+            raise SpecError(f"illava_v2(partners={self.partners}): a recycling token absorbs at least one token")
+        if not 0 < self.absorb < 1:
+            raise SpecError(f"illava_v2(absorb={self.absorb:g}): between 0 and 1, e.g. absorb=0.5")
+
+    def needs(self) -> tuple[Observation, ...]:
+        return (Importance(self.query),)
+
+    def select(self, view: TokenView, keep: int) -> Selection:
+        count = view.token_count
+        order = torch.argsort(view.observe(self.needs()[0]), dim=1, descending=True, stable=True)
+        kept = order[:, :keep].sort(1).values
+        if keep == count:
+            return Selection(kept)
+        recycling = order[:, keep - self.recycling_of(keep) : keep]
+        removed = removed_indices(kept, count)
+        partner, share = self._partners(view.features, recycling, removed)  # [G, C, M]
+        groups, wide = partner.shape[0], partner.shape[1] * partner.shape[2]
+        own = torch.ones(groups, count, dtype=torch.float32, device=kept.device).scatter(1, recycling, 1 - self.absorb)
+        return Selection(
+            kept,
+            source=partner.reshape(groups, wide),
+            target=recycling[..., None].expand_as(partner).reshape(groups, wide),
+            weight=(self.absorb * share).reshape(groups, wide),
+            self_weight=own.gather(1, kept),
+            conserving=False,
+        )
+
+    def recycling_of(self, keep: int) -> int:
+        """How many of `keep` tokens recycle."""
+        return max(1, round(self.recycle * keep))
+
+    def _partners(self, features: Tensor, recycling: Tensor, removed: Tensor) -> tuple[Tensor, Tensor]:
+        """The most similar removed tokens [G, C, M] of each recycling token, and their shares, which sum to 1."""
+        width = features.shape[-1]
+        wide = take_rows(features, recycling).float()
+        similarity = wide @ take_rows(features, removed).float().transpose(1, 2)  # [G, C, R], C is a twentieth of K
+        best = similarity.topk(min(self.partners, removed.shape[1]), dim=-1)
+        partner = removed[:, None].expand(-1, recycling.shape[1], -1).gather(2, best.indices)
+        return partner, (best.values / width**0.5).softmax(-1)

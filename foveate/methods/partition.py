@@ -1,0 +1,40 @@
+"""Partition: keep the important tokens; every removed one joins the survivor that is most like it.
+
+Ours, after ToMe's size-weighted means (arXiv 2210.09461) and VisionZip's important tokens (arXiv 2412.04467): nothing is thrown
+away, nothing is counted twice, and what each survivor stands for can be drawn.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from foveate.core.method import TokenMethod, top_indices
+from foveate.core.selection import Selection
+from foveate.core.site import SiteKind
+from foveate.core.view import Importance, Observation, TokenView
+from foveate.ops.merging import to_nearest, weighted_mean
+
+
+@dataclass(frozen=True)
+class Partition(TokenMethod):
+    """The most important tokens stay; each removed token is averaged into the most similar of them, weighted by size.
+
+    Similarity is the cosine of hidden states.
+
+    Attributes:
+        query: whose attention counts in the decoder, as for fastv.
+    """
+
+    query: str = "last"
+
+    sites = (SiteKind.LLM_LAYER,)
+    paper = "ours"
+
+    def needs(self) -> tuple[Observation, ...]:
+        return (Importance(self.query),)
+
+    def select(self, view: TokenView, keep: int) -> Selection:
+        kept = top_indices(view.observe(self.needs()[0]), keep)
+        if keep == view.token_count:
+            return Selection(kept)
+        return weighted_mean(kept, to_nearest(kept, view.features), view.sizes)

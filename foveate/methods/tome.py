@@ -1,0 +1,30 @@
+"""ToMe: merge the most similar tokens, wherever they are.
+
+Bolya et al., ICLR 2023, arXiv:2210.09461, Sec. 3. Written from the paper.
+Differs: a budget below half is met by several rounds at one place; survivors stay in raster order; without proportional
+attention, which would need a bias in every later layer. In the decoder hidden states are compared, not keys.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from foveate.core.method import TokenMethod
+from foveate.core.selection import Selection
+from foveate.core.view import TokenView
+from foveate.ops.merging import bipartite_hosts, weighted_mean
+
+
+@dataclass(frozen=True)
+class Tome(TokenMethod):
+    """Bipartite soft matching: alternating tokens are linked to their most similar partner, the most similar links merge."""
+
+    paper = "arXiv 2210.09461"
+
+    def select(self, view: TokenView, keep: int) -> Selection:
+        if keep == view.token_count:
+            return Selection(torch.arange(keep, device=view.features.device).expand(view.group_count, -1))
+        kept, host = bipartite_hosts(view.features, view.sizes, keep)
+        return weighted_mean(kept, host, view.sizes)
