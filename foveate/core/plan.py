@@ -126,7 +126,8 @@ class Plan:
         for before_stage, stage in zip(self.stages, self.stages[1:], strict=False):
             if stage.method.needs_grid:
                 raise PlanError(f"{stage.method.name} needs the whole grid: put it before the stage that drops tokens")
-            if _SCOPES.index(stage.scope) < _SCOPES.index(before_stage.scope):
+            inside = before_stage.site.kind is SiteKind.VISION_LAYER
+            if not inside and _SCOPES.index(stage.scope) < _SCOPES.index(before_stage.scope):
                 raise PlanError(
                     f"scope={stage.scope.value} after scope={before_stage.scope.value}: what arrives is uneven by then; "
                     "scopes may only widen, crop -> frame -> medium -> sample"
@@ -141,9 +142,16 @@ class Plan:
         """Whether any stage shortens the sequence."""
         return any(stage.effect is Effect.DROP for stage in self.stages)
 
+    def leave_encoder(self, tokens: int) -> int:
+        """How many visual tokens of one crop or frame leave the vision encoder, where its grid is the language model's."""
+        for stage in self.stages:
+            if stage.site.kind is SiteKind.VISION_LAYER:
+                tokens = stage.kept_of(tokens, None)
+        return tokens
+
     def grid_tokens_per_layer(self, shapes: Sequence[MediumShape], layers: int) -> list[int]:
         """Grid tokens of all media of one sample that enter each of `layers` decoder layers. MASK shortens nothing."""
-        alive = [[h * w for _, h, w in shape.pieces] for shape in shapes]
+        alive = [[self.leave_encoder(h * w) for _, h, w in shape.pieces] for shape in shapes]
         by_layer = {stage.site.decoder_layer: stage for stage in self.stages if stage.effect is Effect.DROP}
         counts = []
         for layer in range(layers):

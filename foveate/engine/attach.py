@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary, ref
 
 from torch import nn
 
-from foveate.core.plan import Effect, Plan, Stage
+from foveate.core.plan import Effect, Plan, Scope, Stage
 from foveate.core.site import SiteKind
 from foveate.core.trace import Trace
 from foveate.engine import compat, conversation, observe
@@ -67,6 +67,9 @@ def check_plan(plan: Plan, family: Family, config: Any) -> dict[int, int]:
         reason = family.unsupported.get(stage.site.kind)
         if reason is not None:
             raise UnsupportedCombination(f"{family.title} cannot serve site {stage.site}: {reason}")
+        if stage.site.kind is SiteKind.VISION_LAYER:
+            _check_encoder_stage(stage, family, config)
+            continue
         if stage.site.kind not in (SiteKind.PRE_LLM, SiteKind.LLM_LAYER):
             raise UnsupportedCombination(f"site {stage.site} has no engine yet; use site=pre_llm or layer=k")
         layer = stage.site.decoder_layer
@@ -92,6 +95,32 @@ def check_plan(plan: Plan, family: Family, config: Any) -> dict[int, int]:
                 "methods that rank by attention or position"
             )
     return probes
+
+
+def _check_encoder_stage(stage: Stage, family: Family, config: Any) -> None:
+    path, layer = family.encoder(config), stage.site.layer
+    assert layer is not None
+    if path is None:
+        raise UnsupportedCombination(f"{family.title} cannot serve site {stage.site}: its encoder is not described")
+    if layer >= path.used:
+        raise PlanError(
+            f"site={stage.site}: the language model reads what leaves encoder layer {path.used - 1}, a later stage changes "
+            f"nothing; write layer=0..{path.used - 1}"
+        )
+    if layer == 0 and stage.method.needs():
+        raise PlanError(f"{stage.method.name}(site={stage.site}): no attention exists yet; the first layer that works is 1")
+    if stage.scope is not Scope.MEDIUM:
+        raise PlanError(
+            f"scope={stage.scope.value} at {stage.site}: the encoder sees one crop or frame at a time; leave scope out"
+        )
+    if stage.effect is Effect.MASK:
+        raise PlanError(f"effect=mask at {stage.site}: encoder stages drop or merge")
+    count = stage.budget.count if stage.budget is not None else None
+    if count is not None and count % path.unit**2:
+        raise PlanError(
+            f"{stage.method.name} at {stage.site}: {path.unit} x {path.unit} patches become one visual token and stay "
+            f"together: keep a multiple of {path.unit**2} patches, not {count}"
+        )
 
 
 class _Generate:

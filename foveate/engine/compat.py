@@ -111,6 +111,18 @@ def rotation(module: Any) -> Callable[..., Any] | None:
     return found
 
 
+def encoder_layers(tower: nn.Module) -> nn.ModuleList:
+    """The layers of a vision encoder: transformers moved them between versions."""
+    for path in ("encoder.layers", "vision_model.encoder.layers", "encoder.layer", "blocks"):
+        try:
+            layers = tower.get_submodule(path)
+        except AttributeError:
+            continue
+        if isinstance(layers, nn.ModuleList):
+            return layers
+    raise AttributeError(f"{type(tower).__name__} has no list of layers where vision encoders have one")
+
+
 def columns_to_crop(argument: int, length: int) -> int:
     """How many columns `crop(argument)` removes from a layer of `length` columns.
 

@@ -28,6 +28,7 @@ class Conversation:
         trace: what the stages kept.
         prefill_kv_bytes: bytes in the cache after the last prefill pass, read off the cache; None without a cache, or for a
             quantized one.
+        encoded: the encoder's calls that no pass has met yet, in order.
         ignored: for each pass with labels, how many were predicted from pruned positions and left out of the loss.
     """
 
@@ -41,6 +42,7 @@ class Conversation:
     trace: Trace = field(default_factory=Trace)
     prefill_kv_bytes: int | None = None
     ignored: list[Tensor] = field(default_factory=list)
+    encoded: list[Any] = field(default_factory=list)
 
     def columns_in(self, cache: Any, queries: int) -> int:
         """Columns in a cache before a pass of `queries` columns.

@@ -61,6 +61,7 @@ class DecoderHooks:
         texts: canonical text of each stage, for the trace.
         shortcut: skip stages that keep everything.
         masks: whether the plan's stage hides tokens instead of dropping them.
+        marked: whether stages inside the encoder mark columns that are gone.
     """
 
     def __init__(
@@ -71,9 +72,10 @@ class DecoderHooks:
         texts: Mapping[Stage, str],
         shortcut: bool,
         masks: bool,
+        marked: bool = False,
     ) -> None:
         self.owner, self.decoder, self.stages, self.texts = owner, decoder, stages, texts
-        self.shortcut, self.masks = shortcut, masks
+        self.shortcut, self.masks, self.marked = shortcut, masks, marked
         self.checked: set[int] = set()  # layers whose stage has answered well once
 
     @property
@@ -113,6 +115,8 @@ class DecoderHooks:
                     return None
             else:
                 return None
+        if self.marked and index == 0 and running.spans:
+            hidden = prefill.enter(running, hidden)
         stage = self.stages.get(index)
         if stage is not None and running.spans:
             check = self._check(index, hidden.device)

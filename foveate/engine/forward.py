@@ -98,6 +98,7 @@ class Pass:
         lengths: surviving columns per row.
         spans: the surviving visual tokens, by frame, medium or row, as the last stage ranked them.
         alive: the tokens that reach the current layer, None for all columns.
+        first_medium: key of this pass's first medium in the trace.
         shortened: every `alive` of this pass with the layer it starts at, in order, to scatter captured hidden states back.
         hidden: [B, past + S] bool, True at key columns that a MASK stage hides; None without one.
         observed: what was measured, per (stage's layer, observation): [B, H, S] for the columns of this pass.
@@ -117,6 +118,7 @@ class Pass:
     lengths: list[int] = field(default_factory=list)
     spans: list[Span] = field(default_factory=list)
     alive: Alive | None = None
+    first_medium: int = 0
     shortened: list[tuple[int, Alive]] = field(default_factory=list)
     hidden: Tensor | None = None
     observed: dict[tuple[int, Observation], Tensor] = field(default_factory=dict)

@@ -12,10 +12,12 @@ from torch.utils.hooks import RemovableHandle
 
 from foveate.core.layout import Layout, Role
 from foveate.core.plan import Effect, Plan, Scope, Stage
+from foveate.core.site import SiteKind
 from foveate.core.view import AttentionRows, Importance
 from foveate.engine import compat, conversation, forward, labels, layout, observe, prefill
 from foveate.engine.conversation import Conversation
 from foveate.engine.decoder import DecoderHooks, in_compiled_step, uncompiled
+from foveate.engine.encoder import EncoderHooks
 from foveate.engine.forward import Pass
 from foveate.engine.side_inputs import SideInputs
 from foveate.engine.slot_cache import check_cache, stored_bytes
@@ -62,9 +64,17 @@ class Hooks:
         self.base_arguments = list(inspect.signature(self.base.forward).parameters)
         self.model_arguments = list(inspect.signature(model.forward).parameters)
         self.stages: dict[int, Stage] = {}
+        inside: dict[int, Stage] = {}
         for stage in plan.stages:
-            assert stage.site.decoder_layer is not None
-            self.stages[stage.site.decoder_layer] = stage
+            if stage.site.kind is SiteKind.VISION_LAYER:
+                assert stage.site.layer is not None
+                inside[stage.site.layer] = stage
+            else:
+                assert stage.site.decoder_layer is not None
+                self.stages[stage.site.decoder_layer] = stage
+        path = family.encoder(self.config) if inside else None
+        self.encoder = None if path is None else EncoderHooks(owner, model, path, inside, texts, shortcut)
+        self.first = 0 if self.encoder is not None else min(self.stages, default=0)
         self.masks = any(stage.effect is Effect.MASK for stage in plan.stages)
         self.by_piece = any(stage.scope in (Scope.CROP, Scope.FRAME) for stage in plan.stages)
         self.watches: dict[int, Watch] = {}
@@ -76,13 +86,15 @@ class Hooks:
                 rotates = family.rotates(self.config, probed)
                 watch = self.watches.setdefault(probed, Watch(owner, probed, self.masks, rotates))
                 watch.wanted.append((layer, rows))
-        self.decoder_hooks = DecoderHooks(owner, self.decoder, self.stages, texts, shortcut, self.masks)
-        self.side = SideInputs(owner, family, self.config, self.decoder, min(self.stages, default=0), not self.masks)
+        self.decoder_hooks = DecoderHooks(
+            owner, self.decoder, self.stages, texts, shortcut, self.masks, self.encoder is not None
+        )
+        self.side = SideInputs(owner, family, self.config, self.decoder, self.first, not self.masks)
         self.handles: list[RemovableHandle] = []
 
     def install(self) -> None:
         """Register every hook."""
-        if not self.stages:
+        if not self.stages and self.encoder is None:
             return
         layers = self.decoder.get_submodule("layers")
         self.handles += [
@@ -94,14 +106,16 @@ class Hooks:
             *self.side.install(),
         ]
         for index, layer in enumerate(layers.children()):
-            if index >= min(self.stages):
+            if index >= self.first:
                 for hook in self.side.around(index, self.decoder_hooks.before_layer(index)):
                     self.handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
             if index in self.watches:
                 attention, watch = layer.get_submodule(self.family.attention), self.watches[index]
                 self.handles.append(attention.register_forward_pre_hook(watch.before, with_kwargs=True))
                 self.handles.append(attention.register_forward_hook(watch.after, with_kwargs=True, always_call=True))
-        if self.watches:
+        if self.encoder is not None:
+            self.handles += self.encoder.install()
+        if self.watches or self.encoder is not None:
             observe.enable(self.owner)
 
     def remove(self) -> None:
@@ -115,6 +129,8 @@ class Hooks:
         """Forget a call that was interrupted: torch runs no hooks behind KeyboardInterrupt."""
         forward.leave(self.owner)
         labels.take()
+        if self.encoder is not None:
+            self.encoder.settle()
         for index in self.watches:
             observe.disarm(self.decoder.get_submodule(f"layers.{index}.{self.family.attention}"))
 

@@ -165,6 +165,28 @@ def attention_rows(
     return total
 
 
+def column_means(query: Tensor, key: Tensor, mask: Any, scaling: float | None = None) -> Tensor:
+    """Mean over heads and queries of the attention that each key receives in a layer without causality: [B, N], fp32.
+
+    Args:
+        query, key: [B, H, N, D].   mask: [B or 1, 1, N, N] bool or added to the scores, or None.
+        scaling: as the attention function gets it.
+
+    Cost: O(H * N^2 * D) time, O(H * N) memory beyond a bounded chunk of rows.
+    """
+    batch, heads, count, width = query.shape
+    total = torch.zeros(batch, key.shape[2], dtype=torch.float32, device=query.device)
+    step = max(1, _ROWS_AT_ONCE // (batch * heads))
+    transposed = key.transpose(-1, -2)
+    for start in range(0, count, step):
+        score = (query[:, :, start : start + step] @ transposed).float() * (scaling or width**-0.5)
+        if mask is not None:
+            row = mask[:, :, start : start + step]
+            score = score.masked_fill(~row, -torch.inf) if row.dtype == torch.bool else score + row
+        total += score.softmax(-1).sum((1, 2))
+    return total / (heads * count)
+
+
 def _hide(score: Tensor, mask: Any, slots: Tensor, queries: int, order: Tensor) -> Tensor:
     """Apply a mask of any of the four formats to the rows [B, H, R, P] of `slots`; `order` as in `attention_rows`."""
     batch, _, _, keys = score.shape

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ def begin(running: Pass, layout: Layout, device: torch.device, by_piece: bool) -
     running.real = layout.real.to(device, non_blocking=True)
     running.dead = torch.zeros_like(running.real)
     running.lengths = layout.real.sum(1).tolist()
-    first = running.conversation.trace.add_media(layout.media)
+    first = running.first_medium = running.conversation.trace.add_media(layout.media)
     running.spans = [
         span for key, medium in enumerate(layout.media, start=first) for span in _spans(medium, key, device, by_piece)
     ]
@@ -113,7 +114,7 @@ def run_stage(running: Pass, stage: Stage, layer: int, text: str, hidden: Tensor
         slots = columns if running.alive is None else running.alive.slot_of[rows, columns]
         features = _gather(hidden, rows, slots)
         view = _view(running, stage, layer, spans, grid, features, rows, columns)
-        selection = _ask(stage, view, keep, check)
+        selection = ask(stage, view, keep, check)
         if selection.is_merge:
             merged = merge_values(features, selection)
             changed = changed.clone() if changed is hidden else changed
@@ -126,6 +127,76 @@ def run_stage(running: Pass, stage: Stage, layer: int, text: str, hidden: Tensor
             running.lengths[span.row] -= count - keep
     running.spans = sorted(survivors, key=lambda span: (span.row, span.medium, span.frame))
     return _shorten(running, layer, changed)
+
+
+def enter(running: Pass, hidden: Tensor) -> Tensor:
+    """Drop the columns that the encoder's stages emptied; returns the states [B, n', D] of the others. Waits once.
+
+    Args:
+        running: the pass; its spans, lengths and `alive` are brought up to date.
+        hidden: [B, S, D] states entering the first decoder layer, NaN where a visual token is gone.
+    """
+    assert running.dead is not None
+    sizes = _meet_encoder(running)
+    gone = hidden[..., 0].isnan()
+    on_host = gone.cpu()
+    if not bool(on_host.any()):
+        return hidden
+    running.dead |= gone
+    survivors = []
+    for span in running.spans:
+        kept = torch.nonzero(~on_host[span.row, span.columns.cpu()]).flatten()
+        running.lengths[span.row] -= span.count - len(kept)
+        index = kept.to(hidden.device, non_blocking=True)
+        survivors.append(
+            replace(
+                span,
+                grid=span.grid if len(kept) == span.count else None,
+                owner=span.owner[index],
+                columns=span.columns[index],
+                coords=span.coords[index],
+                sizes=_sizes_of(span, sizes, len(kept)),
+                count=len(kept),
+            )
+        )
+    running.spans = [span for span in survivors if span.count]
+    return _shorten(running, 0, hidden)
+
+
+def _meet_encoder(running: Pass) -> dict[int, list[Tensor]]:
+    """Note the encoder's stages in the trace; returns, by key of the medium, the sizes [m] of each crop's or frame's tokens."""
+    talk, sizes = running.conversation, {}
+    rows = [(call, row) for call in talk.encoded for row in range(call.rows)]
+    talk.encoded.clear()
+    assert running.layout is not None
+    media = running.layout.media
+    pieces = sum(len(medium.shape.pieces) for medium in media)
+    # Beams and return sequences share one encoding where transformers encodes before it repeats the prompt.
+    copies = pieces // len(rows) if rows and pieces % len(rows) == 0 else 1
+    if len(rows) * copies != pieces:
+        return {}
+    start, of_sample = 0, {}
+    for key, medium in enumerate(media, start=running.first_medium):
+        count = len(medium.shape.pieces)
+        sample = (medium.row // copies, medium.index)
+        if sample not in of_sample:
+            of_sample[sample] = rows[start : start + count]
+            start += count
+        own = of_sample[sample]
+        sizes[key] = [call.sizes[row] for call, row in own]
+        for call, row in own:
+            for text, selection in call.selections:
+                arriving = torch.full((call.arriving[text],), key)
+                talk.trace.add(GroupRecord(text, arriving, selection, row))
+    return sizes
+
+
+def _sizes_of(span: Span, sizes: dict[int, list[Tensor]], count: int) -> Tensor:
+    """Sizes [n] of a span's survivors; ones where tokens were laid out anew behind the encoder."""
+    of_medium = sizes.get(int(span.owner[0]), [])
+    own = of_medium if sum(len(part) for part in of_medium) == count else of_medium[span.frame : span.frame + 1]
+    found = torch.cat(own) if own else span.sizes[:0]
+    return found if len(found) == count else torch.ones(count, device=span.sizes.device)
 
 
 def choose_hidden(running: Pass, stage: Stage, layer: int, text: str, rows: int, columns: int, check: bool) -> Tensor:
@@ -142,7 +213,7 @@ def choose_hidden(running: Pass, stage: Stage, layer: int, text: str, rows: int,
         # Cached tokens have keys and values but no hidden states any more, so masked methods see none.
         features = torch.empty(len(spans), count, 0, device=device)
         view = _view(running, stage, layer, spans, grid, features, row_index, own)
-        selection = _ask(stage, view, keep, check)
+        selection = ask(stage, view, keep, check)
         hidden[row_index, own] = True
         hidden[row_index, own.gather(1, selection.kept)] = False
         _survivors(running, text, spans, selection, view)
@@ -189,7 +260,8 @@ def _view(
     )
 
 
-def _ask(stage: Stage, view: TokenView, keep: int, check: bool) -> Selection:
+def ask(stage: Stage, view: TokenView, keep: int, check: bool) -> Selection:
+    """The answer of a stage's method, held to its contract; `check` reads values, which waits for accelerators."""
     method = stage.method
     assert isinstance(method, TokenMethod)
     features = view.features

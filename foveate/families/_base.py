@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from foveate.core.encoder import EncoderPath
 from foveate.core.shape import DecoderShape, EncoderShape, MediumShape, ModelShape
 from foveate.core.site import SiteKind
 from foveate.errors import InputError, UnsupportedCombination
@@ -144,6 +145,10 @@ class Family(ABC):
 
     def stacked_features(self, config: Any) -> StackedFeatures | None:
         """What the decoder adds to visual tokens between its first layers, if anything."""
+        return None
+
+    def encoder(self, config: Any) -> EncoderPath | None:
+        """Where the vision encoder keeps its tokens; None if no stage can act inside it."""
         return None
 
     def shared_keys(self, config: Any) -> Mapping[int, int]:

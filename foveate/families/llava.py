@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from foveate.core.encoder import EncoderPath
 from foveate.core.shape import LinearShape, MediumShape, ModelShape, RowsPer
+from foveate.core.site import SiteKind
 from foveate.errors import InputError, UnsupportedModel
 from foveate.families._base import TINY_TEXT, TINY_VISION, FixedGridFamily
 
@@ -15,6 +17,7 @@ class Llava(FixedGridFamily):
 
     model_types = ("llava",)
     title = "LLaVA 1.5"
+    unsupported = {SiteKind.PIXELS: "pixels are cut by no method of this version"}
     notes = "one grid per image, CLIP or SigLIP encoder"
 
     def covers(self, config: Any) -> bool:
@@ -44,6 +47,9 @@ class Llava(FixedGridFamily):
             encoder_sequences=(side * side + prefix,),
         )
 
+    def encoder(self, config: Any) -> EncoderPath | None:
+        return vit_path(config, self.image(config).grid[1:])
+
     def model_shape(self, config: Any) -> ModelShape:
         return ModelShape(
             family="llava",
@@ -67,6 +73,20 @@ class Llava(FixedGridFamily):
         return LlavaConfig(
             vision_config=vision, text_config=text, image_token_id=90, image_seq_length=36, vision_feature_layer=-2
         )
+
+
+def vit_path(config: Any, grid: tuple[int, int]) -> EncoderPath:
+    """The CLIP or SigLIP encoder of LLaVA and its successors."""
+    layers, feature = config.vision_config.num_hidden_layers, config.vision_feature_layer
+    # Hidden state 0 is what enters layer 0, and -1 is what leaves the last layer.
+    used = max(at if at >= 0 else layers + 1 + at for at in ([feature] if isinstance(feature, int) else feature))
+    return EncoderPath(
+        tower="model.vision_tower",
+        projector="model.multi_modal_projector",
+        grid=grid,
+        used=used,
+        prefix=prefix_tokens(config.vision_config),
+    )
 
 
 def prefix_tokens(vision: Any) -> int:

@@ -31,7 +31,7 @@ class IllavaV1(TokenMethod):
 
     query: str = "last"
 
-    sites = (SiteKind.LLM_LAYER,)
+    sites = (SiteKind.VISION_LAYER, SiteKind.LLM_LAYER)
     paper = "arXiv 2412.06263v1"
 
     def needs(self) -> tuple[Observation, ...]:

@@ -39,7 +39,7 @@ class IllavaV2(TokenMethod):
     absorb: float = 0.5
     query: str = "last"
 
-    sites = (SiteKind.LLM_LAYER,)
+    sites = (SiteKind.VISION_LAYER, SiteKind.LLM_LAYER)
     paper = "arXiv 2412.06263 (ICLR 2026)"
 
     def __post_init__(self) -> None:

@@ -27,7 +27,7 @@ class Partition(TokenMethod):
 
     query: str = "last"
 
-    sites = (SiteKind.LLM_LAYER,)
+    sites = (SiteKind.VISION_LAYER, SiteKind.LLM_LAYER)
     paper = "ours"
 
     def needs(self) -> tuple[Observation, ...]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from foveate.core.method import ScoreMethod
+from foveate.core.site import SiteKind
 from foveate.core.view import TokenView
 from foveate.errors import SpecError
 
@@ -23,6 +24,7 @@ class Random(ScoreMethod):
     seed: int = 0
 
     reads_features = False
+    sites = (SiteKind.VISION_LAYER, SiteKind.PRE_LLM, SiteKind.LLM_LAYER)
     paper = "control"
 
     def __post_init__(self) -> None:

@@ -13,6 +13,7 @@ import torch
 
 from foveate.core.method import TokenMethod
 from foveate.core.selection import Selection
+from foveate.core.site import SiteKind
 from foveate.core.view import TokenView
 from foveate.ops.merging import bipartite_hosts, weighted_mean
 
@@ -21,6 +22,7 @@ from foveate.ops.merging import bipartite_hosts, weighted_mean
 class Tome(TokenMethod):
     """Bipartite soft matching: alternating tokens are linked to their most similar partner, the most similar links merge."""
 
+    sites = (SiteKind.VISION_LAYER, SiteKind.PRE_LLM, SiteKind.LLM_LAYER)
     paper = "arXiv 2210.09461"
 
     def select(self, view: TokenView, keep: int) -> Selection:

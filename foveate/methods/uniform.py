@@ -8,6 +8,7 @@ import torch
 
 from foveate.core.method import TokenMethod
 from foveate.core.selection import Selection
+from foveate.core.site import SiteKind
 from foveate.core.view import TokenView
 
 
@@ -16,6 +17,7 @@ class Uniform(TokenMethod):
     """Keep evenly spread tokens, whatever they show."""
 
     reads_features = False
+    sites = (SiteKind.VISION_LAYER, SiteKind.PRE_LLM, SiteKind.LLM_LAYER)
     paper = "control"
 
     def select(self, view: TokenView, keep: int) -> Selection:

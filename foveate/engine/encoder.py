@@ -1,0 +1,272 @@
+"""Stages inside the vision encoder. It really gets shorter; what leaves it has its full number of rows again.
+
+Rows of tokens that are gone pass the projector as zeros and leave it as NaN: from there on nobody counts them, and whatever
+transformers does between the projector and the prompt (unpadding, splitting, scattering into placeholders) carries the mark
+along. In front of the first decoder layer the marks are read once and the columns dropped (`prefill.enter`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from foveate.core.encoder import EncoderPath
+from foveate.core.plan import Stage
+from foveate.core.selection import Selection, merge_values
+from foveate.core.view import Importance, Keys, Observation, TokenView
+from foveate.engine import compat, conversation, forward, observe
+from foveate.engine.prefill import ask
+from foveate.engine.projection import take
+
+
+@dataclass
+class Encoded:
+    """One call of the encoder.
+
+    Attributes:
+        rows: rows of the batch: images, crops or frames.
+        device: where its tokens are.
+        units: [B, m] units that are left, ascending; all of them at first.
+        sizes: [B, m] fp32, how many original units each stands for.
+        patches: [B, n] patches that are left, ascending; None while all are.
+        states: by number of patches, which ones a hidden state of that length holds.
+        selections: the stages' answers with their texts, in order.
+        arriving: by text, how many units each stage chose from.
+        observed: what was measured, by the layer of the stage that asked.
+    """
+
+    rows: int
+    device: torch.device
+    units: Tensor
+    sizes: Tensor
+    patches: Tensor | None = None
+    states: dict[int, Tensor] = field(default_factory=dict)
+    selections: list[tuple[str, Selection]] = field(default_factory=list)
+    arriving: dict[str, int] = field(default_factory=dict)
+    observed: dict[tuple[int, Observation], Tensor] = field(default_factory=dict)
+
+    @property
+    def changed(self) -> bool:
+        """Whether a token is gone, or was sent through gathering to prove that this changes nothing."""
+        return self.patches is not None
+
+
+_calls: ContextVar[tuple[tuple[object, Encoded], ...]] = ContextVar("foveate_encoder_calls", default=())
+
+
+class EncoderHooks:
+    """The hooks around a vision encoder.
+
+    Args:
+        owner: the attachment.
+        model: the top model.
+        path: where its encoder is.
+        stages: the plan's encoder stages by layer.
+        texts: canonical text of each stage, for the trace.
+        shortcut: skip stages that keep everything.
+    """
+
+    def __init__(
+        self,
+        owner: object,
+        model: nn.Module,
+        path: EncoderPath,
+        stages: Mapping[int, Stage],
+        texts: Mapping[Stage, str],
+        shortcut: bool,
+    ) -> None:
+        self.owner, self.path, self.stages, self.texts, self.shortcut = owner, path, stages, texts, shortcut
+        self.tower = model.get_submodule(path.tower)
+        self.projector = model.get_submodule(path.projector)
+        self.layers = compat.encoder_layers(self.tower)
+        self.members = _members(path)
+        self.checked: set[int] = set()
+        self._finished: ContextVar[Encoded | None] = ContextVar("foveate_encoded", default=None)
+
+    def install(self) -> list[RemovableHandle]:
+        """Register every hook."""
+        handles = [
+            self.tower.register_forward_pre_hook(self._before_tower, with_kwargs=True),
+            self.tower.register_forward_hook(self._after_tower, always_call=True),
+            self.projector.register_forward_hook(self._after_projector),
+        ]
+        for index, stage in self.stages.items():
+            layer = self.layers[index]
+            handles.append(layer.register_forward_pre_hook(self._before_layer(index, stage), with_kwargs=True))
+            if stage.method.needs():
+                attention = self.layers[index - 1].get_submodule(self.path.attention)
+                handles.append(attention.register_forward_pre_hook(self._before_attention(index, stage)))
+                handles.append(attention.register_forward_hook(self._after_attention, always_call=True))
+        return handles
+
+    def settle(self) -> None:
+        """Forget a call that was interrupted."""
+        self._leave()
+        self._finished.set(None)
+        for index in self.stages:
+            if index:
+                observe.disarm(self.layers[index - 1].get_submodule(self.path.attention))
+
+    def _talk(self) -> conversation.Conversation | None:
+        """The conversation that this call belongs to; without one somebody wants plain features."""
+        running = forward.current(self.owner)
+        return running.conversation if running is not None else conversation.current(self.owner)
+
+    def _current(self) -> Encoded | None:
+        return next((call for owner, call in reversed(_calls.get()) if owner is self.owner), None)
+
+    def _leave(self) -> None:
+        _calls.set(tuple((owner, call) for owner, call in _calls.get() if owner is not self.owner))
+
+    def _before_tower(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._leave()
+        self._finished.set(None)
+        if self._talk() is None:
+            return
+        pixels: Tensor = args[0] if args else kwargs["pixel_values"]
+        count = self.path.unit_grid[0] * self.path.unit_grid[1]
+        units = torch.arange(count, device=pixels.device).expand(pixels.shape[0], -1)
+        sizes = torch.ones(pixels.shape[0], count, device=pixels.device)
+        _calls.set((*_calls.get(), (self.owner, Encoded(pixels.shape[0], pixels.device, units, sizes))))
+
+    def _before_layer(self, index: int, stage: Stage) -> Callable[..., Any]:
+        def run(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            call = self._current()
+            if call is None:
+                return None
+            hidden = args[0] if args else kwargs["hidden_states"]
+            shorter = self._run(call, index, stage, hidden)
+            if shorter is hidden:
+                return None
+            return ((shorter, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": shorter})
+
+        return run
+
+    def _run(self, call: Encoded, index: int, stage: Stage, hidden: Tensor) -> Tensor:
+        """Run a stage; returns the states [B, prefix + n', D] of what stays."""
+        prefix, (rows, count) = self.path.prefix, call.units.shape
+        height, width = self.path.unit_grid
+        grid = (1, height, width) if count == height * width else None
+        keep = self._kept(stage, count, grid)
+        call.arriving[self.texts[stage]] = count
+        if keep == count and self.shortcut:
+            everything = torch.arange(count, device=hidden.device).expand(rows, -1)
+            call.selections.append((self.texts[stage], Selection(everything)))
+            return hidden
+        members = self.members.to(hidden.device)
+        slots = members[call.units]  # [B, m, u * u] patches of each unit, then where they are now
+        if call.patches is not None:
+            where = torch.zeros(rows, self.path.patches, dtype=torch.long, device=hidden.device)
+            order = torch.arange(call.patches.shape[1], device=hidden.device).expand(rows, -1)
+            slots = where.scatter(1, call.patches, order).gather(1, slots.flatten(1)).view(slots.shape)
+        tokens = hidden[:, prefix:]
+        of_unit = take(tokens, slots.flatten(1), 1).view(rows, count, -1)
+        view = TokenView(
+            features=of_unit,
+            coords=torch.stack([call.units * 0, call.units // width, call.units % width], dim=-1),
+            grid=grid,
+            sizes=call.sizes,
+            group_keys=tuple(range(rows)),
+            observed={need: self._of_units(call.observed[(index, need)], slots) for need in stage.method.needs()},
+        )
+        check = index not in self.checked or hidden.device.type == "cpu"
+        selection = ask(stage, view, keep, check)
+        self.checked.add(index)
+        if selection.is_merge:
+            merged = merge_values(of_unit, selection).view(rows, count * slots.shape[2], -1)
+            tokens = tokens.scatter(1, slots.flatten(1)[..., None].expand_as(merged), merged)
+        call.selections.append((self.texts[stage], selection))
+        call.sizes = selection.kept_sizes(call.sizes)
+        call.units = call.units.gather(1, selection.kept)
+        kept = take(slots.view(rows, count, -1), selection.kept, 1).flatten(1).sort(1).values
+        call.patches = kept if call.patches is None else call.patches.gather(1, kept)
+        call.states[call.patches.shape[1]] = call.patches
+        return torch.cat([hidden[:, :prefix], take(tokens, kept, 1)], dim=1)
+
+    def _kept(self, stage: Stage, units: int, grid: tuple[int, int, int] | None) -> int:
+        """Units that stay. A count counts patches, as published numbers do; a ratio is the same of both."""
+        if stage.budget is None or stage.budget.count is None:
+            return stage.kept_of(units, grid)
+        return stage.kept_of(units * self.path.unit**2, grid) // self.path.unit**2
+
+    def _of_units(self, measured: Tensor, slots: Tensor) -> Tensor:
+        """What was measured for each patch [B, n] or [B, n, D], for each unit: the mean, or all of it side by side."""
+        rows, count, size = slots.shape
+        if measured.ndim == 2:
+            return measured.gather(1, slots.flatten(1)).view(rows, count, size).mean(2)
+        return take(measured, slots.flatten(1), 1).view(rows, count, -1)
+
+    def _before_attention(self, index: int, stage: Stage) -> Callable[..., None]:
+        def run(module: nn.Module, args: tuple[Any, ...]) -> None:
+            call = self._current()
+            if call is None:
+                return
+
+            def measure(query: Tensor, key: Tensor, mask: Any, scaling: float | None, softcap: float | None) -> None:
+                with torch.no_grad():
+                    for need in stage.method.needs():
+                        if isinstance(need, Importance):
+                            found = observe.column_means(query, key, mask, scaling)[:, self.path.prefix :]
+                        else:
+                            assert isinstance(need, Keys)
+                            found = key[:, :, self.path.prefix :].float().mean(1)
+                        call.observed[(index, need)] = found
+
+            observe.arm(module, measure)
+
+        return run
+
+    def _after_attention(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        observe.disarm(module)
+
+    def _after_tower(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        call, talk = self._current(), self._talk()
+        self._leave()
+        if call is None or talk is None or output is None:
+            return None
+        talk.encoded.append(call)
+        if not call.changed:
+            return None
+        self._finished.set(call)
+        for name, value in output.items():
+            if isinstance(value, Tensor) and value.ndim == 3:
+                output[name] = self._full(call, value)
+            elif isinstance(value, tuple) and name == "hidden_states":
+                output[name] = tuple(None if state is None else self._full(call, state) for state in value)
+        return output
+
+    def _full(self, call: Encoded, state: Tensor) -> Tensor:
+        """A state with all its rows again, those of the tokens that are gone zero."""
+        prefix, count = self.path.prefix, state.shape[1] - self.path.prefix
+        if count == self.path.patches:
+            return state
+        index = call.states[count] + prefix
+        full = state.new_zeros(state.shape[0], prefix + self.path.patches, state.shape[2])
+        full[:, :prefix] = state[:, :prefix]
+        return full.scatter(1, index[..., None].expand(-1, -1, state.shape[2]), state[:, prefix:])
+
+    def _after_projector(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        call = self._finished.get()
+        self._finished.set(None)
+        if call is None:
+            return None
+        height, width = self.path.unit_grid
+        gone = torch.ones(call.rows, height * width, dtype=torch.bool, device=output.device)
+        gone = gone.scatter(1, call.units.to(output.device), False)
+        rows = output.shape[1] - height * width
+        if rows:  # the class token is shown to the language model too
+            gone = torch.cat([gone.new_zeros(call.rows, rows), gone], dim=1)
+        return output.masked_fill(gone[..., None], torch.nan)
+
+
+def _members(path: EncoderPath) -> Tensor:
+    """[units, u * u] patches of each unit, in raster order."""
+    (height, width), u = path.grid, path.unit
+    patches = torch.arange(height * width).view(height // u, u, width // u, u)
+    return patches.permute(0, 2, 1, 3).reshape(-1, u * u)
