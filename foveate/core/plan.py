@@ -142,11 +142,15 @@ class Plan:
         """Whether any stage shortens the sequence."""
         return any(stage.effect is Effect.DROP for stage in self.stages)
 
+    @property
+    def encoder_stages(self) -> dict[int, Stage]:
+        """The stages inside the vision encoder, by layer."""
+        return {stage.site.layer or 0: stage for stage in self.stages if stage.site.kind is SiteKind.VISION_LAYER}
+
     def leave_encoder(self, tokens: int) -> int:
         """How many visual tokens of one crop or frame leave the vision encoder, where its grid is the language model's."""
-        for stage in self.stages:
-            if stage.site.kind is SiteKind.VISION_LAYER:
-                tokens = stage.kept_of(tokens, None)
+        for stage in self.encoder_stages.values():
+            tokens = stage.kept_of(tokens, None)
         return tokens
 
     def grid_tokens_per_layer(self, shapes: Sequence[MediumShape], layers: int) -> list[int]:

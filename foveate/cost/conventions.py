@@ -7,8 +7,9 @@ what it counts. KV bytes are no matter of convention: they are always those of w
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from foveate.core.plan import Plan
 from foveate.core.shape import DecoderShape, MediumShape, ModelShape
 from foveate.cost.flops import decode_flops, decoder_prefill_flops, lm_head_flops, vision_flops
 from foveate.errors import UnknownName, did_you_mean
@@ -23,12 +24,14 @@ class Workload:
         visual_tokens: visual tokens that enter each decoder layer; whole numbers unless the convention counts fractions.
         text_tokens: all other tokens of the prompt.
         new_tokens: tokens to generate.
+        plan: the plan, for its stages inside the encoder.
     """
 
     media: tuple[MediumShape, ...]
     visual_tokens: tuple[float, ...]
     text_tokens: int
     new_tokens: int
+    plan: Plan = field(default_factory=Plan)
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ def _exact(shape: ModelShape, work: Workload) -> Counts:
     steps = max(work.new_tokens - 1, 0)
     return Counts(
         llm_prefill=decoder_prefill_flops(decoder, tokens) + lm_head_flops(decoder),
-        encoder=vision_flops(shape, work.media),
+        encoder=vision_flops(shape, work.media, work.plan),
         decode=decode_flops(decoder, tokens, steps),
     )
 

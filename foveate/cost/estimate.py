@@ -10,10 +10,16 @@ from typing import Any
 from foveate.core.budget import Budget
 from foveate.core.plan import Plan
 from foveate.core.shape import MediumShape, ModelShape
-from foveate.cost.conventions import Convention, Counts, Workload, convention_named
-from foveate.cost.flops import selection_flops
+from foveate.cost.conventions import Convention, Workload, convention_named
+from foveate.cost.flops import encoder_selection_flops, selection_flops
 from foveate.cost.kv_bytes import kv_bytes
-from foveate.cost.tokens import check_countable, separator_count, unrounded_tokens_per_layer, visual_tokens_per_layer
+from foveate.cost.tokens import (
+    check_countable,
+    encoder_sequences_per_layer,
+    separator_count,
+    unrounded_tokens_per_layer,
+    visual_tokens_per_layer,
+)
 from foveate.errors import InputError, PlanError
 
 
@@ -50,6 +56,7 @@ class CostEstimate:
         kv_bytes: KV cache when the last token has been generated: prompt and new_tokens - 1 (the last is never fed back).
         selection_flops: what the plan's choices cost in prefill on top, in FLOPs; not part of `prefill_flops`.
         encoder_flops: encoder and projector, part of `prefill_flops`.
+        encoder_tokens: of one sample, entering each encoder layer; plain and plan. Empty if the media do not say.
     """
 
     visual_tokens_per_layer: tuple[tuple[float, ...], tuple[float, ...]]
@@ -58,7 +65,8 @@ class CostEstimate:
     decode_flops: Comparison | None
     kv_bytes: Comparison
     selection_flops: int
-    encoder_flops: float | None
+    encoder_flops: Comparison | None
+    encoder_tokens: tuple[tuple[int, ...], tuple[int, ...]]
     convention: str
     convention_words: str
     unit: str
@@ -80,7 +88,8 @@ class CostEstimate:
             "kv_bytes": self.kv_bytes.to_json(),
             "kv_bytes_ratio": self.kv_bytes.ratio.to_json(),
             "selection_flops": self.selection_flops,
-            "encoder_flops": self.encoder_flops,
+            "encoder_flops": None if self.encoder_flops is None else self.encoder_flops.to_json(),
+            "encoder_tokens_per_layer": {"plain": list(self.encoder_tokens[0]), "plan": list(self.encoder_tokens[1])},
             "convention": self.convention,
             "convention_words": self.convention_words,
             "unit": self.unit,
@@ -145,7 +154,10 @@ def estimate_cost(
     check_countable(plan, decoder.layers)
     whole = [visual_tokens_per_layer(some, media, decoder.layers) for some in (Plan(), plan)]
     visual = whole if rule.rounds else [unrounded_tokens_per_layer(some, media, decoder.layers) for some in (Plan(), plan)]
-    plain, planned = (rule.count(shape, Workload(tuple(media), counts, text_tokens, new_tokens)) for counts in visual)
+    plain, planned = (
+        rule.count(shape, Workload(tuple(media), counts, text_tokens, new_tokens, some))
+        for counts, some in zip(visual, (Plan(), plan), strict=True)
+    )
     # The last new token is never fed back, so the cache ends without it.
     extra = text_tokens + max(new_tokens - 1, 0)
     stored = [kv_bytes(decoder, [extra + count for count in counts], dtype_bytes) for counts in whole]
@@ -154,10 +166,12 @@ def estimate_cost(
         visual_tokens_per_layer=(tuple(visual[0]), tuple(visual[1])),
         prefill_flops=Comparison(plain.prefill, planned.prefill).times(batch),
         llm_prefill_flops=Comparison(plain.llm_prefill, planned.llm_prefill).times(batch),
-        decode_flops=_decode(plain, planned, batch),
+        decode_flops=_both(plain.decode, planned.decode, batch),
         kv_bytes=Comparison(*stored).times(batch),
-        selection_flops=selection_flops(decoder, plan, prompt, text_tokens) * batch,
-        encoder_flops=None if planned.encoder is None else planned.encoder * batch,
+        selection_flops=batch
+        * (selection_flops(decoder, plan, prompt, text_tokens) + encoder_selection_flops(shape, media, plan)),
+        encoder_flops=_both(plain.encoder, planned.encoder, batch),
+        encoder_tokens=(_encoder_tokens(Plan(), shape, media), _encoder_tokens(plan, shape, media)),
         convention=rule.name,
         convention_words=rule.words,
         unit=rule.unit,
@@ -208,10 +222,14 @@ def _kept(rule: Convention, keep: float, media: Sequence[MediumShape]) -> float:
     return float(sum(Decimal(str(keep)) * medium.grid_tokens for medium in media) + separator_count(media))
 
 
-def _decode(plain: Counts, planned: Counts, batch: int) -> Comparison | None:
-    if plain.decode is None or planned.decode is None:
-        return None
-    return Comparison(plain.decode, planned.decode).times(batch)
+def _both(plain: float | None, planned: float | None, batch: int) -> Comparison | None:
+    return None if plain is None or planned is None else Comparison(plain, planned).times(batch)
+
+
+def _encoder_tokens(plan: Plan, shape: ModelShape, media: Sequence[MediumShape]) -> tuple[int, ...]:
+    known = [medium for medium in media if medium.encoder_tokens]
+    per_medium = [encoder_sequences_per_layer(plan, shape.encoder, medium) for medium in known]
+    return tuple(sum(map(sum, layer)) for layer in zip(*per_medium, strict=True))
 
 
 def _check_numbers(text_tokens: int, new_tokens: int, batch: int, dtype_bytes: int) -> None:

@@ -9,12 +9,16 @@ all n queries with all n keys. Kernels that skip masked blocks (flash, flex) exe
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fractions import Fraction
 
 from foveate.core.method import Method
 from foveate.core.plan import Effect, Plan
 from foveate.core.shape import DecoderShape, EncoderShape, LinearShape, MediumShape, ModelShape, RowsPer
 from foveate.core.view import AttentionRows, Importance
+from foveate.cost.tokens import encoder_sequences_per_layer
 from foveate.errors import InputError
+
+_PLAIN = Plan()
 
 
 def matmul_flops(rows: int, inputs: int, outputs: int) -> int:
@@ -81,12 +85,13 @@ def _attended(cached: int, steps: int, window: int | None) -> int:
     return growing * cached + growing * (growing + 1) // 2 + full
 
 
-def encoder_flops(encoder: EncoderShape, medium: MediumShape) -> int:
+def encoder_flops(encoder: EncoderShape, medium: MediumShape, plan: Plan = _PLAIN) -> int:
     """FLOPs of the vision encoder for one medium: patch embedding, then every layer over all encoder tokens.
 
     Full layers attend within `encoder_sequences` (all encoder tokens as one sequence if none are given), windowed layers
     within `encoder_windows`: one square per segment, as packed eager attention runs them. All layers count, also those
-    behind the feature layer that a projector reads, because Hugging Face models run them.
+    behind the feature layer that a projector reads, because Hugging Face models run them. A stage inside the encoder shortens
+    the sequences of its layer and of those behind it; windows are taken to shrink in proportion, though each loses its own.
 
     Raises:
         InputError: if the encoder has windowed layers and the medium does not say its windows.
@@ -96,14 +101,17 @@ def encoder_flops(encoder: EncoderShape, medium: MediumShape) -> int:
         return 0
     if encoder.windowed_layers and not medium.encoder_windows:
         raise InputError(f"this encoder has windowed layers, but the {medium.kind} does not give encoder_windows")
-    full = _squares(encoder, medium.encoder_sequences or (tokens,))
-    windowed = _squares(encoder, medium.encoder_windows)
     matrices = 3 if encoder.gated_mlp else 2
-    per_layer = 4 * matmul_flops(tokens, encoder.hidden, encoder.hidden)
-    per_layer += matrices * matmul_flops(tokens, encoder.hidden, encoder.intermediate)
-    attention = sum(windowed if layer in encoder.windowed_layers else full for layer in range(encoder.layers))
-    embedding = matmul_flops(patch_count(encoder, medium), encoder.patch_inputs, encoder.hidden)
-    return embedding + encoder.layers * per_layer + attention + _pooling(encoder, medium.encoder_sequences or (tokens,))
+    weights = 4 * encoder.hidden**2 + matrices * encoder.hidden * encoder.intermediate
+    total = matmul_flops(patch_count(encoder, medium), encoder.patch_inputs, encoder.hidden)
+    for layer, lengths in enumerate(encoder_sequences_per_layer(plan, encoder, medium)):
+        own = sum(lengths)
+        total += matmul_flops(own, 1, weights)
+        if layer in encoder.windowed_layers:
+            total += round(_squares(encoder, medium.encoder_windows) * Fraction(own, tokens) ** 2)
+        else:
+            total += _squares(encoder, lengths)
+    return total + _pooling(encoder, medium.encoder_sequences or (tokens,))
 
 
 def _pooling(encoder: EncoderShape, lengths: Sequence[int]) -> int:
@@ -133,11 +141,25 @@ def _rows(encoder: EncoderShape, linear: LinearShape, medium: MediumShape) -> in
     return medium.encoder_tokens if linear.rows_per is RowsPer.ENCODED else patch_count(encoder, medium)
 
 
-def vision_flops(shape: ModelShape, media: Sequence[MediumShape]) -> int:
-    """FLOPs of encoder and projector for all media of one sample; 0 for a medium whose `encoder_tokens` are not given."""
+def vision_flops(shape: ModelShape, media: Sequence[MediumShape], plan: Plan = _PLAIN) -> int:
+    """FLOPs of encoder and projector for all media of one sample; 0 for a medium whose `encoder_tokens` are not given.
+
+    The projector runs for every visual token under every plan: those that are gone pass it as zeros.
+    """
     return sum(
-        encoder_flops(shape.encoder, medium) + projector_flops(shape, medium) for medium in media if medium.encoder_tokens
+        encoder_flops(shape.encoder, medium, plan) + projector_flops(shape, medium) for medium in media if medium.encoder_tokens
     )
+
+
+def encoder_selection_flops(shape: ModelShape, media: Sequence[MediumShape], plan: Plan) -> int:
+    """FLOPs of the attention that encoder stages compute again to score their tokens: all queries times all keys."""
+    encoder, total = shape.encoder, 0
+    for layer, stage in plan.encoder_stages.items():
+        if any(isinstance(need, Importance) for need in stage.method.needs()):
+            for medium in media:
+                lengths = encoder_sequences_per_layer(plan, encoder, medium)[layer - 1]
+                total += sum(matmul_flops(length, encoder.hidden, length) for length in lengths)
+    return total
 
 
 def selection_flops(decoder: DecoderShape, plan: Plan, tokens_per_layer: Sequence[int], text_tokens: int) -> int:

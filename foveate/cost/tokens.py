@@ -7,11 +7,11 @@ from fractions import Fraction
 
 from foveate.core.layout import Role
 from foveate.core.plan import Effect, Plan, Stage, join_groups
-from foveate.core.shape import MediumShape
+from foveate.core.shape import EncoderShape, MediumShape
 from foveate.core.site import SiteKind
 from foveate.errors import PlanError, UnsupportedCombination
 
-_COUNTED_SITES = (SiteKind.PRE_LLM, SiteKind.LLM_LAYER)
+_COUNTED_SITES = (SiteKind.VISION_LAYER, SiteKind.PRE_LLM, SiteKind.LLM_LAYER)
 
 
 def check_countable(plan: Plan, layers: int) -> None:
@@ -35,6 +35,26 @@ def check_countable(plan: Plan, layers: int) -> None:
             raise PlanError(f"layer={layer}: the decoder has {layers} layers, write a number from 1 to {layers - 1}")
 
 
+def encoder_sequences_per_layer(plan: Plan, encoder: EncoderShape, medium: MediumShape) -> list[tuple[int, ...]]:
+    """Lengths of the sequences (crops, frames) of one medium that enter each encoder layer, prefix tokens included."""
+    prefix, unit = encoder.prefix_tokens, encoder.unit
+    lengths = list(medium.encoder_sequences or (medium.encoder_tokens,))
+    layers = []
+    for layer in range(encoder.layers):
+        stage = plan.encoder_stages.get(layer)
+        if stage is not None:
+            lengths = [prefix + kept_patches(stage, length - prefix, unit) for length in lengths]
+        layers.append(tuple(lengths))
+    return layers
+
+
+def kept_patches(stage: Stage, patches: int, unit: int) -> int:
+    """How many patches of a sequence an encoder stage keeps. A count counts patches; units of patches stay together."""
+    if stage.budget is not None and stage.budget.count is not None:
+        return stage.kept_of(patches, None) // unit * unit
+    return stage.kept_of(patches // unit, None) * unit
+
+
 def separator_count(media: Sequence[MediumShape]) -> int:
     """Visual tokens of all media that are off the grid and stay under every plan."""
     return sum(len(medium.separators) for medium in media)
@@ -52,7 +72,7 @@ def unrounded_tokens_per_layer(plan: Plan, media: Sequence[MediumShape], layers:
     A ratio is the same for every scope. A fixed count is a whole number of tokens and is resolved as the engine does.
     """
     extra = separator_count(media)
-    alive = [[Fraction(h * w) for _, h, w in medium.pieces] for medium in media]
+    alive = [[Fraction(plan.leave_encoder(h * w)) for _, h, w in medium.pieces] for medium in media]
     by_layer = {stage.site.decoder_layer: stage for stage in plan.stages if stage.effect is Effect.DROP}
     counts = []
     for layer in range(layers):

@@ -160,7 +160,11 @@ def enter(running: Pass, hidden: Tensor) -> Tensor:
             )
         )
     running.spans = [span for span in survivors if span.count]
-    return _shorten(running, 0, hidden)
+    shorter = _shorten(running, 0, hidden)
+    alive = running.alive
+    assert alive is not None
+    # A hole of a shorter row may be a marked column, and 0 * nan is nan.
+    return shorter if alive.all_valid else shorter.masked_fill(~alive.valid[..., None], 0)
 
 
 def _meet_encoder(running: Pass) -> dict[int, list[Tensor]]:

@@ -34,7 +34,7 @@ def test_keys_of_the_record():
         assert set(record[key]) == {"plain", "plan"}
     assert record["prefill_flops_ratio"]["plain"] == 1.0
     assert record["visual_tokens_per_layer"]["plan"] == [576, 576] + [288] * 30
-    assert record["prefill_flops"]["plan"] == record["llm_prefill_flops"]["plan"] + record["encoder_flops"]
+    assert record["prefill_flops"]["plan"] == record["llm_prefill_flops"]["plan"] + record["encoder_flops"]["plan"]
     assert (record["text_tokens"], record["new_tokens"]) == (64, 128)
     assert record["unit"] == "FLOPs"
 
@@ -90,7 +90,7 @@ def test_a_batch_multiplies_flops_and_bytes():
     assert four.visual_tokens_per_layer == one.visual_tokens_per_layer
     for key in ("prefill_flops", "llm_prefill_flops", "decode_flops", "kv_bytes"):
         assert getattr(four, key) == getattr(one, key).times(4)
-    assert (four.selection_flops, four.encoder_flops) == (4 * one.selection_flops, 4 * one.encoder_flops)
+    assert (four.selection_flops, four.encoder_flops) == (4 * one.selection_flops, one.encoder_flops.times(4))
 
 
 def test_the_first_new_token_comes_from_the_prefill():

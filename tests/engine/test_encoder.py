@@ -1,0 +1,312 @@
+"""Stages inside the vision encoder: against a full-length encoder with masked keys and substituted states."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import foveate
+from foveate.core.trace import Trace
+from foveate.engine import compat, observe
+from foveate.engine.attach import Attachment
+from foveate.errors import PlanError
+from foveate.families import family_for
+from foveate.spec import Plan, stage_text
+from tests import tiny
+from tests.oracles.dense_reference import dense_reference
+
+LOGITS = 2e-4  # as the oracles of decoder stages
+SCORES = 1e-5
+
+PLANS = (
+    "illava_v1(site=vision, layer=1, keep=0.5)",
+    "illava_v1(site=vision, layer=1, keep=30) | illava_v1(site=vision, layer=2, keep=21) "
+    "| illava_v1(site=vision, layer=3, keep=14)",
+    "illava_v2(site=vision, layer=2, keep=0.4, recycle=0.3)",
+    "partition(site=vision, layer=1, keep=0.6) | partition(site=vision, layer=3, keep=0.5)",
+    "tome(site=vision, layer=0, keep=0.3)",
+    "random(site=vision, layer=2, keep=0.5)",
+    "uniform(site=vision, layer=0, keep=0.5)",
+    "illava_v1(site=vision, layer=2, keep=0.6) | illava_v1(layer=2, keep=0.5)",
+    "partition(site=vision, layer=2, keep=0.6) | random(site=pre_llm, keep=0.7) | fastv(layer=2, keep=0.5)",
+)
+
+
+def clip_llava(feature_layer: Any = -2, strategy: str = "default") -> Any:
+    from transformers import CLIPVisionConfig
+
+    return _llava(CLIPVisionConfig, feature_layer, strategy)
+
+
+def siglip_llava() -> Any:
+    from transformers import SiglipVisionConfig
+
+    return _llava(SiglipVisionConfig, -1, "full")
+
+
+def _llava(vision: Any, feature_layer: Any, strategy: str) -> Any:
+    config = family_for(tiny.tiny_model("llava", "sdpa").config).tiny_config()
+    sizes = dict(hidden_size=32, intermediate_size=64, num_attention_heads=4, image_size=24, patch_size=4, num_hidden_layers=5)
+    config.vision_config = vision(**sizes)
+    config.vision_feature_layer, config.vision_feature_select_strategy = feature_layer, strategy
+    return config
+
+
+CONFIGS = {
+    "clip": clip_llava,
+    "clip-full": lambda: clip_llava(-1, "full"),
+    "clip-several": lambda: clip_llava([-2, -1]),
+    "siglip": siglip_llava,
+}
+
+
+class Case:
+    """A model and a batch of prompts with one, two and no pictures."""
+
+    def __init__(self, name: str, backend: str = "sdpa", batch: int = 3) -> None:
+        config = CONFIGS[name]()
+        self.model = tiny.tiny_model("llava", backend, config=config)
+        self.maker = tiny.Maker("llava", config=config)
+        self.rows = tiny.ragged_rows(self.maker, batch)
+        self.inputs = self.maker.inputs(self.rows)
+        path = family_for(config).encoder(config)
+        assert path is not None
+        self.path = path
+
+
+@pytest.fixture(scope="module")
+def cases() -> dict[tuple[str, str], Case]:
+    return {}
+
+
+def case_of(cases: dict[tuple[str, str], Case], name: str, backend: str) -> Case:
+    if (name, backend) not in cases:
+        cases[name, backend] = Case(name, backend)
+    return cases[name, backend]
+
+
+@contextmanager
+def dense_encoder(case: Case, trace: Trace, texts: list[str]) -> Iterator[None]:
+    """The plain encoder at full length: at each stage's layer merged states in place, from there on dead keys masked.
+
+    What its dead rows hold is arbitrary; the language model is to ignore them.
+    """
+    prefix, patches = case.path.prefix, case.path.patches
+    alive, maps = {}, {}
+    for number, text in enumerate(texts):
+        layer = int(text.partition("layer=")[2].partition(",")[0].rstrip(")"))
+        keep = torch.zeros(len(trace.media), prefix + patches, dtype=torch.bool)
+        keep[:, :prefix] = True
+        change = torch.eye(prefix + patches).repeat(len(trace.media), 1, 1)
+        for row, entry in enumerate(trace.media):
+            kept, whole = entry.kept[number], entry.stages[number][1].to_dense()
+            keep[row, prefix + kept] = True
+            # The stage on its own: what the trace has behind it, in terms of what it has before it.
+            before = entry.stages[number - 1][1].to_dense() if number else torch.eye(patches)
+            own = torch.linalg.lstsq(before.T.double(), whole.T.double()).solution.T.float()
+            arriving = entry.kept[number - 1] if number else torch.arange(patches)
+            change[row, prefix + kept] = 0
+            change[row, (prefix + kept)[:, None], (prefix + arriving)[None]] = own
+        alive[layer], maps[layer] = keep, change
+
+    def hook(index: int) -> Any:
+        def run(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            hidden = args[0] if args else kwargs.pop("hidden_states")
+            if index in maps:
+                hidden = maps[index] @ hidden
+            now = [keep for layer, keep in alive.items() if layer <= index]
+            if now:
+                mask = torch.where(now[-1], 0.0, torch.finfo(torch.float32).min)[:, None, None]
+                mask = mask.expand(-1, 1, hidden.shape[1], -1)
+                args = (hidden, mask) if len(args) > 1 or "attention_mask" not in kwargs else (hidden,)
+                if len(args) == 1:
+                    kwargs["attention_mask"] = mask
+                return args, kwargs
+            return (hidden, *args[1:]), kwargs
+
+        return run
+
+    layers = compat.encoder_layers(case.model.get_submodule(case.path.tower))
+    handles = [layer.register_forward_pre_hook(hook(index), with_kwargs=True) for index, layer in enumerate(layers)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def alive_columns(case: Case, trace: Trace) -> dict[int, Tensor]:
+    """{decoder layer: [B, S] bool} of what each stage left, those of the encoder at layer 0."""
+    alive: dict[int, Tensor] = {}
+    for number, (text, _) in enumerate(trace.media[0].stages):
+        inside = "site=vision" in text or "site=pre_llm" in text
+        layer = 0 if inside else int(text.partition("layer=")[2].partition(",")[0].rstrip(")"))
+        columns = torch.ones(case.inputs["input_ids"].shape, dtype=torch.bool)
+        for entry in trace.media:
+            gone = torch.ones(entry.medium.shape.grid_tokens, dtype=torch.bool)
+            gone[entry.kept[number]] = False
+            columns[entry.medium.row, entry.medium.columns[gone]] = False
+        alive[layer] = columns
+    return alive
+
+
+def merges_in_decoder(case: Case, trace: Trace) -> dict[int, Tensor]:
+    """{layer: [B, S, S]} of the merges of the last stage, if it merges in front of a decoder layer."""
+    text = trace.media[0].stages[-1][0]
+    if "illava" not in text or "site=vision" in text:
+        return {}
+    layer, width = int(text.partition("layer=")[2].partition(",")[0]), case.inputs["input_ids"].shape[1]
+    change = torch.eye(width).repeat(len(case.inputs["input_ids"]), 1, 1)
+    for entry in trace.media:
+        before, after = (matrix.to_dense().double() for _, matrix in entry.stages[-2:])
+        own = torch.linalg.lstsq(before.T, after.T).solution.T.float()
+        kept, arriving = (entry.medium.columns[entry.kept[place]] for place in (-1, -2))
+        change[entry.medium.row, kept] = 0
+        change[entry.medium.row, kept[:, None], arriving[None]] = own
+    return {layer: change}
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("plan", PLANS)
+def test_b_g_a_shorter_encoder_equals_a_masked_one(cases, plan, name, backend):
+    case = case_of(cases, name, backend)
+    with torch.no_grad(), foveate.attach(case.model, plan) as attachment:
+        pruned = case.model(**case.inputs).logits
+        trace = attachment.trace
+        answer = tiny.generate(case.model, case.inputs)
+    texts = [text for text, _ in trace.media[0].stages if "site=vision" in text]
+    assert len(trace.media[0].stages) == plan.count("(")
+    alive, merged = alive_columns(case, trace), merges_in_decoder(case, trace)
+    assert not alive[0].all()
+    with torch.no_grad(), dense_encoder(case, trace, texts), dense_reference(case.model, alive, merged):
+        reference = case.model(**case.inputs).logits
+        dense = tiny.generate(case.model, case.inputs, use_cache=False)
+    everywhere = case.inputs["attention_mask"].bool()
+    for columns in alive.values():
+        everywhere = everywhere & columns
+    assert not pruned.isnan().any()
+    assert float((pruned - reference)[everywhere].abs().max()) < LOGITS
+    assert tiny.greatest_difference(answer, dense) < LOGITS
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("shortcut", [True, False])
+def test_a_keeping_everything_is_bit_identical(cases, name, shortcut):
+    case = case_of(cases, name, "sdpa")
+    plan = Plan.parse("random(site=vision, layer=1, keep=100%) | tome(site=vision, layer=2, keep=36)")
+    plain = tiny.generate(case.model, case.inputs)
+    with Attachment(case.model, plan, stage_text, shortcut=shortcut) as attachment:
+        kept = tiny.generate(case.model, case.inputs)
+        assert [len(entry.kept_index) for entry in attachment.trace.media] == [36] * 3
+    assert all(torch.equal(a, b) for a, b in zip(kept.logits, plain.logits, strict=True))
+
+
+@pytest.mark.parametrize("name", ["clip", "siglip"])
+@pytest.mark.parametrize("plan", [plan for plan in PLANS if "random" not in plan])
+def test_c_a_row_in_company_equals_the_row_alone(cases, plan, name):
+    case = case_of(cases, name, "sdpa")
+    with foveate.attach(case.model, plan):
+        together = tiny.generate(case.model, case.inputs)
+        for number, row in enumerate(case.rows):
+            alone = tiny.generate(case.model, case.maker.inputs([row]))
+            for step, logits in enumerate(alone.logits):
+                torch.testing.assert_close(together.logits[step][number], logits[0], atol=LOGITS, rtol=0)
+
+
+@pytest.mark.parametrize("plan", PLANS[:2])
+def test_d_a_cached_answer_equals_an_uncached_one(cases, plan):
+    case = case_of(cases, "clip", "sdpa")
+    with foveate.attach(case.model, plan):
+        cached, uncached = (tiny.generate(case.model, case.inputs, use_cache=use) for use in (True, False))
+    assert tiny.greatest_difference(cached, uncached) < LOGITS
+
+
+@pytest.mark.parametrize("beams", [2, 3])
+def test_beams_share_one_encoding(cases, beams):
+    case = case_of(cases, "clip", "sdpa")
+    with foveate.attach(case.model, PLANS[0]) as attachment:
+        cached = case.model.generate(**case.inputs, num_beams=beams, max_new_tokens=5, do_sample=False)
+        trace = attachment.trace
+        again = case.model.generate(**case.inputs, num_beams=beams, max_new_tokens=5, do_sample=False, use_cache=False)
+    assert torch.equal(cached, again)
+    assert all(len(entry.kept_index) == 18 for entry in trace.media)
+
+
+def test_f_detaching_leaves_no_hook_and_the_same_answers(cases):
+    case = case_of(cases, "clip", "sdpa")
+    plain = tiny.generate(case.model, case.inputs)
+    hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in case.model.modules()]
+    with foveate.attach(case.model, PLANS[1]):
+        tiny.generate(case.model, case.inputs)
+    assert [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in case.model.modules()] == hooks
+    after = tiny.generate(case.model, case.inputs)
+    assert all(torch.equal(a, b) for a, b in zip(after.logits, plain.logits, strict=True))
+
+
+def test_the_encoder_really_gets_shorter_and_gives_back_its_full_length(cases):
+    case = case_of(cases, "clip", "sdpa")
+    tower = case.model.get_submodule(case.path.tower)
+    seen: list[int] = []
+    handles = [
+        layer.register_forward_hook(lambda _, args, out: seen.append(args[0].shape[1])) for layer in tower.encoder.layers
+    ]
+    with torch.no_grad(), foveate.attach(case.model, PLANS[1]):
+        case.model(**case.inputs)
+        features = case.model.get_image_features(case.inputs["pixel_values"]).pooler_output
+    for handle in handles:
+        handle.remove()
+    assert seen[:5] == [37, 31, 22, 15, 15]
+    assert seen[5:] == [37] * 5, "outside of a call of the model nobody wants shorter features"
+    assert not any(part.isnan().any() for part in features)
+
+
+def test_column_means_equal_eager_attention(cases):
+    case = case_of(cases, "clip", "eager")
+    tower = case.model.get_submodule(case.path.tower)
+    pixels = case.inputs["pixel_values"]
+    with torch.no_grad():
+        eager = tower(pixels, output_attentions=True).attentions[1]
+    found: list[Tensor] = []
+    attention = tower.encoder.layers[1].self_attn
+    owner = nn.Identity()
+    observe.enable(owner)
+
+    def measure(query, key, mask, scaling, softcap):
+        found.append(observe.column_means(query, key, mask, scaling))
+
+    handle = attention.register_forward_pre_hook(lambda module, args: observe.arm(module, measure))
+    with torch.no_grad():
+        tower(pixels)
+    handle.remove()
+    observe.disable(owner)
+    torch.testing.assert_close(found[0], eager.mean((1, 2)), atol=SCORES, rtol=0)
+
+
+def test_a_text_only_prompt_is_an_exact_no_op(cases):
+    case = case_of(cases, "clip", "sdpa")
+    inputs = case.maker.inputs([tiny.Row([case.maker.text(9)])])
+    plain = tiny.generate(case.model, inputs)
+    with foveate.attach(case.model, PLANS[0]):
+        same = tiny.generate(case.model, inputs)
+    assert all(torch.equal(a, b) for a, b in zip(same.logits, plain.logits, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("plan", "said"),
+    [
+        ("illava_v1(site=vision, layer=4, keep=0.5)", "changes nothing"),
+        ("illava_v1(site=vision, layer=0, keep=0.5)", "no attention exists yet"),
+        ("random(site=vision, layer=1, keep=0.5, scope=sample)", "leave scope out"),
+        ("random(site=vision, layer=1, keep=0.5, effect=mask)", "drop or merge"),
+    ],
+)
+def test_plans_without_meaning_are_refused(cases, plan, said):
+    case = case_of(cases, "clip", "sdpa")
+    with pytest.raises(PlanError, match=said):
+        foveate.attach(case.model, plan)
