@@ -15,7 +15,8 @@ from foveate.core.shape import DecoderShape, EncoderShape, MediumShape, ModelSha
 from foveate.core.site import SiteKind
 from foveate.errors import InputError, UnsupportedCombination
 
-_NO_ENCODER = "encoder stages are not part of this version"
+_NO_ENCODER = "no stage acts inside this encoder in this version"
+NO_PIXELS = "no method cuts pixels in this version"
 
 # Sizes that the tiny configs share: a text model and a vision transformer of a few ten thousand weights.
 TINY_TEXT: Mapping[str, Any] = dict(
@@ -86,7 +87,7 @@ class Family(ABC):
     attention: ClassVar[str] = "self_attn"
     placeholders: ClassVar[Mapping[str, str]] = {"image": "image_token_id"}
     host_inputs: ClassVar[tuple[str, ...]] = ()
-    unsupported: ClassVar[Mapping[SiteKind, str]] = {SiteKind.PIXELS: _NO_ENCODER, SiteKind.VISION_LAYER: _NO_ENCODER}
+    unsupported: ClassVar[Mapping[SiteKind, str]] = {SiteKind.PIXELS: NO_PIXELS, SiteKind.VISION_LAYER: _NO_ENCODER}
     bidirectional: ClassVar[bool] = False
     token_inputs: ClassVar[tuple[str, ...]] = ()
     notes: ClassVar[str] = ""
@@ -204,6 +205,12 @@ class Family(ABC):
             gated_mlp=gated_mlp,
             prefix_tokens=prefix_tokens,
         )
+
+
+def used_layers(layers: int, feature_layer: int | Sequence[int]) -> int:
+    """How many encoder layers features pass. Hidden state 0 is what enters layer 0, and -1 is what leaves the last layer."""
+    chosen = [feature_layer] if isinstance(feature_layer, int) else feature_layer
+    return max(at if at >= 0 else layers + 1 + at for at in chosen)
 
 
 class FixedGridFamily(Family):

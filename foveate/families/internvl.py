@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+from foveate.core.encoder import EncoderPath
 from foveate.core.shape import LinearShape, MediumShape, ModelShape
+from foveate.core.site import SiteKind
 from foveate.errors import UnsupportedModel
-from foveate.families._base import TINY_TEXT
+from foveate.families._base import NO_PIXELS, TINY_TEXT, used_layers
 from foveate.families._tiles import TiledFamily, nearest_aspect, refuse_video
 
 # Tiles without the thumbnail, as the preprocessor configs of the published checkpoints say.
@@ -18,6 +21,7 @@ class InternVL(TiledFamily):
 
     model_types = ("internvl",)
     title = "InternVL"
+    unsupported = {SiteKind.PIXELS: NO_PIXELS}
     notes = "images in tiles with a thumbnail, pixel shuffle, frames of a video are images"
 
     def check(self, config: Any) -> None:
@@ -37,6 +41,19 @@ class InternVL(TiledFamily):
             encoder_sequences=(h * w + 1,),
         )
 
+    def encoder(self, config: Any) -> EncoderPath | None:
+        vision, unit = config.vision_config, int(1 / config.downsample_ratio)
+        h, w = (size // patch for size, patch in zip(vision.image_size, vision.patch_size, strict=True))
+        return EncoderPath(
+            tower="model.vision_tower",
+            projector="model.multi_modal_projector",
+            attention="attention",
+            grid=(h, w),
+            used=used_layers(vision.num_hidden_layers, config.vision_feature_layer),
+            prefix=1,
+            unit=unit,
+        )
+
     def tiles_of_size(self, config: Any, width: int, height: int) -> int:
         return nearest_aspect(width, height, config.vision_config.image_size[0], _MAX_TILES)
 
@@ -49,7 +66,7 @@ class InternVL(TiledFamily):
         return ModelShape(
             family="internvl",
             decoder=self.decoder_shape(config),
-            encoder=self.encoder_shape(config, prefix_tokens=1),
+            encoder=replace(self.encoder_shape(config, prefix_tokens=1), unit=int(1 / config.downsample_ratio) ** 2),
             projector=(LinearShape(shuffled, text.hidden_size), LinearShape(text.hidden_size, text.hidden_size)),
         )
 

@@ -9,7 +9,7 @@ from foveate.core.encoder import EncoderPath
 from foveate.core.shape import LinearShape, MediumShape, ModelShape, RowsPer
 from foveate.core.site import SiteKind
 from foveate.errors import InputError, UnsupportedModel
-from foveate.families._base import TINY_TEXT, TINY_VISION, FixedGridFamily
+from foveate.families._base import NO_PIXELS, TINY_TEXT, TINY_VISION, FixedGridFamily, used_layers
 
 
 class Llava(FixedGridFamily):
@@ -17,7 +17,7 @@ class Llava(FixedGridFamily):
 
     model_types = ("llava",)
     title = "LLaVA 1.5"
-    unsupported = {SiteKind.PIXELS: "pixels are cut by no method of this version"}
+    unsupported = {SiteKind.PIXELS: NO_PIXELS}
     notes = "one grid per image, CLIP or SigLIP encoder"
 
     def covers(self, config: Any) -> bool:
@@ -77,14 +77,11 @@ class Llava(FixedGridFamily):
 
 def vit_path(config: Any, grid: tuple[int, int]) -> EncoderPath:
     """The CLIP or SigLIP encoder of LLaVA and its successors."""
-    layers, feature = config.vision_config.num_hidden_layers, config.vision_feature_layer
-    # Hidden state 0 is what enters layer 0, and -1 is what leaves the last layer.
-    used = max(at if at >= 0 else layers + 1 + at for at in ([feature] if isinstance(feature, int) else feature))
     return EncoderPath(
         tower="model.vision_tower",
         projector="model.multi_modal_projector",
         grid=grid,
-        used=used,
+        used=used_layers(config.vision_config.num_hidden_layers, config.vision_feature_layer),
         prefix=prefix_tokens(config.vision_config),
     )
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from foveate.core.encoder import EncoderPath
 from foveate.core.shape import MediumShape, ModelShape, RowsPer
 from foveate.errors import InputError, UnsupportedModel
 from foveate.families._base import TINY_TEXT, TINY_VISION, TinyMedium
@@ -33,6 +34,9 @@ class LlavaNext(Llava):
                 "vision_feature_select_strategy='full' keeps the class token of every tile, which leaves no grid to unpad: "
                 "checkpoints with CLIP say 'default'"
             )
+
+    def encoder(self, config: Any) -> EncoderPath | None:
+        return None  # tiles are stitched, unpadded and mixed with newlines behind the encoder
 
     def media(self, config: Any, inputs: Mapping[str, Any], columns: Mapping[str, int]) -> dict[str, list[MediumShape]]:
         return {"image": self._images(config, inputs, columns["image"])}

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foveate.core.encoder import EncoderPath
 from foveate.core.shape import LinearShape, MediumShape, ModelShape
-from foveate.families._base import TINY_TEXT, TINY_VISION, FixedGridFamily, TinyMedium
+from foveate.core.site import SiteKind
+from foveate.families._base import NO_PIXELS, TINY_TEXT, TINY_VISION, FixedGridFamily, TinyMedium
 
 
 class PaliGemma(FixedGridFamily):
@@ -18,11 +20,20 @@ class PaliGemma(FixedGridFamily):
     model_types = ("paligemma",)
     title = "PaliGemma"
     bidirectional = True
+    unsupported = {SiteKind.PIXELS: NO_PIXELS}
     notes = "one grid per image, bidirectional prompt"
 
     def image(self, config: Any) -> MediumShape:
         side = config.vision_config.image_size // config.vision_config.patch_size
         return MediumShape("image", (1, side, side), encoder_tokens=side * side, encoder_sequences=(side * side,))
+
+    def encoder(self, config: Any) -> EncoderPath | None:
+        return EncoderPath(
+            tower="model.vision_tower",
+            projector="model.multi_modal_projector",
+            grid=self.image(config).grid[1:],
+            used=config.vision_config.num_hidden_layers,
+        )
 
     def model_shape(self, config: Any) -> ModelShape:
         vision = config.vision_config

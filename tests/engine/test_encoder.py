@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import foveate
-from foveate.core.trace import Trace
+from foveate import families
+from foveate.core.trace import MediumTrace, Trace
 from foveate.engine import compat, observe
 from foveate.engine.attach import Attachment
 from foveate.errors import PlanError
@@ -23,10 +25,14 @@ from tests.oracles.dense_reference import dense_reference
 LOGITS = 2e-4  # as the oracles of decoder stages
 SCORES = 1e-5
 
+# Counts are of patches.
+COUNTS = (
+    "illava_v1(site=vision, layer=1, keep={30}) | illava_v1(site=vision, layer=2, keep={21}) "
+    "| illava_v1(site=vision, layer=3, keep={14})"
+)
 PLANS = (
     "illava_v1(site=vision, layer=1, keep=0.5)",
-    "illava_v1(site=vision, layer=1, keep=30) | illava_v1(site=vision, layer=2, keep=21) "
-    "| illava_v1(site=vision, layer=3, keep=14)",
+    COUNTS,
     "illava_v2(site=vision, layer=2, keep=0.4, recycle=0.3)",
     "partition(site=vision, layer=1, keep=0.6) | partition(site=vision, layer=3, keep=0.5)",
     "tome(site=vision, layer=0, keep=0.3)",
@@ -57,11 +63,22 @@ def _llava(vision: Any, feature_layer: Any, strategy: str) -> Any:
     return config
 
 
-CONFIGS = {
-    "clip": clip_llava,
-    "clip-full": lambda: clip_llava(-1, "full"),
-    "clip-several": lambda: clip_llava([-2, -1]),
-    "siglip": siglip_llava,
+def deeper(family: str) -> Any:
+    """A family's tiny config with enough encoder layers for several stages, and 36 units of each picture."""
+    config = families.get(family).tiny_config()
+    config.vision_config.num_hidden_layers = 5
+    if family == "internvl":
+        config.vision_config.image_size, config.image_seq_length = (48, 48), 36
+    return config
+
+
+CONFIGS: dict[str, tuple[str, Callable[[], Any]]] = {
+    "clip": ("llava", clip_llava),
+    "clip-full": ("llava", lambda: clip_llava(-1, "full")),
+    "clip-several": ("llava", lambda: clip_llava([-2, -1])),
+    "siglip": ("llava", siglip_llava),
+    "internvl": ("internvl", lambda: deeper("internvl")),
+    "paligemma": ("paligemma", lambda: deeper("paligemma")),
 }
 
 
@@ -69,14 +86,20 @@ class Case:
     """A model and a batch of prompts with one, two and no pictures."""
 
     def __init__(self, name: str, backend: str = "sdpa", batch: int = 3) -> None:
-        config = CONFIGS[name]()
-        self.model = tiny.tiny_model("llava", backend, config=config)
-        self.maker = tiny.Maker("llava", config=config)
+        family, make = CONFIGS[name]
+        config = make()
+        self.model = tiny.tiny_model(family, backend, config=config)
+        self.maker = tiny.Maker(family, config=config)
         self.rows = tiny.ragged_rows(self.maker, batch)
         self.inputs = self.maker.inputs(self.rows)
         path = family_for(config).encoder(config)
         assert path is not None
         self.path = path
+
+
+    def plan(self, text: str) -> str:
+        """The plan with its {counts} of units in patches."""
+        return re.sub(r"\{(\d+)\}", lambda found: str(int(found[1]) * self.path.unit**2), text)
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +113,15 @@ def case_of(cases: dict[tuple[str, str], Case], name: str, backend: str) -> Case
     return cases[name, backend]
 
 
+def stage_of(entry: MediumTrace, number: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Kept originals [K] of a stage, its own matrix [K, M], and the originals [M] that arrived at it."""
+    size = entry.medium.shape.grid_tokens
+    whole = entry.stages[number][1].to_dense().double()
+    before = entry.stages[number - 1][1].to_dense().double() if number else torch.eye(size, dtype=torch.double)
+    own = torch.linalg.lstsq(before.T, whole.T).solution.T.float()
+    return entry.kept[number], own, entry.kept[number - 1] if number else torch.arange(size)
+
+
 @contextmanager
 def dense_encoder(case: Case, trace: Trace, texts: list[str]) -> Iterator[None]:
     """The plain encoder at full length: at each stage's layer merged states in place, from there on dead keys masked.
@@ -97,42 +129,51 @@ def dense_encoder(case: Case, trace: Trace, texts: list[str]) -> Iterator[None]:
     What its dead rows hold is arbitrary; the language model is to ignore them.
     """
     prefix, patches = case.path.prefix, case.path.patches
+    (height, width), side = case.path.grid, case.path.unit
+    # Patches of each unit, in raster order: the squares that one visual token is made of.
+    raster = torch.arange(patches).view(height, width)
+    units = torch.stack([square.flatten() for band in raster.split(side) for square in band.split(side, dim=1)])
+    count = len(units)
+    sequences = [(entry, piece) for entry in trace.media for piece in range(len(entry.medium.shape.pieces))]
     alive, maps = {}, {}
     for number, text in enumerate(texts):
         layer = int(text.partition("layer=")[2].partition(",")[0].rstrip(")"))
-        keep = torch.zeros(len(trace.media), prefix + patches, dtype=torch.bool)
+        keep = torch.zeros(len(sequences), prefix + patches, dtype=torch.bool)
         keep[:, :prefix] = True
-        change = torch.eye(prefix + patches).repeat(len(trace.media), 1, 1)
-        for row, entry in enumerate(trace.media):
-            kept, whole = entry.kept[number], entry.stages[number][1].to_dense()
-            keep[row, prefix + kept] = True
-            # The stage on its own: what the trace has behind it, in terms of what it has before it.
-            before = entry.stages[number - 1][1].to_dense() if number else torch.eye(patches)
-            own = torch.linalg.lstsq(before.T.double(), whole.T.double()).solution.T.float()
-            arriving = entry.kept[number - 1] if number else torch.arange(patches)
-            change[row, prefix + kept] = 0
-            change[row, (prefix + kept)[:, None], (prefix + arriving)[None]] = own
+        change = torch.eye(prefix + patches).repeat(len(sequences), 1, 1)
+        for row, (entry, piece) in enumerate(sequences):
+            kept, own, arriving = stage_of(entry, number)
+            here, there = (kept // count == piece), (arriving // count == piece)
+            kept, arriving, own = kept[here] % count, arriving[there] % count, own[here][:, there]
+            keep[row, prefix + units[kept]] = True
+            for member in units.T:
+                targets, sources = prefix + member[kept], prefix + member[arriving]
+                change[row, targets] = 0
+                change[row, targets[:, None], sources[None]] = own
         alive[layer], maps[layer] = keep, change
 
-    def hook(index: int) -> Any:
+    def substitute(index: int) -> Any:
         def run(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            hidden = args[0] if args else kwargs.pop("hidden_states")
-            if index in maps:
-                hidden = maps[index] @ hidden
+            hidden = args[0] if args else kwargs["hidden_states"]
+            changed = maps[index] @ hidden
+            return ((changed, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": changed})
+
+        return run
+
+    def mask(index: int) -> Any:
+        def run(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             now = [keep for layer, keep in alive.items() if layer <= index]
-            if now:
-                mask = torch.where(now[-1], 0.0, torch.finfo(torch.float32).min)[:, None, None]
-                mask = mask.expand(-1, 1, hidden.shape[1], -1)
-                args = (hidden, mask) if len(args) > 1 or "attention_mask" not in kwargs else (hidden,)
-                if len(args) == 1:
-                    kwargs["attention_mask"] = mask
-                return args, kwargs
-            return (hidden, *args[1:]), kwargs
+            seen = torch.where(now[-1], 0.0, torch.finfo(torch.float32).min)[:, None, None]
+            seen = seen.expand(-1, 1, seen.shape[-1], -1)
+            return args, {**kwargs, "attention_mask": seen}
 
         return run
 
     layers = compat.encoder_layers(case.model.get_submodule(case.path.tower))
-    handles = [layer.register_forward_pre_hook(hook(index), with_kwargs=True) for index, layer in enumerate(layers)]
+    handles = [layers[index].register_forward_pre_hook(substitute(index), with_kwargs=True) for index in maps]
+    for index in range(min(alive), len(layers)):
+        attention = layers[index].get_submodule(case.path.attention)
+        handles.append(attention.register_forward_pre_hook(mask(index), with_kwargs=True))
     try:
         yield
     finally:
@@ -163,9 +204,8 @@ def merges_in_decoder(case: Case, trace: Trace) -> dict[int, Tensor]:
     layer, width = int(text.partition("layer=")[2].partition(",")[0]), case.inputs["input_ids"].shape[1]
     change = torch.eye(width).repeat(len(case.inputs["input_ids"]), 1, 1)
     for entry in trace.media:
-        before, after = (matrix.to_dense().double() for _, matrix in entry.stages[-2:])
-        own = torch.linalg.lstsq(before.T, after.T).solution.T.float()
-        kept, arriving = (entry.medium.columns[entry.kept[place]] for place in (-1, -2))
+        kept, own, arriving = stage_of(entry, len(entry.stages) - 1)
+        kept, arriving = entry.medium.columns[kept], entry.medium.columns[arriving]
         change[entry.medium.row, kept] = 0
         change[entry.medium.row, kept[:, None], arriving[None]] = own
     return {layer: change}
@@ -176,7 +216,7 @@ def merges_in_decoder(case: Case, trace: Trace) -> dict[int, Tensor]:
 @pytest.mark.parametrize("plan", PLANS)
 def test_b_g_a_shorter_encoder_equals_a_masked_one(cases, plan, name, backend):
     case = case_of(cases, name, backend)
-    with torch.no_grad(), foveate.attach(case.model, plan) as attachment:
+    with torch.no_grad(), foveate.attach(case.model, case.plan(plan)) as attachment:
         pruned = case.model(**case.inputs).logits
         trace = attachment.trace
         answer = tiny.generate(case.model, case.inputs)
@@ -199,11 +239,12 @@ def test_b_g_a_shorter_encoder_equals_a_masked_one(cases, plan, name, backend):
 @pytest.mark.parametrize("shortcut", [True, False])
 def test_a_keeping_everything_is_bit_identical(cases, name, shortcut):
     case = case_of(cases, name, "sdpa")
-    plan = Plan.parse("random(site=vision, layer=1, keep=100%) | tome(site=vision, layer=2, keep=36)")
+    plan = Plan.parse("random(site=vision, layer=1, keep=100%) | tome(site=vision, layer=2, keep=100%)")
     plain = tiny.generate(case.model, case.inputs)
     with Attachment(case.model, plan, stage_text, shortcut=shortcut) as attachment:
         kept = tiny.generate(case.model, case.inputs)
-        assert [len(entry.kept_index) for entry in attachment.trace.media] == [36] * 3
+        for entry in attachment.trace.media:
+            assert len(entry.kept_index) == entry.medium.shape.grid_tokens
     assert all(torch.equal(a, b) for a, b in zip(kept.logits, plain.logits, strict=True))
 
 
@@ -211,7 +252,7 @@ def test_a_keeping_everything_is_bit_identical(cases, name, shortcut):
 @pytest.mark.parametrize("plan", [plan for plan in PLANS if "random" not in plan])
 def test_c_a_row_in_company_equals_the_row_alone(cases, plan, name):
     case = case_of(cases, name, "sdpa")
-    with foveate.attach(case.model, plan):
+    with foveate.attach(case.model, case.plan(plan)):
         together = tiny.generate(case.model, case.inputs)
         for number, row in enumerate(case.rows):
             alone = tiny.generate(case.model, case.maker.inputs([row]))
@@ -222,7 +263,7 @@ def test_c_a_row_in_company_equals_the_row_alone(cases, plan, name):
 @pytest.mark.parametrize("plan", PLANS[:2])
 def test_d_a_cached_answer_equals_an_uncached_one(cases, plan):
     case = case_of(cases, "clip", "sdpa")
-    with foveate.attach(case.model, plan):
+    with foveate.attach(case.model, case.plan(plan)):
         cached, uncached = (tiny.generate(case.model, case.inputs, use_cache=use) for use in (True, False))
     assert tiny.greatest_difference(cached, uncached) < LOGITS
 
@@ -242,7 +283,7 @@ def test_f_detaching_leaves_no_hook_and_the_same_answers(cases):
     case = case_of(cases, "clip", "sdpa")
     plain = tiny.generate(case.model, case.inputs)
     hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in case.model.modules()]
-    with foveate.attach(case.model, PLANS[1]):
+    with foveate.attach(case.model, case.plan(COUNTS)):
         tiny.generate(case.model, case.inputs)
     assert [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in case.model.modules()] == hooks
     after = tiny.generate(case.model, case.inputs)
@@ -256,7 +297,7 @@ def test_the_encoder_really_gets_shorter_and_gives_back_its_full_length(cases):
     handles = [
         layer.register_forward_hook(lambda _, args, out: seen.append(args[0].shape[1])) for layer in tower.encoder.layers
     ]
-    with torch.no_grad(), foveate.attach(case.model, PLANS[1]):
+    with torch.no_grad(), foveate.attach(case.model, case.plan(COUNTS)):
         case.model(**case.inputs)
         features = case.model.get_image_features(case.inputs["pixel_values"]).pooler_output
     for handle in handles:
@@ -309,4 +350,4 @@ def test_a_text_only_prompt_is_an_exact_no_op(cases):
 def test_plans_without_meaning_are_refused(cases, plan, said):
     case = case_of(cases, "clip", "sdpa")
     with pytest.raises(PlanError, match=said):
-        foveate.attach(case.model, plan)
+        foveate.attach(case.model, case.plan(plan))
