@@ -36,3 +36,26 @@ class EncoderPath:
     def unit_grid(self) -> tuple[int, int]:
         """(h, w) in units."""
         return self.grid[0] // self.unit, self.grid[1] // self.unit
+
+
+@dataclass(frozen=True)
+class PackedPath:
+    """A vision encoder that packs all pictures into one sequence [patches, D], cut by cu_seqlens. Paths are dotted.
+
+    Attributes:
+        tower: the module that takes pixels and (t, h, w) of each picture in patches.
+        merger: the module, below the tower, whose output rows are visual tokens.
+        side_mergers: modules whose outputs feed early decoder layers (DeepStack).
+        attention: the attention module within an encoder layer.
+        unit: side of the square of patches that becomes one visual token; its patches are consecutive.
+        used: how many layers there are.
+        windowed: the layers that attend within windows; what they attend to says nothing about the whole picture.
+    """
+
+    tower: str
+    merger: str
+    unit: int
+    used: int
+    attention: str = "attn"
+    side_mergers: tuple[str, ...] = ()
+    windowed: tuple[int, ...] = ()

@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary, ref
 
 from torch import nn
 
+from foveate.core.encoder import PackedPath
 from foveate.core.plan import Effect, Plan, Scope, Stage
 from foveate.core.site import SiteKind
 from foveate.core.trace import Trace
@@ -94,7 +95,24 @@ def check_plan(plan: Plan, family: Family, config: Any) -> dict[int, int]:
                 f"{stage.method.name} reads hidden states, which cached tokens no longer have: effect=mask works with "
                 "methods that rank by attention or position"
             )
+    _check_probed(plan, family, config)
     return probes
+
+
+def _check_probed(plan: Plan, family: Family, config: Any) -> None:
+    """Between the encoder layer whose attention a stage ranks by and the stage itself no other stage may act."""
+    path = family.encoder(config) if plan.encoder_stages else None
+    if not isinstance(path, PackedPath):
+        return
+    for layer, stage in plan.encoder_stages.items():
+        if stage.method.needs():
+            probed = max(at for at in range(layer) if at not in path.windowed)
+            between = [at for at in plan.encoder_stages if probed < at < layer]
+            if between:
+                raise PlanError(
+                    f"{stage.method.name} at {stage.site} ranks by layer {probed}, the last one below that looks at the whole "
+                    f"picture, but the stage at layer {between[0]} acts in between: move it to layer {probed} or below"
+                )
 
 
 def _check_encoder_stage(stage: Stage, family: Family, config: Any) -> None:
@@ -107,8 +125,12 @@ def _check_encoder_stage(stage: Stage, family: Family, config: Any) -> None:
             f"site={stage.site}: the language model reads what leaves encoder layer {path.used - 1}, a later stage changes "
             f"nothing; write layer=0..{path.used - 1}"
         )
-    if layer == 0 and stage.method.needs():
-        raise PlanError(f"{stage.method.name}(site={stage.site}): no attention exists yet; the first layer that works is 1")
+    full = [at for at in range(path.used) if at not in getattr(path, "windowed", ())]
+    if stage.method.needs() and not any(at < layer for at in full):
+        raise PlanError(
+            f"{stage.method.name}(site={stage.site}): no layer below has looked at the whole picture yet; the first layer that "
+            f"works is {full[0] + 1}"
+        )
     if stage.scope is not Scope.MEDIUM:
         raise PlanError(
             f"scope={stage.scope.value} at {stage.site}: the encoder sees one crop or frame at a time; leave scope out"

@@ -111,6 +111,20 @@ def rotation(module: Any) -> Callable[..., Any] | None:
     return found
 
 
+def unit_order(tower: Any, grids: torch.Tensor, units: int) -> torch.Tensor:
+    """Place [units] of each unit of a packed encoder's raster in its sequence: encoders with windows lay them out by window."""
+    module = sys.modules[type(tower).__module__]
+    if hasattr(tower, "get_window_index"):
+        index = torch.as_tensor(tower.get_window_index(grids)[0])
+    elif hasattr(tower, "window_size"):
+        index, _ = module.get_vision_window_index(
+            grids, spatial_merge_size=tower.spatial_merge_size, window_size=tower.window_size, patch_size=tower.patch_size
+        )
+    else:
+        return torch.arange(units)
+    return torch.argsort(index.cpu())
+
+
 def encoder_layers(tower: nn.Module) -> nn.ModuleList:
     """The layers of a vision encoder: transformers moved them between versions."""
     for path in ("encoder.layers", "vision_model.encoder.layers", "encoder.layer", "blocks"):

@@ -28,7 +28,7 @@ class Conversation:
         trace: what the stages kept.
         prefill_kv_bytes: bytes in the cache after the last prefill pass, read off the cache; None without a cache, or for a
             quantized one.
-        encoded: the encoder's calls that no pass has met yet, in order.
+        encoded: images, crops and frames (`encoder.EncodedRow`) that no pass has met yet, in order.
         ignored: for each pass with labels, how many were predicted from pruned positions and left out of the loss.
     """
 

@@ -25,6 +25,19 @@ from foveate.engine.prefill import ask
 from foveate.engine.projection import take
 
 
+@dataclass(frozen=True)
+class EncodedRow:
+    """One image, crop or frame that passed the encoder.
+
+    Attributes:
+        sizes: [m] fp32, how many original units each unit that is left stands for.
+        stages: (text of the stage, its answer, row of this one in it, units it chose from), in order.
+    """
+
+    sizes: Tensor
+    stages: list[tuple[str, Selection, int, int]]
+
+
 @dataclass
 class Encoded:
     """One call of the encoder.
@@ -36,8 +49,7 @@ class Encoded:
         sizes: [B, m] fp32, how many original units each stands for.
         patches: [B, n] patches that are left, ascending; None while all are.
         states: by number of patches, which ones a hidden state of that length holds.
-        selections: the stages' answers with their texts, in order.
-        arriving: by text, how many units each stage chose from.
+        selections: (text of the stage, its answer, units it chose from), in order.
         observed: what was measured, by the layer of the stage that asked.
     """
 
@@ -47,8 +59,7 @@ class Encoded:
     sizes: Tensor
     patches: Tensor | None = None
     states: dict[int, Tensor] = field(default_factory=dict)
-    selections: list[tuple[str, Selection]] = field(default_factory=list)
-    arriving: dict[str, int] = field(default_factory=dict)
+    selections: list[tuple[str, Selection, int]] = field(default_factory=list)
     observed: dict[tuple[int, Observation], Tensor] = field(default_factory=dict)
 
     @property
@@ -154,10 +165,9 @@ class EncoderHooks:
         height, width = self.path.unit_grid
         grid = (1, height, width) if count == height * width else None
         keep = self._kept(stage, count, grid)
-        call.arriving[self.texts[stage]] = count
         if keep == count and self.shortcut:
             everything = torch.arange(count, device=hidden.device).expand(rows, -1)
-            call.selections.append((self.texts[stage], Selection(everything)))
+            call.selections.append((self.texts[stage], Selection(everything), count))
             return hidden
         members = self.members.to(hidden.device)
         slots = members[call.units]  # [B, m, u * u] patches of each unit, then where they are now
@@ -181,7 +191,7 @@ class EncoderHooks:
         if selection.is_merge:
             merged = merge_values(of_unit, selection).view(rows, count * slots.shape[2], -1)
             tokens = tokens.scatter(1, slots.flatten(1)[..., None].expand_as(merged), merged)
-        call.selections.append((self.texts[stage], selection))
+        call.selections.append((self.texts[stage], selection, count))
         call.sizes = selection.kept_sizes(call.sizes)
         call.units = call.units.gather(1, selection.kept)
         kept = take(slots.view(rows, count, -1), selection.kept, 1).flatten(1).sort(1).values
@@ -230,7 +240,9 @@ class EncoderHooks:
         self._leave()
         if call is None or talk is None or output is None:
             return None
-        talk.encoded.append(call)
+        for row in range(call.rows):
+            stages = [(text, selection, row, count) for text, selection, count in call.selections]
+            talk.encoded.append(EncodedRow(call.sizes[row], stages))
         if not call.changed:
             return None
         self._finished.set(call)

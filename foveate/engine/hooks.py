@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from foveate.core.encoder import PackedPath
 from foveate.core.layout import Layout, Role
 from foveate.core.plan import Effect, Plan, Scope, Stage
 from foveate.core.site import SiteKind
@@ -19,6 +20,7 @@ from foveate.engine.conversation import Conversation
 from foveate.engine.decoder import DecoderHooks, in_compiled_step, uncompiled
 from foveate.engine.encoder import EncoderHooks
 from foveate.engine.forward import Pass
+from foveate.engine.packed_encoder import PackedEncoderHooks
 from foveate.engine.side_inputs import SideInputs
 from foveate.engine.slot_cache import check_cache, stored_bytes
 from foveate.engine.watch import Watch
@@ -73,7 +75,10 @@ class Hooks:
                 assert stage.site.decoder_layer is not None
                 self.stages[stage.site.decoder_layer] = stage
         path = family.encoder(self.config) if inside else None
-        self.encoder = None if path is None else EncoderHooks(owner, model, path, inside, texts, shortcut)
+        self.encoder: EncoderHooks | PackedEncoderHooks | None = None
+        if path is not None:
+            kind = PackedEncoderHooks if isinstance(path, PackedPath) else EncoderHooks
+            self.encoder = kind(owner, model, path, inside, texts, shortcut)
         self.first = 0 if self.encoder is not None else min(self.stages, default=0)
         self.masks = any(stage.effect is Effect.MASK for stage in plan.stages)
         self.by_piece = any(stage.scope in (Scope.CROP, Scope.FRAME) for stage in plan.stages)

@@ -63,6 +63,16 @@ class ProbeConfig:
         return getattr(self.__dict__["wrapped"], name)
 
 
+class EveryCall:
+    """A callback that stays armed for all attention calls within one call of the module, which may have one per sequence."""
+
+    def __init__(self, callback: Callback) -> None:
+        self.callback = callback
+
+    def __call__(self, query: Tensor, key: Tensor, mask: Any, scaling: float | None, softcap: float | None) -> None:
+        self.callback(query, key, mask, scaling, softcap)
+
+
 def arm(module: nn.Module, callback: Callback) -> None:
     """Measure this context's next call of an attention module."""
     disarm(module)  # an interrupt may have left the callback of a call that never came
@@ -95,7 +105,10 @@ def probe(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: An
     assert callback is not None
     callback(query, key, mask, kwargs.get("scaling"), kwargs.get("softcap"))
     function = compat.attention_function(module, module.config._attn_implementation)  # type: ignore[arg-type, union-attr]
-    return function(module, query, key, value, mask, *args, **kwargs)
+    result = function(module, query, key, value, mask, *args, **kwargs)
+    if isinstance(callback, EveryCall):
+        _armed.set({**_armed.get(), id(module): callback})
+    return result
 
 
 def rater_columns(layout: Layout, query: str, output_rates: bool = False) -> list[list[int]]:

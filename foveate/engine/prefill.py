@@ -170,7 +170,7 @@ def enter(running: Pass, hidden: Tensor) -> Tensor:
 def _meet_encoder(running: Pass) -> dict[int, list[Tensor]]:
     """Note the encoder's stages in the trace; returns, by key of the medium, the sizes [m] of each crop's or frame's tokens."""
     talk, sizes = running.conversation, {}
-    rows = [(call, row) for call in talk.encoded for row in range(call.rows)]
+    rows = list(talk.encoded)
     talk.encoded.clear()
     assert running.layout is not None
     media = running.layout.media
@@ -187,11 +187,10 @@ def _meet_encoder(running: Pass) -> dict[int, list[Tensor]]:
             of_sample[sample] = rows[start : start + count]
             start += count
         own = of_sample[sample]
-        sizes[key] = [call.sizes[row] for call, row in own]
-        for call, row in own:
-            for text, selection in call.selections:
-                arriving = torch.full((call.arriving[text],), key)
-                talk.trace.add(GroupRecord(text, arriving, selection, row))
+        sizes[key] = [encoded.sizes for encoded in own]
+        for encoded in own:
+            for text, selection, row, count in encoded.stages:
+                talk.trace.add(GroupRecord(text, torch.full((count,), key), selection, row))
     return sizes
 
 

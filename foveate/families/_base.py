@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from foveate.core.encoder import EncoderPath
+from foveate.core.encoder import EncoderPath, PackedPath
 from foveate.core.shape import DecoderShape, EncoderShape, MediumShape, ModelShape
 from foveate.core.site import SiteKind
 from foveate.errors import InputError, UnsupportedCombination
@@ -148,7 +148,7 @@ class Family(ABC):
         """What the decoder adds to visual tokens between its first layers, if anything."""
         return None
 
-    def encoder(self, config: Any) -> EncoderPath | None:
+    def encoder(self, config: Any) -> EncoderPath | PackedPath | None:
         """Where the vision encoder keeps its tokens; None if no stage can act inside it."""
         return None
 

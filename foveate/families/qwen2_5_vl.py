@@ -8,9 +8,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from foveate.core.encoder import PackedPath
 from foveate.core.shape import EncoderShape, LinearShape, MediumShape, ModelShape
+from foveate.core.site import SiteKind
 from foveate.errors import InputError
-from foveate.families._base import TINY_TEXT, Family, TinyMedium
+from foveate.families._base import NO_PIXELS, TINY_TEXT, Family, TinyMedium
 from foveate.families._resize import resized
 
 # What the tiny configs of this family and its relatives share.
@@ -38,6 +40,7 @@ class Qwen25VL(Family):
     title = "Qwen2.5-VL"
     placeholders = {"image": "image_token_id", "video": "video_token_id"}
     host_inputs = ("image_grid_thw", "video_grid_thw")
+    unsupported = {SiteKind.PIXELS: NO_PIXELS}
     notes = "images and video of any size, M-RoPE, windowed packed encoder"
     pixels: ClassVar[tuple[int, int]] = (3_136, 12_845_056)
 
@@ -52,6 +55,19 @@ class Qwen25VL(Family):
             rows = [] if grids is None else grids.tolist()
             shapes[kind] = [self._medium(config, kind, (int(t), int(h), int(w))) for t, h, w in rows]
         return shapes
+
+    def encoder(self, config: Any) -> PackedPath:
+        vision = config.vision_config
+        full = getattr(vision, "fullatt_block_indexes", range(vision.depth))
+        sides = getattr(vision, "deepstack_visual_indexes", ())
+        return PackedPath(
+            tower="model.visual",
+            merger="merger",
+            unit=vision.spatial_merge_size,
+            used=vision.depth,
+            side_mergers=tuple(f"deepstack_merger_list.{number}" for number in range(len(sides))),
+            windowed=tuple(layer for layer in range(vision.depth) if layer not in full),
+        )
 
     def media_of_images(self, config: Any, sizes: Sequence[tuple[int, int]]) -> list[MediumShape]:
         patch = config.vision_config.patch_size

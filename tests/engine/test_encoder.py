@@ -96,7 +96,6 @@ class Case:
         assert path is not None
         self.path = path
 
-
     def plan(self, text: str) -> str:
         """The plan with its {counts} of units in patches."""
         return re.sub(r"\{(\d+)\}", lambda found: str(int(found[1]) * self.path.unit**2), text)
