@@ -77,8 +77,11 @@ class Hooks:
         path = family.encoder(self.config) if inside else None
         self.encoder: EncoderHooks | PackedEncoderHooks | None = None
         if path is not None:
-            kind = PackedEncoderHooks if isinstance(path, PackedPath) else EncoderHooks
-            self.encoder = kind(owner, model, path, inside, texts, shortcut)
+            self.encoder = (
+                PackedEncoderHooks(owner, model, path, inside, texts, shortcut)
+                if isinstance(path, PackedPath)
+                else EncoderHooks(owner, model, path, inside, texts, shortcut)
+            )
         self.first = 0 if self.encoder is not None else min(self.stages, default=0)
         self.masks = any(stage.effect is Effect.MASK for stage in plan.stages)
         self.by_piece = any(stage.scope in (Scope.CROP, Scope.FRAME) for stage in plan.stages)

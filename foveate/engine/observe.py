@@ -96,16 +96,16 @@ def disarm(module: nn.Module) -> None:
                 module.config = config.wrapped
 
 
-def probe(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, *args: Any, **kwargs: Any) -> Any:
+def probe(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, *args: Any, **kwargs: Any) -> Any:
     """The attention function that stands in: measure, then delegate."""
     armed = dict(_armed.get())
     callback = armed[id(module)]
     armed[id(module)] = None  # from here on the module shows its real implementation: flash reads the name once more
     _armed.set(armed)
     assert callback is not None
-    callback(query, key, mask, kwargs.get("scaling"), kwargs.get("softcap"))
+    callback(query, key, attention_mask, kwargs.get("scaling"), kwargs.get("softcap"))
     function = compat.attention_function(module, module.config._attn_implementation)  # type: ignore[arg-type, union-attr]
-    result = function(module, query, key, value, mask, *args, **kwargs)
+    result = function(module, query, key, value, attention_mask, *args, **kwargs)
     if isinstance(callback, EveryCall):
         _armed.set({**_armed.get(), id(module): callback})
     return result

@@ -180,7 +180,9 @@ def _meet_encoder(running: Pass) -> dict[int, list[Tensor]]:
     if len(rows) * copies != pieces:
         return {}
     start, of_sample = 0, {}
-    for key, medium in enumerate(media, start=running.first_medium):
+    numbered = enumerate(media, start=running.first_medium)
+    # Transformers encodes all images of a call, then all videos.
+    for key, medium in sorted(numbered, key=lambda entry: entry[1].shape.kind == "video"):
         count = len(medium.shape.pieces)
         sample = (medium.row // copies, medium.index)
         if sample not in of_sample:
