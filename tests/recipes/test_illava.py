@@ -1,0 +1,92 @@
+"""The iLLaVA recipe: published settings, and what cannot be meant."""
+
+from __future__ import annotations
+
+import pytest
+
+from foveate.core.site import SiteKind
+from foveate.errors import SpecError, UnknownName
+from foveate.recipes.illava import PRESETS
+from foveate.spec import Plan
+
+
+def counts(plan: str, patches: int, kind: SiteKind, unit: int = 1) -> list[int]:
+    """Tokens behind each stage of a kind."""
+    left = patches // unit
+    found = []
+    for stage in Plan.parse(plan).stages:
+        if stage.site.kind is kind:
+            whole = stage.budget is not None and stage.budget.count is not None
+            left = stage.kept_of(left * unit, None) // unit if whole else stage.kept_of(left, None)
+            found.append(left * unit)
+    return found
+
+
+def test_onevision_counts_are_those_of_the_paper() -> None:
+    plan = "illava(preset=onevision-image)"
+    assert counts(plan, 729, SiteKind.VISION_LAYER) == [637, 545, 453, 361]
+    assert counts(plan, 361, SiteKind.LLM_LAYER) == [253]
+    assert [stage.site.layer for stage in Plan.parse(plan).stages] == [6, 7, 8, 9, 8]
+    assert [stage.site.layer for stage in Plan.parse("illava(preset=onevision-video)").stages] == [4, 5, 6, 7, 2]
+
+
+@pytest.mark.parametrize(
+    ("patches", "inside", "behind"),
+    [
+        (256, [216, 184, 156, 132], [30, 27, 24]),
+        (1024, [864, 728, 612, 516], [116, 104, 94]),
+        (4096, [3444, 2896, 2436, 2048], [461, 415, 374]),
+        (5120, [4304, 3616, 3040, 2556], [575, 518, 466]),
+        (16384, [13764, 11564, 9716, 8164], [1837, 1653, 1488]),
+    ],
+)
+def test_qwen2_vl_counts_are_those_of_the_authors_program(patches: int, inside: list[int], behind: list[int]) -> None:
+    plan = "illava(preset=qwen2-vl-7b)"
+    assert counts(plan, patches, SiteKind.VISION_LAYER, unit=4) == inside
+    assert counts(plan, inside[-1] // 4, SiteKind.LLM_LAYER) == behind
+    assert [stage.site.layer for stage in Plan.parse(plan).stages] == [13, 14, 15, 16, 6, 7, 8]
+
+
+def test_qwen3_vl_counts_are_the_nominal_ones() -> None:
+    plan = "illava(preset=qwen3-vl-8b)"
+    assert counts(plan, 1024, SiteKind.LLM_LAYER) == [922, 830, 747, 672]
+    assert counts("illava(preset=qwen3-vl-8b, llm_keep=[0.85, 0.85, 0.85, 0.85])", 1024, SiteKind.LLM_LAYER) == [
+        870,
+        740,
+        629,
+        535,
+    ]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_stores_its_stages_and_reads_them_back(name: str) -> None:
+    plan = Plan.parse(f"illava(preset={name})")
+    assert Plan.parse(str(plan)) == plan
+    assert "preset" not in str(plan)
+
+
+def test_words_change_a_preset() -> None:
+    plan = Plan.parse("illava(preset=qwen2-vl-2b, variant=partition, vit_layers=[3, 4], vit_keep=[0.5, 0.5])")
+    assert [stage.method.name for stage in plan.stages] == ["partition", "partition"]
+    assert [stage.site.layer for stage in plan.stages] == [4, 5]
+
+
+def test_variants_are_methods_with_their_options() -> None:
+    plan = Plan.parse("illava(variant=v2, recycle=0.1, partners=3, llm_layers=8, llm_keep=0.7)")
+    (stage,) = plan.stages
+    assert (stage.method.name, stage.method.recycle, stage.method.partners) == ("illava_v2", 0.1, 3)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("plan", "error", "said"),
+    [
+        ("illava()", SpecError, "merges nowhere"),
+        ("illava(preset=onevision)", UnknownName, "onevision-image"),
+        ("illava(vit_layers=5..8, vit_keep=0.8)", SpecError, "as many of each"),
+        ("illava(variant=v3, llm_layers=8, llm_keep=0.7)", SpecError, "v1, v2, partition"),
+        ("illava(variant=v1, recycle=0.2, llm_layers=8, llm_keep=0.7)", SpecError, "options of variant=v2"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(plan: str, error: type[Exception], said: str) -> None:
+    with pytest.raises(error, match=said):
+        Plan.parse(plan)
