@@ -14,7 +14,7 @@ from foveate.errors import FoveateError
 def build_app() -> typer.Typer:
     """The command line with all commands."""
     # Imported here so that importing this module does not wait for torch.
-    from foveate.cli import catalog, demo, doctor, plan, run, view
+    from foveate.cli import catalog, demo, doctor, plan, run, view, view_merge
 
     app = typer.Typer(
         name="foveate",
@@ -33,6 +33,7 @@ def build_app() -> typer.Typer:
     views = typer.Typer(help="Draw where a model looks, and what a plan keeps.", no_args_is_help=True)
     views.command("attention")(view.view_attention)
     views.command("kept")(view.view_kept)
+    views.command("merge")(view_merge.view_merge)
     app.add_typer(views, name="view")
     return app
 

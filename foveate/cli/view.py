@@ -54,7 +54,7 @@ def view_attention(
     with console.status("answering and measuring"):
         study = attention(loaded, inputs, new_tokens, chosen)
     answer = processor.tokenizer.decode(study.answers[0], skip_special_tokens=True).strip()
-    media = _with_parts(study.layout.media, paths, pictures, inputs, processor)
+    media = with_parts(study.layout.media, paths, pictures, inputs, processor)
     numbers = _numbers(study, media, question, answer)
     with console.status("drawing"):
         heading = Heading(question, answer, f"{type(loaded).__name__}, {', '.join(path.name for path in paths)}")
@@ -92,7 +92,7 @@ def view_kept(
     with attach(loaded, parsed) as attachment:
         loaded.generate(**inputs, do_sample=False, max_new_tokens=1)
         trace = attachment.trace
-    media = _with_parts([entry.medium for entry in trace.media], paths, pictures, inputs, processor)
+    media = with_parts([entry.medium for entry in trace.media], paths, pictures, inputs, processor)
     files, table = {}, Table(title=str(parsed), title_justify="left")
     for heading in ("picture", "visual tokens", *(escape(text) for text, _ in trace.media[0].stages)):
         table.add_column(heading, overflow="fold", justify="left" if heading == "picture" else "right")
@@ -135,7 +135,7 @@ def _tell(console: Console, out: Path, files: Mapping[str, bytes]) -> None:
         console.print(f"wrote {out / name}", markup=False, highlight=False)
 
 
-def _with_parts(
+def with_parts(
     media: Sequence[Medium], paths: Sequence[Path], pictures: Sequence[Image.Image], inputs: Mapping[str, Any], processor: Any
 ) -> list[tuple[Medium, list[Part]]]:
     """The media, one for each picture, with what their tokens show."""

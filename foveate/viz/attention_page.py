@@ -84,7 +84,7 @@ def _part(study: AttentionStudy, raters: Sequence[Raters], medium: Medium, part:
         "rows": part.rows,
         "columns": part.columns,
         "aspect": part.aspect,
-        "picture": None if part.picture is None else _data_uri(part.picture),
+        "picture": None if part.picture is None else data_uri(part.picture),
         "values": {kind.value: _packed(study.received(kind, medium)[:, part.start : part.stop]) for kind in raters},
     }
 
@@ -94,7 +94,8 @@ def _packed(values: Tensor) -> str:
     return base64.b64encode(values.contiguous().numpy().astype("<f4").tobytes()).decode("ascii")
 
 
-def _data_uri(picture: Image.Image) -> str:
+def data_uri(picture: Image.Image) -> str:
+    """The picture as a JPEG inside the page, at most as large as it is shown."""
     shown = picture.convert("RGB")
     shown.thumbnail((_LONGEST, _LONGEST), Image.Resampling.LANCZOS)
     out = io.BytesIO()

@@ -12,7 +12,13 @@ _DIM, _GREY = 0.45, 0.15
 _LABEL_HEIGHT, _GAP = 26, 8
 
 
-def kept_overlay(picture: Image.Image, grid: tuple[int, int, int], kept: Sequence[int], side: int = 448) -> Image.Image:
+def kept_overlay(
+    picture: Image.Image,
+    grid: tuple[int, int, int],
+    kept: Sequence[int],
+    side: int = 448,
+    outline: tuple[int, int, int] | None = KEPT_OUTLINE,
+) -> Image.Image:
     """The picture with removed tokens dimmed and kept ones outlined.
 
     Args:
@@ -20,6 +26,7 @@ def kept_overlay(picture: Image.Image, grid: tuple[int, int, int], kept: Sequenc
         grid: (1, h, w) of the visual tokens.
         kept: raster indices of the tokens that stayed.
         side: width of the result in pixels; the height follows the picture.
+        outline: colour around kept tokens, None for none.
     """
     _, rows, columns = grid
     cell = max(1, side // columns)
@@ -32,7 +39,8 @@ def kept_overlay(picture: Image.Image, grid: tuple[int, int, int], kept: Sequenc
         y, x = divmod(int(token), columns)
         box = (x * cell, y * height, (x + 1) * cell, (y + 1) * height)
         out.paste(shown.crop(box), box[:2])
-        draw.rectangle((box[0], box[1], box[2] - 1, box[3] - 1), outline=KEPT_OUTLINE)
+        if outline is not None:
+            draw.rectangle((box[0], box[1], box[2] - 1, box[3] - 1), outline=outline)
     return out
 
 
