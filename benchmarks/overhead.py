@@ -1,6 +1,6 @@
 """What an attached plan costs besides what it saves: at a decode step, and for choosing tokens while the prompt is read.
 
-    python benchmarks/overhead.py --out benchmarks/results/NAME.json
+    python -m benchmarks.overhead --out benchmarks/results/NAME.json
 
 A random-weight LLaVA of about 100M parameters reads one picture of 1,024 visual tokens. Two models with the same weights run
 in turns, plain and attached, in this process; numbers are medians of process time on one thread, so that other work on the
@@ -17,88 +17,41 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
+from benchmarks import _models as models
+from benchmarks._timing import CHOOSING, Clock, Parts, timed, turns
 from foveate.demo.evaluation import versions
-from foveate.engine import observe
-from foveate.engine import prefill as stages
 from foveate.engine.attach import Attachment
 from foveate.spec import Plan, stage_text
 
-IMAGE, TEXT = 7999, 64
+THREADS, VISUAL_TOKENS = 1, 1024
 
 
-def build() -> LlavaForConditionalGeneration:
-    """A LLaVA with 12 decoder layers of width 768 and an encoder so small that the decoder is what is measured."""
-    torch.manual_seed(0)
-    text = LlamaConfig(
-        vocab_size=8000, hidden_size=768, intermediate_size=2048, num_hidden_layers=12, num_attention_heads=12,
-        num_key_value_heads=12, max_position_embeddings=8192, pad_token_id=0, bos_token_id=1, eos_token_id=2,
-    )  # fmt: skip
-    vision = CLIPVisionConfig(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, image_size=448, patch_size=14
-    )
-    config = LlavaConfig(text_config=text, vision_config=vision, image_token_id=IMAGE, image_seq_length=1024)
-    return LlavaForConditionalGeneration(config).eval()
-
-
-def timed(call: Callable[[], Any]) -> tuple[float, Any]:
-    """Process time in milliseconds, and what the call returned."""
-    start = time.process_time()
-    out = call()
-    return (time.process_time() - start) * 1e3, out
-
-
-def in_turns(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
-    """Run each call `repeats` times, in turns and in changing order."""
+def in_turns(calls: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+    """Process time in milliseconds of each call, run `repeats` times in turns."""
     times: dict[str, list[float]] = {name: [] for name in calls}
-    for number in range(repeats):
-        names = list(calls) if number % 2 else list(calls)[::-1]
+    for _, names in turns(list(calls), repeats):
         for name in names:
-            times[name].append(timed(calls[name])[0])
+            spent = timed(calls[name])[0].cpu
+            assert spent is not None
+            times[name].append(spent)
     return times
 
 
-class Stopwatch:
-    """Adds up the process time of calls of some module functions, in milliseconds."""
-
-    def __init__(self, *places: tuple[Any, str]) -> None:
-        self.places, self.total = places, 0.0
-
-    def _watched(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*args: Any, **kwargs: Any) -> Any:
-            spent, out = timed(lambda: function(*args, **kwargs))
-            self.total += spent
-            return out
-
-        return run
-
-    def __enter__(self) -> Stopwatch:
-        self.before = [getattr(module, name) for module, name in self.places]
-        for (module, name), function in zip(self.places, self.before, strict=True):
-            setattr(module, name, self._watched(function))
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for (module, name), function in zip(self.places, self.before, strict=True):
-            setattr(module, name, function)
-
-
 def choosing(call: Callable[[], Any], repeats: int) -> list[float]:
-    """Milliseconds spent on choosing in each of `repeats` prefills."""
-    spent = []
+    """Milliseconds of process time spent on choosing in each of `repeats` prefills."""
+    found = []
     for _ in range(repeats):
-        with Stopwatch((observe, "attention_rows"), (stages, "run_stage")) as watch:
+        with Parts(Clock(torch.device("cpu")), {}, {"choosing": CHOOSING}) as parts:
             call()
-        spent.append(watch.total)
-    return spent
+        found.append(parts.spent()["choosing"].cpu or 0.0)
+    return found
 
 
 def main() -> None:
@@ -110,11 +63,12 @@ def main() -> None:
     options = parser.parse_args()
     if options.out.exists():
         parser.error(f"{options.out} exists: results are never overwritten, choose another name")
-    torch.set_num_threads(1)
-    plain, carrying = build(), build()
+    torch.set_num_threads(THREADS)
+    cpu, dtype = torch.device("cpu"), torch.float32
+    prompt = models.prompt_for("llava-100m-bare", VISUAL_TOKENS)
+    plain, carrying = (models.build(prompt.config, cpu, dtype, "sdpa") for _ in range(2))
     carrying.load_state_dict(plain.state_dict(), assign=True)
-    ids = torch.cat([torch.arange(3, 3 + TEXT // 2), torch.full((1024,), IMAGE), torch.arange(50, 50 + TEXT // 2)])[None]
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": torch.randn(1, 3, 448, 448)}
+    inputs = models.inputs_for(prompt, 1, cpu, dtype)
 
     def read(model: Any) -> Any:
         return model(**inputs, use_cache=True, logits_to_keep=1)
@@ -128,13 +82,13 @@ def main() -> None:
             chosen = choosing(lambda: read(carrying), options.prefills)
         with Attachment(carrying, Plan.parse("fastv(layer=2, keep=1023)"), stage_text):
             caches = {"plain": read(plain).past_key_values, "attached": read(carrying).past_key_values}
-            models = {"plain": plain, "attached": carrying}
+            both = {"plain": plain, "attached": carrying}
             token = torch.tensor([[11]])
 
             def step(name: str) -> Any:
-                return models[name](input_ids=token, past_key_values=caches[name], use_cache=True)
+                return both[name](input_ids=token, past_key_values=caches[name], use_cache=True)
 
-            calls = {name: (lambda name=name: step(name)) for name in models}
+            calls = {name: (lambda name=name: step(name)) for name in both}
             in_turns(calls, 10)
             decode = in_turns(calls, options.steps)
     ratio = {
@@ -145,14 +99,14 @@ def main() -> None:
     result = {
         "what": "time with a plan that keeps (almost) everything over time without one; medians of process time, one thread",
         "parameters": sum(parameter.numel() for parameter in plain.parameters()),
-        "visual_tokens": 1024,
+        "visual_tokens": VISUAL_TOKENS,
         "ratio": ratio,
         "median_ms": {
             "decode_step": {name: median(values) for name, values in decode.items()},
             "prefill": {name: median(values) for name, values in prefill.items()},
         },
         "raw_ms": {"decode_step": decode, "prefill": prefill, "choosing": chosen},
-        "backend": "sdpa", "dtype": "float32", "threads": 1, "versions": versions(),
+        "backend": "sdpa", "dtype": "float32", "threads": THREADS, "versions": versions(),
     }  # fmt: skip
     options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     for name, value in ratio.items():
