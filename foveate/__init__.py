@@ -1,7 +1,7 @@
 """foveate: a faster, smaller vision-language model by sparsifying its context. Importing it changes nothing."""
 
 from foveate import methods
-from foveate.api import Answer, Attachment, Candidate, Report, attach, compare, detach, estimate
+from foveate.api import Answer, Attachment, Candidate, Report, attach, attention, compare, detach, estimate
 from foveate.core.budget import Budget
 from foveate.core.plan import Stage
 from foveate.core.site import Site
@@ -21,6 +21,7 @@ __all__ = [
     "Stage",
     "__version__",
     "attach",
+    "attention",
     "compare",
     "detach",
     "estimate",

@@ -49,6 +49,10 @@ class InputError(FoveateError, ValueError):
     """Images, text or tensors that do not fit together."""
 
 
+class MissingPackage(FoveateError, ImportError):
+    """A package of an optional extra that is not installed."""
+
+
 class MethodError(FoveateError, RuntimeError):
     """A method broke its contract: unsorted, repeated or out-of-range indices, changed inputs."""
 

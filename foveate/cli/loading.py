@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import warnings
 from collections.abc import Sequence
@@ -15,6 +16,24 @@ from foveate.errors import InputError, UnknownName
 
 # Far above what any processor keeps; beyond it decoding alone takes gigabytes.
 MAX_SIDE = 16_384
+# A last argument with such an ending is a picture, even when the file is missing.
+_PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+
+def split_arguments(arguments: Sequence[str]) -> tuple[list[Path], str]:
+    """The pictures and the question of `IMAGE... QUESTION`.
+
+    Raises:
+        InputError: if one of them is missing.
+    """
+    *names, question = arguments
+    if Path(question).suffix.lower() in _PICTURE_SUFFIXES or Path(question).is_file():
+        raise InputError(f"no question: '{question}' is a picture; write the question last, in quotes")
+    if not question.strip():
+        raise InputError("the question is empty: write it last, in quotes")
+    if not names:
+        raise InputError("no picture: write one or more picture files before the question")
+    return [Path(name) for name in names], question
 
 
 def load_model(name: str | None) -> tuple[Any, Any]:
@@ -105,6 +124,13 @@ def as_seen(picture: Image.Image, processor: Any) -> Image.Image:
     side = min(picture.size)
     left, top = (picture.width - side) // 2, (picture.height - side) // 2
     return picture.crop((left, top, left + side, top + side))
+
+
+def png(picture: Image.Image) -> bytes:
+    """A picture as the bytes of a PNG file."""
+    out = io.BytesIO()
+    picture.save(out, format="PNG")
+    return out.getvalue()
 
 
 def _first_line(error: BaseException) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -12,11 +11,7 @@ from rich.markup import escape
 from foveate.api import Answer, Candidate, compare, default_plan
 from foveate.cli import loading, tables
 from foveate.core.plan import Stage
-from foveate.errors import InputError
 from foveate.spec import Plan
-
-# A last argument with such an ending is a picture, even when the file is missing.
-_PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 def run(
@@ -31,7 +26,7 @@ def run(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Answer a question about pictures under a plan, and print one table of what it took."""
-    paths, question = _split(arguments)
+    paths, question = loading.split_arguments(arguments)
     pictures = [loading.load_image(path) for path in paths]
     parsed = None if plan is None else Plan.parse(plan)
     loaded, processor = loading.load_model(model)
@@ -55,17 +50,6 @@ def run(
     console.print(tables.answer_table(answers, texts, escape(title)))
     if not compare_plans:
         console.print("Times are of a first call, warm-up included; --compare measures side by side.", style="dim")
-
-
-def _split(arguments: list[str]) -> tuple[list[Path], str]:
-    *names, question = arguments
-    if Path(question).suffix.lower() in _PICTURE_SUFFIXES or Path(question).is_file():
-        raise InputError(f"no question: '{question}' is a picture; write the question last, in quotes")
-    if not question.strip():
-        raise InputError("the question is empty: write it last, in quotes")
-    if not names:
-        raise InputError("no picture: write one or more picture files before the question")
-    return [Path(name) for name in names], question
 
 
 def _controls(plan: Plan, model: Any, processor: Any, pictures: list[Any], question: str) -> list[Candidate]:

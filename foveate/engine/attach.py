@@ -220,8 +220,7 @@ class Attachment:
         if self.is_attached:
             self._uninstall(self._hooks)
             del _attached[self.model]
-            if not _attached:
-                compat.unregister_attention(observe.PROBE)
+            observe.disable(self)
 
     def __enter__(self) -> Attachment:
         return self
@@ -233,6 +232,11 @@ class Attachment:
     def is_attached(self) -> bool:
         """Whether the model carries this plan."""
         return attachment_of(self.model) is self
+
+    @property
+    def is_installed(self) -> bool:
+        """Whether its hooks are on the model now: attached and not inside `disabled()`."""
+        return self._installed
 
     @contextmanager
     def disabled(self) -> Iterator[None]:

@@ -101,7 +101,7 @@ class Hooks:
                 self.handles.append(attention.register_forward_pre_hook(watch.before, with_kwargs=True))
                 self.handles.append(attention.register_forward_hook(watch.after, with_kwargs=True, always_call=True))
         if self.watches:
-            compat.register_attention(observe.PROBE, observe.probe)
+            observe.enable(self.owner)
 
     def remove(self) -> None:
         """Remove every hook."""

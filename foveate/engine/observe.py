@@ -13,6 +13,7 @@ from contextvars import ContextVar
 from threading import Lock
 from types import MappingProxyType
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,23 @@ Callback = Callable[[Tensor, Tensor, Any, float | None, float | None], None]
 _NOTHING: Mapping[int, Callback | None] = MappingProxyType({})
 _armed: ContextVar[Mapping[int, Callback | None]] = ContextVar("foveate_armed", default=_NOTHING)
 _lock = Lock()
+# Who may arm modules: the probe is known to transformers as long as there is somebody.
+_users: WeakSet[object] = WeakSet()
+
+
+def enable(user: object) -> None:
+    """Make the probe known to transformers for a user of it."""
+    with _lock:
+        _users.add(user)
+        compat.register_attention(PROBE, probe)
+
+
+def disable(user: object) -> None:
+    """End a user's need of the probe; the last one takes it away. Calling it twice does nothing."""
+    with _lock:
+        _users.discard(user)
+        if not _users:
+            compat.unregister_attention(PROBE)
 
 
 class ProbeConfig:

@@ -1,1 +1,1 @@
-"""Pictures of what a plan did. They read the trace and nothing else, so they serve every plan."""
+"""Pictures of what a plan kept and of where a model looks. They read traces and studies alone, so they serve every plan."""
