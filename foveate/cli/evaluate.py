@@ -37,14 +37,25 @@ def demo(
     loaded, processor = load_demo(model)
     console = tables.make_console()
     with nullcontext() if as_json else console.status("answering"):
-        results = evaluate_demo(loaded, processor, DemoEvaluationConfig(questions_per_task=questions))
+        results = evaluate_demo(
+            loaded, processor, DemoEvaluationConfig(questions_per_task=questions, majority_pictures=20 * questions)
+        )
     if out is not None:
         out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     if as_json:
         console.print_json(json.dumps(results))
         return
     table = Table(title="Exact match of the greedy answer on held-out pictures", title_justify="left")
-    for heading in ("task", "questions", "accuracy", "95 % interval", "blind:\nmajority", "blind:\nblank picture", "gain"):
+    for heading in (
+        "task",
+        "questions",
+        "accuracy",
+        "95 % interval",
+        "blind:\nmajority",
+        "blind:\nblank picture",
+        "gain",
+        "half of the\nanswer hidden",
+    ):
         table.add_column(heading, justify="left" if heading == "task" else "right")
     for row in results["tasks"]:
         table.add_row(
@@ -55,6 +66,7 @@ def demo(
             f"{row['majority_blind']:.3f}",
             f"{row['blank_blind']:.3f}",
             f"{100 * row['gain']:+.1f}",
+            "" if row["half_output"] is None else f"{row['half_output']:.3f}",
         )
     console.print(table)
     captions = results["captions"]

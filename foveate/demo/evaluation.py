@@ -9,15 +9,16 @@ import itertools
 import math
 import platform
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 
 from foveate.demo.blind import majority_answers
+from foveate.demo.long_answers import LONG_TASKS
 from foveate.demo.objective import correct_answers
-from foveate.demo.packing import Packer
+from foveate.demo.packing import PackedBatch, Packer, without_every_other_output
 from foveate.demo.questions import Question
 from foveate.demo.samples import KIND_OF_TASK, KINDS, TASKS, Sample, make_sample
 from foveate.version import __version__
@@ -39,7 +40,10 @@ class DemoEvaluationConfig:
 
 @dataclass(frozen=True)
 class TaskResult:
-    """Exact-match accuracy of one task with its 95 % Wilson interval and the two blind baselines."""
+    """Exact-match accuracy of one task with its 95 % Wilson interval and the two blind baselines.
+
+    `half_output` is the accuracy when every other token of the answer is hidden from the later ones, for long answers.
+    """
 
     task: str
     questions: int
@@ -48,6 +52,7 @@ class TaskResult:
     high: float
     majority_blind: float
     blank_blind: float
+    half_output: float | None = None
 
     @property
     def gain(self) -> float:
@@ -115,8 +120,14 @@ def _task_results(model: Any, processor: Any, samples: Sequence[Sample], config:
     guesser = majority_answers(config.training_seed, config.majority_pictures)
     questions = [question for sample in samples for question in sample.questions]
     packer = Packer(processor.tokenizer)
-    by_model = _count_right(questions, _correct(model, packer, samples, config.batch_size, blank=False))
+    by_model = _count_right(questions, _correct(model, packer, samples, config.batch_size))
     by_blank = _count_right(questions, _correct(model, packer, samples, config.batch_size, blank=True))
+    long = [replace(sample, questions=tuple(q for q in sample.questions if q.task in LONG_TASKS)) for sample in samples]
+    long = [sample for sample in long if sample.questions]
+    by_half = _count_right(
+        [question for sample in long for question in sample.questions],
+        _correct(model, packer, long, config.batch_size, change=without_every_other_output),
+    )
     by_guess = _count_right(questions, [guesser.answer(question) == question.answer for question in questions])
     results = []
     for task in TASKS:
@@ -124,17 +135,26 @@ def _task_results(model: Any, processor: Any, samples: Sequence[Sample], config:
         low, high = wilson_interval(by_model[task], asked)
         counts = (by_model[task], by_guess[task], by_blank[task])
         accuracy, majority, blank = (count / asked for count in counts)
-        results.append(TaskResult(task, asked, accuracy, low, high, majority, blank))
+        half = by_half[task] / asked if task in LONG_TASKS else None
+        results.append(TaskResult(task, asked, accuracy, low, high, majority, blank, half))
     return results
 
 
-def _correct(model: Any, packer: Packer, samples: Sequence[Sample], batch_size: int, *, blank: bool) -> list[bool]:
+def _correct(
+    model: Any,
+    packer: Packer,
+    samples: Sequence[Sample],
+    batch_size: int,
+    *,
+    blank: bool = False,
+    change: Callable[[PackedBatch], PackedBatch] = lambda batch: batch,
+) -> list[bool]:
     correct: list[bool] = []
     for pictures, group in itertools.groupby(samples, key=lambda sample: len(sample.pictures)):
         alike = list(group)
         size = max(1, batch_size // pictures)
         for start in range(0, len(alike), size):
-            for row in correct_answers(model, packer.pack(alike[start : start + size]), blank=blank):
+            for row in correct_answers(model, change(packer.pack(alike[start : start + size])), blank=blank):
                 correct += row
     return correct
 
@@ -205,12 +225,14 @@ def _sentences(caption: str) -> list[str]:
 def markdown_table(results: Mapping[str, Any]) -> str:
     """Return the table of the model card: accuracy, interval, blind baselines and the gain over the better one."""
     lines = [
-        "| task | questions | accuracy | 95 % interval | blind: majority | blind: blank picture | gain |",
-        "|---|---|---|---|---|---|---|",
+        "| task | questions | accuracy | 95 % interval | blind: majority | blind: blank picture | gain "
+        "| half of the answer hidden |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for row in results["tasks"]:
         lines.append(
             f"| {row['task']} | {row['questions']} | {row['accuracy']:.3f} | {row['low']:.3f} to {row['high']:.3f} "
-            f"| {row['majority_blind']:.3f} | {row['blank_blind']:.3f} | {100 * row['gain']:+.1f} points |"
+            f"| {row['majority_blind']:.3f} | {row['blank_blind']:.3f} | {100 * row['gain']:+.1f} points "
+            f"| {'' if row['half_output'] is None else format(row['half_output'], '.3f')} |"
         )
     return "\n".join(lines) + "\n"

@@ -8,7 +8,7 @@ pictures serves all questions.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -124,6 +124,20 @@ class Packer:
             if len(self._known) > 100_000:
                 self._known.clear()
         return ids
+
+
+def without_every_other_output(batch: PackedBatch) -> PackedBatch:
+    """Return the batch with every second answer token (of all turns) hidden from the tokens behind it, in every layer.
+
+    A token always sees itself, as in decoding, where what is dropped is dropped behind its own step.
+    """
+    is_output = batch.labels != IGNORED
+    is_hidden = torch.zeros_like(is_output)
+    for number in range(1, int(batch.segments.max()) + 1):
+        own = is_output & (batch.segments == number)
+        is_hidden |= own & (own.cumsum(1) % 2 == 0)
+    others = ~torch.eye(is_output.shape[1], dtype=torch.bool)
+    return replace(batch, is_visible=batch.is_visible & ~(is_hidden[:, None, None] & others))
 
 
 def _visibility(segments: torch.Tensor) -> torch.Tensor:

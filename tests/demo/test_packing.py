@@ -14,7 +14,7 @@ from foveate.demo.objective import (
     use_fast_attention,
     vision_features,
 )
-from foveate.demo.packing import IGNORED, PackedBatch, Packer
+from foveate.demo.packing import IGNORED, PackedBatch, Packer, without_every_other_output
 from foveate.demo.samples import KINDS, make_sample
 
 TOLERANCE = 2e-5  # float32, sums over another number of columns
@@ -89,3 +89,20 @@ def test_correct_answers_has_one_entry_per_question(processor: Any, tiny_model: 
     for blank in (False, True):
         correct = correct_answers(tiny_model, batch, blank=blank)
         assert [len(row) for row in correct] == [len(sample.questions) for sample in samples]
+
+
+def test_every_second_output_token_is_hidden_from_those_behind_it(processor: Any) -> None:
+    dialogue = next(s for s in (make_sample("test", 2, i) for i in range(99)) if s.long_questions[-1].earlier)
+    before = Packer(processor.tokenizer).pack([dialogue], [dialogue.long_questions])
+    after = without_every_other_output(before)
+    checked = 0
+    for number in range(1, len(before.questions[0]) + 1):
+        columns = (before.segments[0] == number).nonzero()[:, 0].tolist()
+        outputs = [column for column in columns if before.labels[0, column] != IGNORED]
+        for i, row in enumerate(columns):
+            expected = [column for column in columns[: i + 1] if column == row or column not in outputs[1::2]]
+            seen = after.is_visible[0, 0, row].nonzero()[:, 0].tolist()
+            assert seen == [*range(before.prefix), *expected]
+            checked += len(columns[: i + 1]) - len(expected)
+    assert checked > 100
+    assert before.is_visible.sum() - after.is_visible.sum() == checked
