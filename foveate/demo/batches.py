@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from foveate.demo.long_answers import LONG_WEIGHTS
 from foveate.demo.questions import TASK_WEIGHTS, Question
@@ -14,6 +15,9 @@ POOL_BATCHES = 4  # pictures of a pool are sorted by length, so that little of a
 DENSE_SHARE = 0.6
 # Every so many steps, once they have begun, a batch of several pictures per row; it holds fewer rows.
 SEVERAL_EVERY: dict[Kind, tuple[int, int, int]] = {"pair": (10, 4, 2), "clip": (20, 9, 3)}  # period, phase, rows are 1/n
+
+# Reading and adding up are learnt last, long after the rest: once it knows that, the model sees more of them.
+FOCUS: dict[Literal["sign", "chart"], tuple[int, int, int]] = {"sign": (5, 2, 2), "chart": (10, 6, 1)}  # rows are times n
 
 Entry = tuple[Sample, tuple[Question, ...]]
 
@@ -29,6 +33,7 @@ class JointBatches:
     first_objects: int
     curriculum_steps: int
     several_from: int
+    focus_from: int
     _pool: tuple[int, list[list[Entry]]] = field(default=(-1, []), repr=False)
 
     def at(self, step: int) -> list[Entry]:
@@ -39,10 +44,21 @@ class JointBatches:
                     rows = max(1, self.batch_size // part)
                     first = step * self.batch_size
                     return [(make_sample("train", self.seed, first + i, kind=kind), ()) for i in range(rows)]
+        if step >= self.focus_from:
+            for only, (period, phase, times) in FOCUS.items():
+                if step % period == phase:
+                    return self._focused(only, step * self.batch_size * times, self.batch_size * times)
         pool, position = divmod(step, POOL_BATCHES)
         if self._pool[0] != pool:
             self._pool = pool, self._make_pool(pool)
         return self._pool[1][position]
+
+    def _focused(self, only: Literal["sign", "chart"], first: int, rows: int) -> list[Entry]:
+        """Signs with their captions, or charts with their sums."""
+        samples = [
+            make_sample("train", self.seed, first + i, question_limit=self.question_limit, only=only) for i in range(rows)
+        ]
+        return [(sample, sample.long_questions[-1:]) for sample in samples]
 
     def _make_pool(self, pool: int) -> list[list[Entry]]:
         progress = min(1.0, pool * POOL_BATCHES / self.curriculum_steps)

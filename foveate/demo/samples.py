@@ -76,8 +76,9 @@ def make_sample(
     max_objects: int = MAX_OBJECTS,
     question_limit: int = QUESTIONS_PER_PICTURE,
     weights: Mapping[str, float] = TASK_WEIGHTS,
+    only: Literal["chart", "sign"] | None = None,
 ) -> Sample:
-    """Return sample `index` of a split; the same arguments always give the same sample."""
+    """Return sample `index` of a split; the same arguments always give the same sample. `only` is for single pictures."""
     rng = picture_random(split, seed, index, "questions" if kind == "single" else f"{kind} questions")
     if kind == "pair":
         scenes = make_pair(split, seed, index)
@@ -85,7 +86,7 @@ def make_sample(
     if kind == "clip":
         clip = make_clip(split, seed, index)
         return Sample(clip.frames, make_clip_questions(clip, rng)[:question_limit])
-    picture = make_picture(split, seed, index, max_objects)
+    picture = make_picture(split, seed, index, max_objects, only)
     questions = make_questions(picture, rng, question_limit, weights) if question_limit else ()
     return Sample((picture,), questions, make_long_questions(picture, rng))
 

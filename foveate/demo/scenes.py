@@ -174,14 +174,16 @@ def picture_random(split: Split, seed: int, index: int, purpose: str) -> random.
     return random.Random(f"{split}:{seed}:{index}:{purpose}")
 
 
-def make_picture(split: Split, seed: int, index: int, max_objects: int = MAX_OBJECTS) -> Picture:
-    """Return picture `index` of a split: a chart or a sign with the shares above, a scene otherwise."""
+def make_picture(
+    split: Split, seed: int, index: int, max_objects: int = MAX_OBJECTS, only: Literal["chart", "sign"] | None = None
+) -> Picture:
+    """Return picture `index` of a split: a chart or a sign with the shares above, a scene otherwise, or what `only` says."""
     rng = picture_random(split, seed, index, "picture")
     texture, flips = _background(split, seed, rng)
     kind = rng.random()
-    if kind < CHART_SHARE:
+    if only == "chart" or (only is None and kind < CHART_SHARE):
         return _make_chart(rng, texture, flips)
-    if kind < CHART_SHARE + SIGN_SHARE:
+    if only == "sign" or (only is None and kind < CHART_SHARE + SIGN_SHARE):
         return _make_sign(rng, texture, flips)
     return Scene(_make_objects(rng, rng.randint(1, max_objects)), texture, flips)
 

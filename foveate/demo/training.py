@@ -43,7 +43,7 @@ class DemoTrainingConfig:
 
     out: Path
     vision_steps: int = 1200
-    steps: int = 4600
+    steps: int = 4400
     seed: int = 1
     threads: int = 1
     batch_size: int = 16
@@ -53,11 +53,12 @@ class DemoTrainingConfig:
     vision_learning_rate: float = 3e-3
     weight_decay: float = 0.05
     warmup_steps: int = 100
-    decay_steps: int = 2000
+    decay_steps: int = 1800
     vision_decay_steps: int = 500
     curriculum_steps: int = 800
     first_objects: int = 3
     several_from: int = 900  # step of the first batch of pairs and clips
+    focus_from: int = 2300  # step of the first batch of nothing but signs, or charts to add up
     question_weight: float = 3.0
     long_share: float = 0.6  # of the pictures that come with a question that has a long answer
     auxiliary_weight: float = 0.3
@@ -81,6 +82,7 @@ class DemoTrainingConfig:
             vision_decay_steps=10,
             curriculum_steps=10,
             several_from=20,
+            focus_from=30,
             batch_size=4,
             vision_batch_size=4,
             checkpoint_minutes=0.05,
@@ -137,6 +139,7 @@ class _Run:
             first_objects=config.first_objects,
             curriculum_steps=config.curriculum_steps,
             several_from=config.several_from,
+            focus_from=config.focus_from,
         )
         optimizer_states, elapsed = self._load()
         self._start_phase(optimizer_states)
