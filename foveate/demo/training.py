@@ -43,7 +43,7 @@ class DemoTrainingConfig:
 
     out: Path
     vision_steps: int = 1200
-    steps: int = 4400
+    steps: int = 4000
     seed: int = 1
     threads: int = 1
     batch_size: int = 16
@@ -53,7 +53,7 @@ class DemoTrainingConfig:
     vision_learning_rate: float = 3e-3
     weight_decay: float = 0.05
     warmup_steps: int = 100
-    decay_steps: int = 1800
+    decay_steps: int = 1400
     vision_decay_steps: int = 500
     curriculum_steps: int = 800
     first_objects: int = 3
