@@ -15,8 +15,8 @@ from benchmarks._statistics import mean_interval
 PAGE = """# What pruning costs: quality curves of the demo model
 
 Exact match of the greedy answer of the [embedded demo model](../foveate/demo/assets/model/README.md), {questions} held-out
-questions ({per_task} of each of {tasks} tasks), every question in a prompt of its own, {visual} visual tokens a picture, {layers}
-decoder layers. Plain model: **{plain:.3f}**. Differences are in points against the plain model on the same questions, in
+questions ({per_task} of each of {tasks} tasks), every question in a prompt of its own, {visual} visual tokens a picture,
+{layers} decoder layers. Plain model: **{plain:.3f}**. Differences are in points against the plain model on the same questions, in
 brackets the 95 % interval of the paired bootstrap over questions. Random draws one of five seeds per batch. Raw file with every
 single answer: `{raw}`. Made by `python -m benchmarks.quality`.
 

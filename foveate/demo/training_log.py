@@ -53,4 +53,5 @@ class TrainingLog:
         self._console.print(line, soft_wrap=True)
 
     def _speed(self, minute: float) -> float:
-        return self._pictures / max(1e-9, 60 * (minute - self._since))
+        seconds = 60 * (minute - self._since)
+        return self._pictures / seconds if seconds > 0 else 0.0
