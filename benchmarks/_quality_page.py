@@ -16,9 +16,9 @@ PAGE = """# What pruning costs: quality curves of the demo model
 
 Exact match of the greedy answer of the [embedded demo model](../foveate/demo/assets/model/README.md), {questions} held-out
 questions ({per_task} of each of {tasks} tasks), every question in a prompt of its own, {visual} visual tokens a picture,
-{layers} decoder layers. Plain model: **{plain:.3f}**. Differences are in points against the plain model on the same questions, in
-brackets the 95 % interval of the paired bootstrap over questions. Random draws one of five seeds per batch. Raw file with every
-single answer: `{raw}`. Made by `python -m benchmarks.quality`.
+{layers} decoder layers. Plain model: **{plain:.3f}**. Differences are in points against the plain model on the same questions,
+in brackets the 95 % interval of the paired bootstrap over questions. Random draws one of five seeds per batch. Raw file with
+every single answer: `{raw}`. Made by `python -m benchmarks.quality`.
 
 This is a small model on rendered pictures. It shows how methods differ, not what a 7B model loses on photographs: with {visual}
 tokens for up to ten objects there is less to throw away than in a photo.
