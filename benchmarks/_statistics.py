@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 
 import numpy as np
+import numpy.typing as npt
 
 RESAMPLES, SEED = 2000, 1
 
@@ -48,3 +49,10 @@ def realised(measured: float, theory: float | None) -> float | None:
     None where theory is unknown or saves nothing.
     """
     return None if theory is None or theory >= 1 else (1 - measured) / (1 - theory)
+
+
+def mean_interval(values: npt.NDArray[np.float64]) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of a mean."""
+    random = np.random.default_rng(SEED)
+    means = values[random.integers(0, len(values), (RESAMPLES, len(values)))].mean(axis=1)
+    return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))

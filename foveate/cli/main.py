@@ -14,7 +14,7 @@ from foveate.errors import FoveateError
 def build_app() -> typer.Typer:
     """The command line with all commands."""
     # Imported here so that importing this module does not wait for torch.
-    from foveate.cli import catalog, demo, doctor, plan, run, view, view_merge
+    from foveate.cli import catalog, demo, doctor, evaluate, plan, run, train, view, view_merge
 
     app = typer.Typer(
         name="foveate",
@@ -30,6 +30,8 @@ def build_app() -> typer.Typer:
     app.command("models")(catalog.models)
     app.command("doctor")(doctor.doctor)
     app.command("demo")(demo.demo)
+    app.add_typer(evaluate.app, name="eval")
+    app.add_typer(train.app, name="train")
     views = typer.Typer(help="Draw where a model looks, and what a plan keeps.", no_args_is_help=True)
     views.command("attention")(view.view_attention)
     views.command("kept")(view.view_kept)

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 
 from foveate.demo.questions import Question
-from foveate.demo.samples import make_sample
+from foveate.demo.samples import KINDS, make_sample
 
 FEWEST_SIGHTINGS = 3  # a question string seen less often says less than its task does
 
@@ -30,5 +30,11 @@ class MajorityAnswers:
 
 
 def majority_answers(seed: int, pictures: int) -> MajorityAnswers:
-    """Return the guesser learnt from the first `pictures` pictures of the training split."""
-    return MajorityAnswers(question for index in range(pictures) for question in make_sample("train", seed, index).questions)
+    """Return the guesser learnt from the first `pictures` samples of each kind of the training split."""
+    return MajorityAnswers(
+        question
+        for kind in KINDS
+        for index in range(pictures)
+        for sample in [make_sample("train", seed, index, kind=kind)]
+        for question in (*sample.questions, *sample.long_questions)
+    )

@@ -1,8 +1,4 @@
-"""Pixels and per-patch labels of a demo picture.
-
-Pictures are drawn at twice their size and reduced, which smooths the edges. The labels feed only the auxiliary loss
-of the vision encoder; the language model never sees them.
-"""
+"""Pixels of a demo picture. Pictures are drawn at twice their size and reduced, which smooths the edges."""
 
 from __future__ import annotations
 
@@ -16,36 +12,25 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 
 from foveate.demo.scenes import (
-    COLOR_NAMES,
     COLORS,
-    GRID,
     MAX_BAR_VALUE,
-    PATCH_PIXELS,
     PICTURE_PIXELS,
-    SHAPES,
-    SIZES,
     VALUE_PIXELS,
     Chart,
     Picture,
     Scene,
     SceneObject,
+    Word,
+    load_font,
 )
 
 Pixels = npt.NDArray[np.uint8]
 Field = npt.NDArray[np.floating[Any]]
-Labels = npt.NDArray[np.int64]
-Tags = npt.NDArray[np.float32]
 
 OVERSAMPLING = 2
 CANVAS_PIXELS = PICTURE_PIXELS * OVERSAMPLING
 TEXTURE_FAMILIES = ("flat", "gradient", "stripes", "blocks", "checker", "cloud")
 INK = (15, 15, 15)
-
-BAR_CLASS = 1 + len(SHAPES) * len(SIZES)
-BAR_TOP_CLASS = BAR_CLASS + 1
-COLOR_CLASSES = 1 + len(COLOR_NAMES)
-FORM_CLASSES = BAR_TOP_CLASS + 1
-TAG_COUNT = len(COLOR_NAMES) * len(SHAPES) + len(COLOR_NAMES)
 
 
 def render(picture: Picture) -> Image.Image:
@@ -59,8 +44,11 @@ def render(picture: Picture) -> Image.Image:
     if isinstance(picture, Scene):
         for item in picture.objects:
             _draw_shape(pen, item)
-    else:
+    elif isinstance(picture, Chart):
         _draw_chart(pen, picture)
+    else:
+        for word in picture.words:
+            _draw_word(pen, word)
     return canvas.reduce(OVERSAMPLING)
 
 
@@ -147,38 +135,9 @@ def _draw_chart(pen: ImageDraw.ImageDraw, chart: Chart) -> None:
         pen.rectangle((x0, y0, x1, y1), fill=COLORS[bar.color], outline=INK)
 
 
-def patch_labels(picture: Picture) -> Labels:
-    """Return the colour class and the form class of every patch, [2, patches]; 0 is background."""
-    labels = np.zeros((2, GRID, GRID), dtype=np.int64)
-    centres = (np.arange(GRID) + 0.5) * PATCH_PIXELS
-    x, y = centres[None, :], centres[:, None]
-    if isinstance(picture, Scene):
-        for item in picture.objects:
-            # A small shape between patch centres must still label a patch.
-            reach = max(item.radius, PATCH_PIXELS * 0.72)
-            is_inside = (x - item.x) ** 2 + (y - item.y) ** 2 <= reach**2
-            labels[0][is_inside] = 1 + COLOR_NAMES.index(item.color)
-            labels[1][is_inside] = 1 + SHAPES.index(item.shape) + len(SHAPES) * SIZES.index(item.size)
-    else:
-        for i, bar in enumerate(picture.bars):
-            x0, y0, x1, y1 = picture.box(i)
-            is_inside = (x >= x0) & (x <= x1) & (y >= y0) & (y <= y1)
-            labels[0][is_inside] = 1 + COLOR_NAMES.index(bar.color)
-            labels[1][is_inside] = BAR_CLASS
-            top = min(GRID - 1, int(y0 / PATCH_PIXELS)), min(GRID - 1, int((x0 + x1) / 2 / PATCH_PIXELS))
-            labels[1][top] = BAR_TOP_CLASS
-    return labels.reshape(2, -1)
-
-
-def picture_tags(picture: Picture) -> Tags:
-    """Return which (colour, shape) pairs and which colours are present, [tags] of 0 and 1, for the class token."""
-    tags = np.zeros(TAG_COUNT, dtype=np.float32)
-    pair_count = len(COLOR_NAMES) * len(SHAPES)
-    if isinstance(picture, Scene):
-        for item in picture.objects:
-            tags[COLOR_NAMES.index(item.color) * len(SHAPES) + SHAPES.index(item.shape)] = 1
-            tags[pair_count + COLOR_NAMES.index(item.color)] = 1
-    else:
-        for bar in picture.bars:
-            tags[pair_count + COLOR_NAMES.index(bar.color)] = 1
-    return tags
+def _draw_word(pen: ImageDraw.ImageDraw, word: Word) -> None:
+    # A thin dark rim keeps every colour readable on every texture.
+    rim = (245, 245, 245) if word.color == "black" else INK
+    font = load_font(word.font, word.size * OVERSAMPLING)
+    place = word.left * OVERSAMPLING, word.top * OVERSAMPLING
+    pen.text(place, word.text.upper(), fill=COLORS[word.color], font=font, stroke_width=1, stroke_fill=rim)

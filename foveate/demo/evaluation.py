@@ -5,24 +5,22 @@ Every task is asked at most once per picture, so the answers of a task are indep
 
 from __future__ import annotations
 
-import argparse
-import json
+import itertools
 import math
 import platform
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from foveate.demo.blind import majority_answers
+from foveate.demo.long_answers import LONG_TASKS
 from foveate.demo.objective import correct_answers
-from foveate.demo.packing import Packer
-from foveate.demo.questions import TASKS, Question
-from foveate.demo.samples import Sample, make_sample
-from foveate.errors import InputError
+from foveate.demo.packing import PackedBatch, Packer, without_every_other_output
+from foveate.demo.questions import Question
+from foveate.demo.samples import KIND_OF_TASK, KINDS, TASKS, Sample, make_sample
 from foveate.version import __version__
 
 NORMAL_95 = 1.959964
@@ -32,17 +30,20 @@ NORMAL_95 = 1.959964
 class DemoEvaluationConfig:
     """Size of the test; the test split shares no picture and no texture with training, whatever the seed."""
 
-    questions_per_task: int = 600
+    questions_per_task: int = 1000
     captions: int = 200
     seed: int = 0
     training_seed: int = 1
-    majority_pictures: int = 25_000
+    majority_pictures: int = 20_000
     batch_size: int = 16
 
 
 @dataclass(frozen=True)
 class TaskResult:
-    """Exact-match accuracy of one task with its 95 % Wilson interval and the two blind baselines."""
+    """Exact-match accuracy of one task with its 95 % Wilson interval and the two blind baselines.
+
+    `half_output` is the accuracy when every other token of the answer is hidden from the later ones, for long answers.
+    """
 
     task: str
     questions: int
@@ -51,6 +52,7 @@ class TaskResult:
     high: float
     majority_blind: float
     blank_blind: float
+    half_output: float | None = None
 
     @property
     def gain(self) -> float:
@@ -66,20 +68,24 @@ def wilson_interval(right: int, asked: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def held_out_samples(questions_per_task: int, seed: int) -> list[Sample]:
-    """Return test samples that hold `questions_per_task` questions of each task, at most one per task and picture."""
-    missing = dict.fromkeys(TASKS, questions_per_task)
+def held_out_samples(questions_per_task: int, seed: int, tasks: Sequence[str] = TASKS) -> list[Sample]:
+    """Return test samples that hold `questions_per_task` questions of each task, at most one per task and sample.
+
+    Questions with long answers are among the `questions` of the samples too.
+    """
     samples: list[Sample] = []
-    index = 0
-    while any(missing.values()):
-        sample = make_sample("test", seed, index)
-        first = {question.task: question for question in reversed(sample.questions)}
-        wanted = [question for task, question in first.items() if missing[task]]
-        for question in wanted:
-            missing[question.task] -= 1
-        if wanted:
-            samples.append(replace(sample, questions=tuple(wanted)))
-        index += 1
+    for kind in KINDS:
+        missing = {task: questions_per_task for task in tasks if KIND_OF_TASK[task] == kind}
+        index = 0
+        while any(missing.values()):
+            sample = make_sample("test", seed, index, kind=kind)
+            first = {question.task: question for question in reversed((*sample.questions, *sample.long_questions))}
+            wanted = [question for task, question in first.items() if missing.get(task)]
+            for question in wanted:
+                missing[question.task] -= 1
+            if wanted:
+                samples.append(replace(sample, questions=tuple(wanted), long_questions=()))
+            index += 1
     return samples
 
 
@@ -114,8 +120,14 @@ def _task_results(model: Any, processor: Any, samples: Sequence[Sample], config:
     guesser = majority_answers(config.training_seed, config.majority_pictures)
     questions = [question for sample in samples for question in sample.questions]
     packer = Packer(processor.tokenizer)
-    by_model = _count_right(questions, _correct(model, packer, samples, config.batch_size, blank=False))
+    by_model = _count_right(questions, _correct(model, packer, samples, config.batch_size))
     by_blank = _count_right(questions, _correct(model, packer, samples, config.batch_size, blank=True))
+    long = [replace(sample, questions=tuple(q for q in sample.questions if q.task in LONG_TASKS)) for sample in samples]
+    long = [sample for sample in long if sample.questions]
+    by_half = _count_right(
+        [question for sample in long for question in sample.questions],
+        _correct(model, packer, long, config.batch_size, change=without_every_other_output),
+    )
     by_guess = _count_right(questions, [guesser.answer(question) == question.answer for question in questions])
     results = []
     for task in TASKS:
@@ -123,16 +135,27 @@ def _task_results(model: Any, processor: Any, samples: Sequence[Sample], config:
         low, high = wilson_interval(by_model[task], asked)
         counts = (by_model[task], by_guess[task], by_blank[task])
         accuracy, majority, blank = (count / asked for count in counts)
-        results.append(TaskResult(task, asked, accuracy, low, high, majority, blank))
+        half = by_half[task] / asked if task in LONG_TASKS else None
+        results.append(TaskResult(task, asked, accuracy, low, high, majority, blank, half))
     return results
 
 
-def _correct(model: Any, packer: Packer, samples: Sequence[Sample], batch_size: int, *, blank: bool) -> list[bool]:
+def _correct(
+    model: Any,
+    packer: Packer,
+    samples: Sequence[Sample],
+    batch_size: int,
+    *,
+    blank: bool = False,
+    change: Callable[[PackedBatch], PackedBatch] = lambda batch: batch,
+) -> list[bool]:
     correct: list[bool] = []
-    for start in range(0, len(samples), batch_size):
-        chosen = samples[start : start + batch_size]
-        for row in correct_answers(model, packer.pack(chosen, [False] * len(chosen)), blank=blank):
-            correct += row
+    for pictures, group in itertools.groupby(samples, key=lambda sample: len(sample.pictures)):
+        alike = list(group)
+        size = max(1, batch_size // pictures)
+        for start in range(0, len(alike), size):
+            for row in correct_answers(model, change(packer.pack(alike[start : start + size])), blank=blank):
+                correct += row
     return correct
 
 
@@ -143,24 +166,24 @@ def _count_right(questions: Sequence[Question], correct: Sequence[bool]) -> Mapp
     return counts
 
 
-def generate_answers(model: Any, processor: Any, asked: Sequence[tuple[Sample, Question]], new_tokens: int) -> list[str]:
-    """Return the greedy answers of `model.generate`, one picture and one question per conversation."""
+def conversation(sample: Sample, question: Question) -> list[dict[str, Any]]:
+    """Return the chat messages that ask a question about a sample, with the right answers of its earlier turns."""
     from PIL import Image
 
-    conversations = [
-        [
-            {
-                "role": "user",
-                "content": [
-                    {"type": "image", "image": Image.fromarray(sample.pixels)},
-                    {"type": "text", "text": question.text},
-                ],
-            }
-        ]
-        for sample, question in asked
-    ]
+    pictures = [{"type": "image", "image": Image.fromarray(pixels)} for pixels in sample.pixels]
+    messages: list[dict[str, Any]] = []
+    for text, answer in question.earlier:
+        messages.append({"role": "user", "content": [{"type": "text", "text": text}]})
+        messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+    messages.append({"role": "user", "content": [{"type": "text", "text": question.text}]})
+    messages[0]["content"] = [*pictures, *messages[0]["content"]]
+    return messages
+
+
+def generate_answers(model: Any, processor: Any, asked: Sequence[tuple[Sample, Question]], new_tokens: int) -> list[str]:
+    """Return the greedy answers of `model.generate`, one question per conversation."""
     inputs = processor.apply_chat_template(
-        conversations,
+        [conversation(sample, question) for sample, question in asked],
         add_generation_prompt=True,
         tokenize=True,
         return_dict=True,
@@ -175,6 +198,7 @@ def generate_answers(model: Any, processor: Any, asked: Sequence[tuple[Sample, Q
 def caption_scores(model: Any, processor: Any, config: DemoEvaluationConfig) -> dict[str, float]:
     """Return the F1 of caption sentences (an object or a bar each) and the share of captions that are exactly right."""
     samples = [make_sample("test", config.seed, index) for index in range(config.captions)]
+    lengths = [len(processor.tokenizer(sample.caption.answer)["input_ids"]) for sample in samples]
     found = written = wanted = exact = 0
     for start in range(0, len(samples), config.batch_size):
         chosen = samples[start : start + config.batch_size]
@@ -184,7 +208,13 @@ def caption_scores(model: Any, processor: Any, config: DemoEvaluationConfig) -> 
             found += sum(min(left.count(sentence), right.count(sentence)) for sentence in set(left))
             written, wanted = written + len(left), wanted + len(right)
             exact += answer == sample.caption.answer
-    return {"captions": len(samples), "sentence_f1": 2 * found / (written + wanted), "exact": exact / len(samples)}
+    return {
+        "captions": len(samples),
+        "mean_tokens": sum(lengths) / len(lengths),
+        "longest_tokens": max(lengths),
+        "sentence_f1": 2 * found / (written + wanted),
+        "exact": exact / len(samples),
+    }
 
 
 def _sentences(caption: str) -> list[str]:
@@ -195,33 +225,14 @@ def _sentences(caption: str) -> list[str]:
 def markdown_table(results: Mapping[str, Any]) -> str:
     """Return the table of the model card: accuracy, interval, blind baselines and the gain over the better one."""
     lines = [
-        "| task | questions | accuracy | 95 % interval | blind: majority | blind: blank picture | gain |",
-        "|---|---|---|---|---|---|---|",
+        "| task | questions | accuracy | 95 % interval | blind: majority | blind: blank picture | gain "
+        "| half of the answer hidden |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for row in results["tasks"]:
         lines.append(
             f"| {row['task']} | {row['questions']} | {row['accuracy']:.3f} | {row['low']:.3f} to {row['high']:.3f} "
-            f"| {row['majority_blind']:.3f} | {row['blank_blind']:.3f} | {100 * row['gain']:+.1f} points |"
+            f"| {row['majority_blind']:.3f} | {row['blank_blind']:.3f} | {100 * row['gain']:+.1f} points "
+            f"| {'' if row['half_output'] is None else format(row['half_output'], '.3f')} |"
         )
     return "\n".join(lines) + "\n"
-
-
-def main() -> None:
-    """Command line of the evaluation."""
-    from foveate.demo.loading import load_demo
-
-    parser = argparse.ArgumentParser(description="Score a demo model on held-out pictures.")
-    parser.add_argument("--model", type=Path, default=None, help="model folder; the shipped model by default")
-    parser.add_argument("--out", type=Path, default=Path("demo_evaluation.json"), help="JSON file to write")
-    parser.add_argument("--questions", type=int, default=600, help="questions per task")
-    options = parser.parse_args()
-    if options.questions < 1:
-        raise InputError(f"--questions must be at least 1, got {options.questions}")
-    model, processor = load_demo(options.model)
-    results = evaluate_demo(model, processor, DemoEvaluationConfig(questions_per_task=options.questions))
-    options.out.write_text(json.dumps(results, indent=2) + "\n")
-    print(markdown_table(results))
-
-
-if __name__ == "__main__":
-    main()

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from itertools import count
 from pathlib import Path
 
 from foveate.demo.drawing import render
-from foveate.demo.questions import TASKS, Question
+from foveate.demo.questions import SINGLE_TASKS, Question
 from foveate.demo.samples import Sample, make_sample
 from foveate.demo.scenes import Scene
+from foveate.errors import FoveateError
 
-EXAMPLE_TASKS = TASKS
+EXAMPLE_TASKS = SINGLE_TASKS
+EXAMPLE_TRIALS = 500  # pictures looked at per task
 EXAMPLE_OBJECTS = range(4, 8)  # enough to need looking, few enough to see at a glance
 
 
@@ -53,11 +54,11 @@ def make_examples(folder: Path, is_right: Callable[[Sample, Question], bool], se
 def _first_example(
     task: str, start: int, seed: int, is_right: Callable[[Sample, Question], bool]
 ) -> tuple[int, Sample, Question]:
-    for index in count(start):
+    for index in range(start, start + EXAMPLE_TRIALS):
         sample = make_sample("examples", seed, index)
         if isinstance(sample.picture, Scene) and len(sample.picture.objects) not in EXAMPLE_OBJECTS:
             continue
         for question in sample.questions:
             if question.task == task and is_right(sample, question):
                 return index, sample, question
-    raise AssertionError("the split is endless")
+    raise FoveateError(f"none of {EXAMPLE_TRIALS} pictures has a question of the task {task} that the model answers")

@@ -38,7 +38,7 @@ def load_demo(folder: Path | None = None, *, dtype: torch.dtype = torch.float32)
     if not (source / "model.safetensors").is_file():
         raise FoveateError(
             f"there are no demo weights in {source}; reinstall foveate, or train them with "
-            "`python -m foveate.demo.training --out runs/demo` and load `runs/demo/model`"
+            "`foveate train demo --out runs/demo` and load `runs/demo/model`"
         )
     from transformers import AutoProcessor, LlavaForConditionalGeneration
 

@@ -20,7 +20,7 @@ class DemoModelConfig:
     vision_heads: int = 2
     vision_mlp: int = 512
     text_width: int = 192
-    text_layers: int = 6
+    text_layers: int = 8
     text_heads: int = 3
     text_mlp: int = 512
 

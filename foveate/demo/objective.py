@@ -1,4 +1,5 @@
-"""What training minimises: answer tokens of packed batches, and patch labels read from the vision encoder.
+"""What training minimises: answer tokens of packed batches, patch labels read from the vision encoder, and words read from
+the projected visual tokens.
 
 The auxiliary heads are thrown away after training. Without them the class token of the last vision layer would get no
 gradient, and every method that ranks visual tokens by its attention would read noise.
@@ -14,13 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from foveate.demo.drawing import COLOR_CLASSES, FORM_CLASSES, TAG_COUNT
-from foveate.demo.packing import IGNORED, PREFIX_TEXT_TOKENS, PREFIX_TOKENS, PackedBatch
+from foveate.demo.labels import COLOR_CLASSES, FORM_CLASSES, PART_CLASSES, PATCH_WORDS, TAG_COUNT
+from foveate.demo.packing import IGNORED, PREFIX_TEXT_TOKENS, PackedBatch
 from foveate.demo.samples import Sample
+from foveate.errors import FoveateError
 
 HIDDEN_SCORE = -1e4  # finite, so that a padding row that sees nothing but itself stays a number in bfloat16
 BACKGROUND_WEIGHT = 0.2
 TAG_WEIGHT = 2.0
+WORD_WEIGHT = 0.3  # the word loss is a sum over words, about four of them right
 FAST_ATTENTION = "foveate_demo_matmul"
 
 
@@ -50,36 +53,63 @@ def use_fast_attention(model: Any) -> None:
 
 
 class AuxiliaryHeads(nn.Module):
-    """Linear readouts of the last vision layer: colour and form per patch, tags from the class token."""
+    """Linear readouts of the last vision layer, and the words that each projected patch should resemble.
 
-    def __init__(self, width: int) -> None:
+    Colour, form and part are read per patch, tags from the class token. The words tie the visual tokens to the embeddings of
+    their names: a question that says "star" then finds the star by its key, which is otherwise learnt late.
+    """
+
+    def __init__(self, width: int, word_ids: Sequence[int]) -> None:
         super().__init__()
-        self.color = nn.Linear(width, COLOR_CLASSES)
-        self.form = nn.Linear(width, FORM_CLASSES)
+        self.classes = nn.ModuleList(nn.Linear(width, count) for count in (COLOR_CLASSES, FORM_CLASSES, PART_CLASSES))
         self.tags = nn.Linear(width, TAG_COUNT)
+        self.word_scale = nn.Parameter(torch.ones(1))
+        self.word_bias = nn.Parameter(torch.full((1,), -3.0))
+        self.word_ids = list(word_ids)
 
-    def loss(self, features: torch.Tensor, samples: Sequence[Sample]) -> torch.Tensor:
-        """Return the auxiliary loss of `features` [B, 1 + patches, D], class token first."""
-        labels = torch.from_numpy(np.stack([sample.labels() for sample in samples]))
-        tags = torch.from_numpy(np.stack([sample.tags() for sample in samples]))
-        class_weights = torch.ones(FORM_CLASSES)
-        class_weights[0] = BACKGROUND_WEIGHT
+    def loss(self, model: Any, features: torch.Tensor, samples: Sequence[Sample]) -> torch.Tensor:
+        """Return the auxiliary loss of `features` [pictures, 1 + patches, D], class token first."""
+        pictures = [labels for sample in samples for labels in sample.labels()]
+        classes = torch.from_numpy(np.stack([labels.classes for labels in pictures]))
+        words = torch.from_numpy(np.stack([labels.words for labels in pictures]))
+        tags = torch.from_numpy(np.concatenate([sample.tags() for sample in samples]))
         patches = features[:, 1:]
-        color = self.color(patches).flatten(0, 1).float()
-        form = self.form(patches).flatten(0, 1).float()
-        return (
-            F.cross_entropy(color, labels[:, 0].flatten(), weight=class_weights[:COLOR_CLASSES])
-            + F.cross_entropy(form, labels[:, 1].flatten(), weight=class_weights)
-            + TAG_WEIGHT * F.binary_cross_entropy_with_logits(self.tags(features[:, 0]).float(), tags)
-        )
+        total = TAG_WEIGHT * F.binary_cross_entropy_with_logits(self.tags(features[:, 0]).float(), tags)
+        for row, head in enumerate(self.classes):
+            logits = head(patches).flatten(0, 1).float()
+            weights = torch.ones(logits.shape[1])
+            weights[0] = BACKGROUND_WEIGHT
+            total = total + F.cross_entropy(logits, classes[:, row].flatten(), weight=weights)
+        return total + WORD_WEIGHT * self._word_loss(model, patches, words)
+
+    def _word_loss(self, model: Any, patches: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
+        visual = model.model.multi_modal_projector(patches)
+        # What the first decoder layer compares is normalised too.
+        visual = F.rms_norm(visual, visual.shape[-1:])
+        table = model.model.language_model.embed_tokens.weight[self.word_ids]
+        logits = (visual @ table.T).float() * self.word_scale.float() + self.word_bias.float()
+        losses = F.binary_cross_entropy_with_logits(logits, words, reduction="none").sum(-1)
+        weights = torch.where(words.any(-1), 1.0, BACKGROUND_WEIGHT)
+        return (losses * weights).sum() / weights.sum()
 
     @torch.no_grad()
     def form_accuracy(self, features: torch.Tensor, samples: Sequence[Sample]) -> float:
         """Return how often the form of a labelled patch is recognised."""
-        labels = torch.from_numpy(np.stack([sample.labels() for sample in samples]))[:, 1]
+        labels = torch.from_numpy(np.stack([labels.classes[1] for sample in samples for labels in sample.labels()]))
         is_labelled = labels > 0
-        guesses = self.form(features[:, 1:]).argmax(-1)
+        guesses = self.classes[1](features[:, 1:]).argmax(-1)
         return float((guesses[is_labelled] == labels[is_labelled]).float().mean())
+
+
+def patch_word_ids(tokenizer: Any) -> list[int]:
+    """Return the token that starts each of `PATCH_WORDS` inside a sentence; digits are tokens of their own."""
+    ids = []
+    for word in PATCH_WORDS:
+        tokens = list(tokenizer(word if word.isdigit() else f" {word}", add_special_tokens=False)["input_ids"])
+        if len(tokens) != 1:
+            raise FoveateError(f"'{word}' is {len(tokens)} tokens; raise VOCABULARY_LIMIT of the demo tokenizer")
+        ids.append(tokens[0])
+    return ids
 
 
 def vision_features(model: Any, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -90,9 +120,10 @@ def vision_features(model: Any, pixel_values: torch.Tensor) -> torch.Tensor:
 
 def hidden_states(model: Any, batch: PackedBatch, features: torch.Tensor) -> torch.Tensor:
     """Return the language model's last hidden states [B, N, D] of a packed batch."""
-    visual = model.model.multi_modal_projector(features[:, 1:])
+    rows, pad = batch.input_ids.shape[0], PREFIX_TEXT_TOKENS
+    visual = model.model.multi_modal_projector(features[:, 1:]).reshape(rows, batch.prefix - pad, -1)
     text = model.model.language_model.embed_tokens(batch.input_ids)
-    embeds = torch.cat([text[:, :PREFIX_TEXT_TOKENS], visual.to(text.dtype), text[:, PREFIX_TOKENS:]], dim=1)
+    embeds = torch.cat([text[:, :pad], visual.to(text.dtype), text[:, batch.prefix :]], dim=1)
     mask = torch.zeros(batch.is_visible.shape, dtype=embeds.dtype).masked_fill_(~batch.is_visible, HIDDEN_SCORE)
     output = model.model.language_model(
         inputs_embeds=embeds, attention_mask=mask, position_ids=batch.position_ids, use_cache=False
@@ -118,7 +149,7 @@ def answer_loss(model: Any, batch: PackedBatch, features: torch.Tensor) -> torch
 
 @torch.no_grad()
 def correct_answers(model: Any, batch: PackedBatch, *, blank: bool = False) -> list[list[bool]]:
-    """Return, per picture and question, whether greedy decoding gives exactly the answer.
+    """Return, per row and question, whether greedy decoding gives exactly the answer (of the last turn, after right ones).
 
     Greedy decoding follows the answer as long as each next token is the most likely one, so one teacher-forced pass
     decides it. With `blank` the picture is replaced by the mean colour.
@@ -127,6 +158,7 @@ def correct_answers(model: Any, batch: PackedBatch, *, blank: bool = False) -> l
     logits, is_answer = answer_logits(model, batch, hidden_states(model, batch, vision_features(model, pixels)))
     is_wrong = torch.zeros(is_answer.shape, dtype=torch.bool)
     is_wrong[is_answer] = logits.argmax(-1) != batch.labels[:, 1:][is_answer]
+    is_wrong &= batch.is_graded[:, 1:]
     segments = batch.segments[:, 1:]
     return [
         [not bool(is_wrong[row][segments[row] == number].any()) for number in range(1, len(questions) + 1)]

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from foveate.demo.questions import CAPTION, PHRASINGS
-from foveate.demo.samples import make_sample
+from foveate.demo.labels import PATCH_WORDS
+from foveate.demo.long_answers import CAPTION_PHRASINGS
+from foveate.demo.samples import KINDS, make_sample
 from foveate.demo.scenes import PATCH_PIXELS, PICTURE_PIXELS
 
 IMAGE_TOKEN = "<image>"
@@ -21,7 +22,7 @@ START_TOKEN = "<s>"
 UNKNOWN_TOKEN = "<unk>"
 SPECIAL_TOKENS = (PAD_TOKEN, START_TOKEN, END_TOKEN, USER_TOKEN, ASSISTANT_TOKEN, IMAGE_TOKEN, UNKNOWN_TOKEN)
 
-VOCABULARY_LIMIT = 512
+VOCABULARY_LIMIT = 640
 VOCABULARY_SAMPLES = 3000
 
 # A system turn is skipped: the model never saw one in training.
@@ -89,10 +90,13 @@ def _build_tokenizer(seed: int, sample_count: int) -> Any:
 
 
 def _texts(seed: int, sample_count: int) -> Iterator[str]:
-    for text in PHRASINGS[CAPTION]:
+    # Often enough to be one token each, whatever the samples say.
+    yield from (f" {word}" for word in PATCH_WORDS for _ in range(sample_count // 10))
+    for text in CAPTION_PHRASINGS:
         yield f" {text}"
     for index in range(sample_count):
-        sample = make_sample("vocabulary", seed, index)
-        for question in (*sample.questions, sample.caption):
-            yield f" {question.text}"
-            yield f" {question.answer}"
+        for kind in KINDS:
+            sample = make_sample("vocabulary", seed, index, kind=kind)
+            for question in (*sample.questions, *sample.long_questions):
+                yield f" {question.text}"
+                yield f" {question.answer}"

@@ -1,4 +1,4 @@
-"""Questions, answers and captions about a demo picture.
+"""Short questions and answers about one demo picture.
 
 Every reference ("the large star") fits exactly one object of the scene and never names the attribute that is asked for,
 so an answer cannot be read off the question.
@@ -10,10 +10,9 @@ import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from foveate.demo.scenes import COLOR_NAMES, SHAPES, Chart, Picture, Scene, SceneObject
+from foveate.demo.scenes import COLOR_NAMES, PICTURE_PIXELS, SHAPES, Chart, Picture, Scene, SceneObject, Sign
 
-TASKS = ("color", "shape", "size", "position", "exist", "count", "chart_value", "chart_compare")
-CAPTION = "caption"
+SINGLE_TASKS = ("color", "shape", "size", "position", "relation", "exist", "count", "chart_value", "chart_compare", "ocr")
 
 PHRASINGS: dict[str, tuple[str, ...]] = {
     "color": ("what color is the {}?", "which color does the {} have?", "what is the color of the {}?"),
@@ -21,16 +20,18 @@ PHRASINGS: dict[str, tuple[str, ...]] = {
     "size": ("is the {} small or large?", "what size is the {}?", "how big is the {}?"),
     "position": ("where is the {}?", "in which part of the image is the {}?"),
     "exist": ("is there {}?", "do you see {}?"),
+    "relation": ("is the {} {} or {} of the {}?", "is the {} to the {} or to the {} of the {}?"),
+    "height": ("is the {} {} or {} the {}?",),
     "count": ("how many {} are there?", "how many {} do you see?"),
     "value": ("what is the value of the {} bar?", "how tall is the {} bar?"),
     "extreme": ("which bar is the {}?", "what color is the {} bar?"),
     "relative": ("is the {} bar taller or shorter than the {} bar?",),
-    CAPTION: ("describe the image in detail.", "describe the image.", "what do you see?"),
+    "ocr": ("spell the word.", "what does the sign say?"),
+    "ocr_place": ("spell the {} word.", "what does the {} word say?"),
 }
-# Existence is learnt latest, size and position late; they get more questions.
-TASK_WEIGHTS = {"color": 1.0, "shape": 1.0, "size": 1.5, "position": 1.5, "exist": 2.0, "count": 1.0}
-# Where things are is learnt last of all: the end of training asks mostly for that.
-LATE_TASK_WEIGHTS = TASK_WEIGHTS | {"position": 6.0}
+# What binds two attributes of an object is learnt late; it gets more questions.
+TASK_WEIGHTS = {"color": 1.2, "shape": 0.8, "size": 1.2, "position": 1.8, "relation": 1.2, "exist": 1.8, "count": 1.3}
+FEWEST_RELATION_PIXELS = 0.12 * PICTURE_PIXELS  # closer than this, left and right are a matter of taste
 PAIR_SHARE = 0.65  # of the existence questions that name a colour and a shape
 NEAR_MISS_SHARE = 0.8  # of their "no" answers that share one attribute with an object
 PRESENT_SHARE = 0.85  # of the counts that ask for something present
@@ -39,11 +40,12 @@ TRIALS_PER_QUESTION = 4
 
 @dataclass(frozen=True)
 class Question:
-    """One question with its only correct answer."""
+    """One question with its only correct answer; `earlier` are the (question, answer) turns before it."""
 
     task: str
     text: str
     answer: str
+    earlier: tuple[tuple[str, str], ...] = ()
 
 
 def make_questions(
@@ -52,6 +54,8 @@ def make_questions(
     """Return up to `limit` different questions; a picture with little in it has fewer. Tasks are drawn by `weights`."""
     if isinstance(picture, Chart):
         return _chart_questions(picture, rng)[:limit]
+    if isinstance(picture, Sign):
+        return _sign_questions(picture, rng)[:limit]
     found: dict[str, Question] = {}
     for task in rng.choices(list(weights), list(weights.values()), k=limit * TRIALS_PER_QUESTION):
         question = _MAKERS[task](picture, rng)
@@ -60,18 +64,6 @@ def make_questions(
         if len(found) == limit:
             break
     return tuple(found.values())
-
-
-def make_caption(picture: Picture, rng: random.Random) -> Question:
-    """Return the caption: every object with size, colour, shape and place, or every bar with its value."""
-    if isinstance(picture, Chart):
-        parts = [f"a bar chart with {len(picture.bars)} bars."]
-        parts += [f"the {bar.color} bar is {bar.value}." for bar in picture.bars]
-    else:
-        count = len(picture.objects)
-        parts = [f"there {'is' if count == 1 else 'are'} {count} object{'' if count == 1 else 's'}."]
-        parts += [f"a {item.size} {item.color} {item.shape} at the {item.cell}." for item in picture.objects]
-    return Question(CAPTION, rng.choice(PHRASINGS[CAPTION]), " ".join(parts))
 
 
 def references(scene: Scene, target: SceneObject, hidden: str) -> list[str]:
@@ -99,7 +91,8 @@ def _is_unique(scene: Scene, target: SceneObject, fields: tuple[str, ...]) -> bo
     return sum([getattr(item, name) for name in fields] == wanted for item in scene.objects) == 1
 
 
-def _ask(task: str, kind: str, answer: str, rng: random.Random, *parts: str) -> Question:
+def ask(task: str, kind: str, answer: str, rng: random.Random, *parts: str) -> Question:
+    """Return a question in one of the phrasings of `kind`, with `parts` filled in."""
     return Question(task, rng.choice(PHRASINGS[kind]).format(*parts), answer)
 
 
@@ -109,9 +102,25 @@ def _attribute_question(task: str, attribute: str) -> Callable[[Scene, random.Ra
         options = references(scene, target, task)
         if not options:
             return None
-        return _ask(task, task, getattr(target, attribute), rng, rng.choice(options))
+        return ask(task, task, getattr(target, attribute), rng, rng.choice(options))
 
     return make
+
+
+def _relation_question(scene: Scene, rng: random.Random) -> Question | None:
+    """Left or right, above or below; the places of the objects are not named."""
+    if len(scene.objects) < 2:
+        return None
+    first, second = rng.sample(scene.objects, 2)
+    is_sideways = rng.random() < 0.5
+    distance = first.x - second.x if is_sideways else first.y - second.y
+    one, other = references(scene, first, "position"), references(scene, second, "position")
+    if abs(distance) < FEWEST_RELATION_PIXELS or not one or not other:
+        return None
+    words = ["left", "right"] if is_sideways else ["above", "below"]
+    answer = words[distance > 0]
+    rng.shuffle(words)
+    return ask("relation", "relation" if is_sideways else "height", answer, rng, rng.choice(one), *words, rng.choice(other))
 
 
 def _exist_question(scene: Scene, rng: random.Random) -> Question | None:
@@ -122,17 +131,18 @@ def _exist_question(scene: Scene, rng: random.Random) -> Question | None:
     if style < PAIR_SHARE:
         thing = _pair(scene, rng, is_present)
     elif style < (1 + PAIR_SHARE) / 2:
-        color = _choose({item.color for item in scene.objects}, COLOR_NAMES, is_present, rng)
+        color = choose({item.color for item in scene.objects}, COLOR_NAMES, is_present, rng)
         thing = color and f"{color} object"
     else:
-        thing = _choose({item.shape for item in scene.objects}, SHAPES, is_present, rng)
+        thing = choose({item.shape for item in scene.objects}, SHAPES, is_present, rng)
     if not thing:
         return None
     article = "an" if thing.startswith("orange") else "a"
-    return _ask("exist", "exist", "yes" if is_present else "no", rng, f"{article} {thing}")
+    return ask("exist", "exist", "yes" if is_present else "no", rng, f"{article} {thing}")
 
 
-def _choose(present: set[str], names: tuple[str, ...], is_present: bool, rng: random.Random) -> str | None:
+def choose(present: set[str], names: tuple[str, ...], is_present: bool, rng: random.Random) -> str | None:
+    """Return one of `names` that is present, or one that is not; None if there is none."""
     options = [name for name in names if (name in present) == is_present]
     return rng.choice(options) if options else None
 
@@ -161,31 +171,48 @@ def _count_question(scene: Scene, rng: random.Random) -> Question | None:
         what, count = f"{color} objects", sum(other.color == color for other in scene.objects)
     elif style < 0.85:
         shape = item.shape if is_present else rng.choice(SHAPES)
-        what, count = _plural(shape), sum(other.shape == shape for other in scene.objects)
+        what, count = plural(shape), sum(other.shape == shape for other in scene.objects)
     else:
         what, count = f"{item.size} objects", sum(other.size == item.size for other in scene.objects)
-    return _ask("count", "count", str(count), rng, what)
+    return ask("count", "count", str(count), rng, what)
 
 
-def _plural(shape: str) -> str:
+def plural(shape: str) -> str:
+    """Return the plural of a shape."""
     return f"{shape}es" if shape.endswith("s") else f"{shape}s"
 
 
 def _chart_questions(chart: Chart, rng: random.Random) -> tuple[Question, ...]:
-    questions = [_ask("chart_value", "value", str(bar.value), rng, bar.color) for bar in chart.bars]
+    questions = [ask("chart_value", "value", str(bar.value), rng, bar.color) for bar in chart.bars]
     values = [bar.value for bar in chart.bars]
     for word, extreme in (("tallest", max(values)), ("shortest", min(values))):
         if values.count(extreme) == 1:
             answer = chart.bars[values.index(extreme)].color
-            questions.append(_ask("chart_compare", "extreme", answer, rng, word))
+            questions.append(ask("chart_compare", "extreme", answer, rng, word))
     for _ in range(2):
         first, second = rng.sample(chart.bars, 2)
         if first.value != second.value:
             answer = "taller" if first.value > second.value else "shorter"
-            questions.append(_ask("chart_compare", "relative", answer, rng, first.color, second.color))
-    questions.append(_ask("count", "count", str(len(chart.bars)), rng, "bars"))
+            questions.append(ask("chart_compare", "relative", answer, rng, first.color, second.color))
+    questions.append(ask("count", "count", str(len(chart.bars)), rng, "bars"))
     rng.shuffle(questions)
     return tuple({question.text: question for question in questions}.values())
+
+
+def _sign_questions(sign: Sign, rng: random.Random) -> tuple[Question, ...]:
+    """One letter per token: the answer is spelt with spaces between the letters."""
+    if len(sign.words) == 1:
+        return (ask("ocr", "ocr", spelt(sign.words[0].text), rng),)
+    questions = []
+    for word, place in zip(sign.words, ("top", "bottom"), strict=True):
+        questions += [ask("ocr", "ocr_place", spelt(word.text), rng, name) for name in (place, word.color)]
+    rng.shuffle(questions)
+    return tuple(questions)
+
+
+def spelt(word: str) -> str:
+    """Return the letters of a word with spaces between them."""
+    return " ".join(word)
 
 
 _MAKERS: dict[str, Callable[[Scene, random.Random], Question | None]] = {
@@ -193,6 +220,7 @@ _MAKERS: dict[str, Callable[[Scene, random.Random], Question | None]] = {
     "shape": _attribute_question("shape", "shape"),
     "size": _attribute_question("size", "size"),
     "position": _attribute_question("position", "cell"),
+    "relation": _relation_question,
     "exist": _exist_question,
     "count": _count_question,
 }

@@ -22,8 +22,9 @@ CARD = """# foveate demo model
 A tiny vision-language model for trying out visual-token pruning offline. It is an ordinary
 `LlavaForConditionalGeneration` of transformers (CLIP vision encoder, two-layer projector, LLaMA decoder) with
 {parameters:.2f} million parameters, trained from scratch on pictures that a program draws. It is **not** a general
-vision-language model: it knows 8 colours x 7 shapes x 2 sizes on textured backgrounds and simple bar charts,
-and a handful of English question patterns. Anything else gets a confident wrong answer.
+vision-language model: it knows 8 colours x 7 shapes x 2 sizes on textured backgrounds, bar charts, signs with short words,
+pairs of pictures and clips of four frames, and a handful of English question patterns. Anything else gets a confident wrong
+answer.
 
 ```python
 from foveate.demo.loading import load_demo
@@ -33,44 +34,48 @@ model, processor = load_demo()
 
 | | |
 |---|---|
-| picture | 96 x 96 pixels, patches of 8, 144 visual tokens |
+| picture | 96 x 96 pixels, patches of 8, 144 visual tokens; up to 4 pictures in a prompt |
 | vision encoder | {vision_layers} layers, width {vision_width}, last layer read, class token dropped |
 | decoder | {text_layers} layers, width {text_width}, {vocabulary} tokens (byte-level BPE, lower case, single digits) |
 | weights | bfloat16, {megabytes:.1f} MB |
 
 ## Training
 
-{minutes:.0f} minutes in total on a CPU in {precision}, seed {seed}, with
-`python -m foveate.demo.training --out runs/demo --minutes {minutes:.0f} --vision-minutes {vision_minutes:.0f}`.
-{vision_minutes:.0f} minutes train the vision encoder alone on patch labels; the rest trains everything on
-{joint_pictures:,} pictures with up to {question_limit} questions each and a caption with probability {caption_share}.
-From {late:.0%} of that on, most questions about shapes ask where something is, which is learnt last.
-Small auxiliary heads on the vision encoder give its class token a gradient; they are not part of the weights.
-`training_config.json` holds every setting, `training_log.jsonl` the course of the run.
-A second run gives other weights, because the schedule follows the clock. {note}
+{hours:.1f} hours on a CPU with {threads} threads in {precision}, seed {seed}. `foveate train demo --steps {steps}` repeats
+it; the same machine, versions and number of threads give the same weights. {vision_steps:,} steps train the vision encoder
+alone on patch labels, then {steps:,} steps train everything on {joint_pictures:,} pictures at most ({batch_size} a step; fewer
+rows when a row has two pictures, or four frames) with up to {question_limit} questions each and, for {long_share:.0%} of the
+single pictures, one more that has a long answer.
+
+What the patches show is known, since a program drew them, and two auxiliary losses use that: linear heads read colour, form and
+part of each patch from the vision encoder (and give its class token a gradient), and each projected patch is pulled towards
+the embeddings of the words that name what it shows. The heads are not part of the weights. `training_config.json` holds every
+setting, `training_log.jsonl` the course of the run. {note}
 
 ## Accuracy on held-out pictures
 
 Exact match of the greedy answer. Test pictures and their textures were never seen in training. "Blind: majority"
-answers each question string with its most frequent answer in {majority_pictures:,} training pictures; "blind: blank
-picture" is the model itself without the picture. The gain is over the better of the two.
+answers each question string with its most frequent answer in {majority_pictures:,} training samples of each kind; "blind: blank
+picture" is the model itself without the picture. The gain is over the better of the two. "Half of the answer hidden": every
+second token that the answer has so far (or that an earlier turn said) is hidden from the later ones, which shows whether a task
+needs what was said before. A follow-up asks for a word of an earlier turn, so it is answered without the picture.
 
 {table}
 {captions}
-`evaluation.json` holds the numbers with settings and versions; `python -m foveate.demo.evaluation` measures them again.
+`foveate eval demo` measures these numbers again; `evaluation.json` holds them with settings and versions.
 
 ## Limits
 
 - Synthetic data only. Questions must resemble the training patterns:
   {examples}.
 - The bundled example pictures are ones that the model answers; the table above is the measure.
-- No reading of text, no relations between objects, one picture per conversation.
-- 144 visual tokens for up to nine objects leave less redundancy than a large model on photographs has, so pruning costs
+- Words are spelt letter by letter, in capitals of three DejaVu fonts.
+- 144 visual tokens for up to ten objects leave less redundancy than a large model on photographs has, so pruning costs
   accuracy earlier here than published results suggest.
 """
 
 
-def release(run: Path, questions_per_task: int = 600, note: str = "") -> None:
+def release(run: Path, questions_per_task: int = 1000, note: str = "") -> None:
     """Evaluate the model of a finished run and write everything that ships.
 
     Args:
@@ -111,7 +116,8 @@ def _card(model: Any, training: Mapping[str, Any], results: Mapping[str, Any], n
         majority_pictures=results["config"]["majority_pictures"],
         table=markdown_table(results),
         captions=(
-            f"Captions ({captions['captions']:.0f} pictures): F1 of the sentences {captions['sentence_f1']:.3f}, "
+            f"Captions by `generate()` ({captions['captions']:.0f} pictures, {captions['mean_tokens']:.0f} tokens on average, "
+            f"{captions['longest_tokens']} at most): F1 of the sentences {captions['sentence_f1']:.3f}, "
             f"entirely right {captions['exact']:.3f}.\n"
         ),
         examples='"what color is the large star?", "is there a red circle?", "which bar is the tallest?"',
@@ -124,7 +130,7 @@ def main() -> None:
     """Command line of the release."""
     parser = argparse.ArgumentParser(description="Put a finished demo training run into the package.")
     parser.add_argument("--run", type=Path, default=Path("runs/demo"))
-    parser.add_argument("--questions", type=int, default=600, help="questions per task of the evaluation")
+    parser.add_argument("--questions", type=int, default=1000, help="questions per task of the evaluation")
     parser.add_argument("--note", default="", help="sentence about the run for the model card")
     options = parser.parse_args()
     release(options.run, options.questions, options.note)

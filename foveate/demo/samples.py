@@ -1,40 +1,70 @@
-"""One training or test sample: a picture, its pixels, questions, caption and, on request, patch labels."""
+"""One training or test sample: one or more pictures, their pixels, questions and, on request, patch labels."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 
-from foveate.demo.drawing import Labels, Pixels, Tags, patch_labels, picture_tags, render
-from foveate.demo.questions import TASK_WEIGHTS, Question, make_caption, make_questions
-from foveate.demo.scenes import MAX_OBJECTS, Picture, Split, make_dense_scene, make_picture, picture_random
+from foveate.demo.drawing import Pixels, render
+from foveate.demo.labels import PatchLabels, Tags, picture_tags
+from foveate.demo.long_answers import CAPTION, LONG_TASKS, make_long_questions
+from foveate.demo.questions import SINGLE_TASKS, TASK_WEIGHTS, Question, make_questions
+from foveate.demo.scenes import (
+    MAX_OBJECTS,
+    Picture,
+    Split,
+    make_clip,
+    make_dense_scene,
+    make_pair,
+    make_picture,
+    picture_random,
+)
+from foveate.demo.several import SEVERAL_TASKS, make_clip_questions, make_pair_questions
 
 QUESTIONS_PER_PICTURE = 12
+QUESTIONS_PER_PAIR = 8
+TASKS = (*SINGLE_TASKS, *SEVERAL_TASKS, *LONG_TASKS)
+
+Kind = Literal["single", "pair", "clip"]
+KINDS: tuple[Kind, ...] = ("single", "pair", "clip")
+# Where the questions of a task come from.
+KIND_OF_TASK: dict[str, Kind] = {**dict.fromkeys(TASKS, "single"), "two_image": "pair", "video": "clip"}
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A picture with its questions and its caption; pixels are drawn when first read."""
+    """Pictures with their short questions and the questions that have long answers; pixels are drawn when first read."""
 
-    picture: Picture
+    pictures: tuple[Picture, ...]
     questions: tuple[Question, ...]
-    caption: Question
+    long_questions: tuple[Question, ...] = ()
 
     @cached_property
     def pixels(self) -> Pixels:
-        """The drawn picture, [96, 96, 3]."""
-        return np.asarray(render(self.picture))
+        """The drawn pictures, [pictures, 96, 96, 3]."""
+        return np.stack([np.asarray(render(picture)) for picture in self.pictures])
 
-    def labels(self) -> Labels:
-        """Return the patch labels, [2, patches]."""
-        return patch_labels(self.picture)
+    @property
+    def picture(self) -> Picture:
+        """The only picture, or the first."""
+        return self.pictures[0]
+
+    @property
+    def caption(self) -> Question:
+        """The request to describe the picture."""
+        return next(question for question in self.long_questions if question.task == CAPTION)
+
+    def labels(self) -> list[PatchLabels]:
+        """Return the patch labels of each picture."""
+        return [PatchLabels(picture) for picture in self.pictures]
 
     def tags(self) -> Tags:
-        """Return the tags of the class token, [tags]."""
-        return picture_tags(self.picture)
+        """Return the tags of the class token, [pictures, tags]."""
+        return np.stack([picture_tags(picture) for picture in self.pictures])
 
 
 def make_sample(
@@ -42,27 +72,25 @@ def make_sample(
     seed: int,
     index: int,
     *,
+    kind: Kind = "single",
     max_objects: int = MAX_OBJECTS,
     question_limit: int = QUESTIONS_PER_PICTURE,
     weights: Mapping[str, float] = TASK_WEIGHTS,
+    only: Literal["chart", "sign"] | None = None,
 ) -> Sample:
-    """Return sample `index` of a split; the same arguments always give the same sample."""
-    return _finish(make_picture(split, seed, index, max_objects), split, seed, index, question_limit, weights)
+    """Return sample `index` of a split; the same arguments always give the same sample. `only` is for single pictures."""
+    rng = picture_random(split, seed, index, "questions" if kind == "single" else f"{kind} questions")
+    if kind == "pair":
+        scenes = make_pair(split, seed, index)
+        return Sample(scenes, make_pair_questions(scenes, rng, min(question_limit, QUESTIONS_PER_PAIR)))
+    if kind == "clip":
+        clip = make_clip(split, seed, index)
+        return Sample(clip.frames, make_clip_questions(clip, rng)[:question_limit])
+    picture = make_picture(split, seed, index, max_objects, only)
+    questions = make_questions(picture, rng, question_limit, weights) if question_limit else ()
+    return Sample((picture,), questions, make_long_questions(picture, rng))
 
 
 def make_dense_sample(split: Split, seed: int, index: int) -> Sample:
     """Return a crowded scene without questions, for the vision warm-up."""
-    return _finish(make_dense_scene(split, seed, index), split, seed, index, 0)
-
-
-def _finish(
-    picture: Picture,
-    split: Split,
-    seed: int,
-    index: int,
-    question_limit: int,
-    weights: Mapping[str, float] = TASK_WEIGHTS,
-) -> Sample:
-    rng = picture_random(split, seed, index, "questions")
-    questions = make_questions(picture, rng, question_limit, weights) if question_limit else ()
-    return Sample(picture, questions, make_caption(picture, rng))
+    return Sample((make_dense_scene(split, seed, index),), ())

@@ -1,4 +1,4 @@
-"""What a demo picture contains: coloured shapes on a texture, or a bar chart.
+"""What a demo picture contains: coloured shapes on a texture, a bar chart, or words on a sign.
 
 A picture is a pure function of (split, seed, index), so training can resume anywhere and the test split can never leak
 into training. Nothing is drawn here; `drawing` turns a picture into pixels.
@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
 from typing import Literal
+
+from PIL.ImageFont import FreeTypeFont, Layout, truetype
 
 COLORS: dict[str, tuple[int, int, int]] = {
     "red": (220, 30, 30),
@@ -31,14 +35,37 @@ PATCH_PIXELS = 8
 GRID = PICTURE_PIXELS // PATCH_PIXELS
 VISUAL_TOKENS = GRID * GRID
 
-MAX_OBJECTS = 9
+MAX_OBJECTS = 10
 MAX_BAR_VALUE = 9
 TEXTURES_PER_SPLIT = 400
 CHART_SHARE = 0.18
+SIGN_SHARE = 0.2
 FEW_COLORS_SHARE = 0.6  # fewer colours or shapes in a scene make counts above one and references need two words
 RADIUS_RANGE = {"small": (0.055, 0.068), "large": (0.1, 0.125)}  # fraction of the picture side
 BORDER_CLEARANCE = 0.022  # centres this close to a line of the 3x3 grid would make the position ambiguous
 PLACEMENT_TRIALS = 40
+
+FONT_FOLDER = Path(__file__).parent / "assets" / "fonts"
+FONTS = ("DejaVuSans-Bold", "DejaVuSerif-Bold", "DejaVuSansMono-Bold")
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+_WORD_LIST = (
+    "ant ape arm art bag bat bed bee big box boy bug bus cab can cap car cat cow cup day dog dot ear egg eye fan fig fit "
+    "fly fog fox fun gas gem gum hat hen hot ice ink jam jar jet job joy key kid kit leg lip log map mud net nut oak oil "
+    "old one owl pan pen pet pie pig pin pot rat red rug run sea sky son sun tap tea ten toe top toy van wax web wig win "
+    "yes zip zoo back ball bank bear bell bike bird blue boat bone book cake card city clay club coat coin cold corn desk "
+    "dish door drum duck east exit face farm fast fire fish flag food foot frog game gate gold hand help hill home iron "
+    "jazz jump kite lake lamp leaf lion milk moon nest open park quiz rain ring road rock rose salt ship shop snow soap "
+    "star stop taxi tent time tree vase wave west wind wolf wood yard zero zone am at by do go hi in it me my no of on or "
+    "so to up us we "
+)
+WORDS = tuple(_WORD_LIST.split())
+WORD_SHARE = 0.5  # of the signs that read a real word; the others read letters that spell nothing
+FONT_SIZES = {1: (20, 34), 2: (18, 25)}  # pixels, by the number of words
+TEXT_MARGIN = 4
+
+FRAMES = 4
+STEP_PIXELS = (9.0, 14.0)  # how far the moving object of a clip goes between frames
+DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 
 Split = Literal["train", "validation", "test", "vocabulary", "examples"]
 
@@ -101,8 +128,45 @@ class Chart:
         return left, self.base - self.bars[index].value * VALUE_PIXELS, left + step * self.bar_fill, self.base
 
 
+@dataclass(frozen=True)
+class Word:
+    """One written word; `left` and `top` of its letters and the font size in pixels."""
+
+    text: str
+    color: str
+    font: str
+    size: int
+    left: float
+    top: float
+
+    def letter_boxes(self) -> list[tuple[float, float, float, float]]:
+        """Left, top, right and bottom of each letter's ink, in pixels."""
+        font = load_font(self.font, self.size)
+        boxes = []
+        for i, letter in enumerate(self.text.upper()):
+            start = font.getlength(self.text[:i].upper())
+            x0, y0, x1, y1 = font.getbbox(letter)
+            boxes.append((self.left + start + x0, self.top + y0, self.left + start + x1, self.top + y1))
+        return boxes
+
+
+@dataclass(frozen=True)
+class Sign:
+    """One or two words, the upper one first."""
+
+    words: tuple[Word, ...]
+    texture: str
+    flips: int
+
+
 VALUE_PIXELS = 0.09 * PICTURE_PIXELS
-Picture = Scene | Chart
+Picture = Scene | Chart | Sign
+
+
+@lru_cache(maxsize=256)
+def load_font(name: str, size: int) -> FreeTypeFont:
+    """Return a bundled font (capital letters only) at a size in pixels."""
+    return truetype(str(FONT_FOLDER / f"{name}.ttf"), size, layout_engine=Layout.BASIC)
 
 
 def picture_random(split: Split, seed: int, index: int, purpose: str) -> random.Random:
@@ -110,35 +174,95 @@ def picture_random(split: Split, seed: int, index: int, purpose: str) -> random.
     return random.Random(f"{split}:{seed}:{index}:{purpose}")
 
 
-def make_picture(split: Split, seed: int, index: int, max_objects: int = MAX_OBJECTS) -> Picture:
-    """Return picture `index` of a split: a chart with probability `CHART_SHARE`, a scene otherwise."""
+def make_picture(
+    split: Split, seed: int, index: int, max_objects: int = MAX_OBJECTS, only: Literal["chart", "sign"] | None = None
+) -> Picture:
+    """Return picture `index` of a split: a chart or a sign with the shares above, a scene otherwise, or what `only` says."""
     rng = picture_random(split, seed, index, "picture")
-    texture = f"{split}:{seed}:{rng.randrange(TEXTURES_PER_SPLIT)}"
-    flips = rng.randrange(4)
-    if rng.random() < CHART_SHARE:
+    texture, flips = _background(split, seed, rng)
+    kind = rng.random()
+    if only == "chart" or (only is None and kind < CHART_SHARE):
         return _make_chart(rng, texture, flips)
+    if only == "sign" or (only is None and kind < CHART_SHARE + SIGN_SHARE):
+        return _make_sign(rng, texture, flips)
     return Scene(_make_objects(rng, rng.randint(1, max_objects)), texture, flips)
+
+
+def make_pair(split: Split, seed: int, index: int) -> tuple[Scene, Scene]:
+    """Return two scenes that share their palette, for questions that compare them."""
+    rng = picture_random(split, seed, index, "pair")
+    colors, shapes = rng.sample(COLOR_NAMES, rng.randint(2, 4)), rng.sample(SHAPES, rng.randint(2, 3))
+    scenes = [Scene(_make_objects(rng, rng.randint(1, 5), colors, shapes), *_background(split, seed, rng)) for _ in range(2)]
+    return scenes[0], scenes[1]
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A short video: one object of a scene moves straight on, the others stay.
+
+    Attributes:
+        frames: the scenes, first to last.
+        mover: the moving object, as in the first frame.
+        direction: a key of `DIRECTIONS`.
+    """
+
+    frames: tuple[Scene, ...]
+    mover: SceneObject
+    direction: str
+
+
+def make_clip(split: Split, seed: int, index: int) -> Clip:
+    """Return a clip of `FRAMES` frames; no two of its objects share colour and shape."""
+    rng = picture_random(split, seed, index, "clip")
+    background = _background(split, seed, rng)
+    direction = rng.choice(tuple(DIRECTIONS))
+    step = rng.uniform(*STEP_PIXELS)
+    dx, dy = (step * sign for sign in DIRECTIONS[direction])
+    size = rng.choice(SIZES)
+    radius = rng.uniform(*RADIUS_RANGE[size]) * PICTURE_PIXELS
+    way = (FRAMES - 1) * step
+    x, y = (_start(rng, radius, way, sign) for sign in DIRECTIONS[direction])
+    color = rng.choice(COLOR_NAMES)
+    mover = SceneObject(color, rng.choice(SHAPES), size, x, y, radius, rng.uniform(-0.25, 0.25), _shade(rng, color))
+    path = [replace(mover, x=x + i * dx, y=y + i * dy) for i in range(FRAMES)]
+    others = _make_objects(rng, rng.randint(0, 3), taken=path)
+    still = [item for item in others if (item.color, item.shape) != (mover.color, mover.shape)]
+    return Clip(tuple(Scene((*still, moved), *background) for moved in path), mover, direction)
+
+
+def _start(rng: random.Random, radius: float, way: float, sign: int) -> float:
+    low, high = radius + 1, PICTURE_PIXELS - radius - 1
+    return rng.uniform(low + way * (sign < 0), high - way * (sign > 0))
+
+
+def _background(split: Split, seed: int, rng: random.Random) -> tuple[str, int]:
+    return f"{split}:{seed}:{rng.randrange(TEXTURES_PER_SPLIT)}", rng.randrange(4)
 
 
 def make_dense_scene(split: Split, seed: int, index: int) -> Scene:
     """Return a crowded scene: more labelled patches per picture for the vision warm-up."""
     rng = picture_random(split, seed, index, "dense")
-    texture = f"{split}:{seed}:{rng.randrange(TEXTURES_PER_SPLIT)}"
-    return Scene(_make_objects(rng, rng.randint(6, 14)), texture, rng.randrange(4))
+    texture, flips = _background(split, seed, rng)
+    return Scene(_make_objects(rng, rng.randint(6, 14)), texture, flips)
 
 
-def _make_objects(rng: random.Random, count: int) -> tuple[SceneObject, ...]:
-    colors: Sequence[str] = COLOR_NAMES
-    shapes: Sequence[str] = SHAPES
-    if rng.random() < FEW_COLORS_SHARE:
+def _make_objects(
+    rng: random.Random,
+    count: int,
+    colors: Sequence[str] = COLOR_NAMES,
+    shapes: Sequence[str] = SHAPES,
+    taken: Sequence[SceneObject] = (),
+) -> tuple[SceneObject, ...]:
+    """Return up to `count` objects that touch neither each other nor those of `taken`."""
+    if rng.random() < FEW_COLORS_SHARE and len(colors) == len(COLOR_NAMES):
         colors = rng.sample(COLOR_NAMES, rng.randint(2, 5))
-    if rng.random() < FEW_COLORS_SHARE:
+    if rng.random() < FEW_COLORS_SHARE and len(shapes) == len(SHAPES):
         shapes = rng.sample(SHAPES, rng.randint(2, 4))
     placed: list[SceneObject] = []
     for _ in range(count):
         size = rng.choice(SIZES)
         radius = rng.uniform(*RADIUS_RANGE[size]) * PICTURE_PIXELS
-        centre = _free_centre(rng, radius, placed)
+        centre = _free_centre(rng, radius, (*taken, *placed))
         if centre is None:
             continue
         color = rng.choice(colors)
@@ -177,3 +301,22 @@ def _make_chart(rng: random.Random, texture: str, flips: int) -> Chart:
         bar_fill=rng.uniform(0.5, 0.8),
         has_gridlines=rng.random() < 0.8,
     )
+
+
+def _make_sign(rng: random.Random, texture: str, flips: int) -> Sign:
+    count = rng.choice((1, 1, 2))
+    colors = rng.sample(COLOR_NAMES, count)
+    half = PICTURE_PIXELS / count
+    words = []
+    for i, color in enumerate(colors):
+        text = rng.choice(WORDS) if rng.random() < WORD_SHARE else "".join(rng.choices(LETTERS, k=rng.randint(2, 4)))
+        name, size = rng.choice(FONTS), rng.randint(*FONT_SIZES[count])
+        room = PICTURE_PIXELS - 2 * TEXT_MARGIN
+        while load_font(name, size).getlength(text.upper()) > room:
+            size -= 1
+        font = load_font(name, size)
+        _, top, _, bottom = font.getbbox(text.upper())
+        left = rng.uniform(TEXT_MARGIN, TEXT_MARGIN + room - font.getlength(text.upper()))
+        upper = i * half + rng.uniform(TEXT_MARGIN, half - TEXT_MARGIN - (bottom - top))
+        words.append(Word(text, color, name, size, left, upper - top))
+    return Sign(tuple(words), texture, flips)

@@ -16,9 +16,9 @@ SMOOTHING = 0.97
 class TrainingLog:
     """Averages losses, prints a line now and then and appends validations to a file."""
 
-    def __init__(self, path: Path, minutes: float) -> None:
+    def __init__(self, path: Path, steps: Mapping[str, int]) -> None:
         self._path = path
-        self._minutes = minutes
+        self._steps = steps
         self._console = Console(highlight=False)
         self._means: dict[str, float] = {}
         self._phase = ""
@@ -36,8 +36,8 @@ class TrainingLog:
                 self._means[name] = SMOOTHING * mean + (1 - SMOOTHING) * value
         if step % PRINT_EVERY_STEPS == 0:
             text = "  ".join(f"{name} {value:.3f}" for name, value in self._means.items())
-            time = f"minute {minute:.1f} of {self._minutes:.1f}"
-            line = f"{phase}  step {step}  {time}  {text}  {self._speed(minute):.1f} pictures/s"
+            done = f"{phase}  step {step} of {self._steps[phase]}  minute {minute:.1f}"
+            line = f"{done}  {text}  {self._speed(minute):.1f} pictures/s"
             # A terminal keeps one moving line, a log file keeps all.
             self._console.print(line, end="\r" if self._console.is_terminal else "\n", soft_wrap=True)
 
@@ -53,4 +53,5 @@ class TrainingLog:
         self._console.print(line, soft_wrap=True)
 
     def _speed(self, minute: float) -> float:
-        return self._pictures / max(1e-9, 60 * (minute - self._since))
+        seconds = 60 * (minute - self._since)
+        return self._pictures / seconds if seconds > 0 else 0.0

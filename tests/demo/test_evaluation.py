@@ -13,7 +13,8 @@ from foveate.demo.evaluation import (
     markdown_table,
     wilson_interval,
 )
-from foveate.demo.questions import TASKS, Question
+from foveate.demo.questions import Question
+from foveate.demo.samples import TASKS
 
 
 def test_the_wilson_interval_matches_published_values() -> None:

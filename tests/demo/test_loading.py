@@ -14,9 +14,9 @@ from foveate.demo.examples import make_examples
 from foveate.demo.loading import MODEL_FOLDER, PICTURES_FOLDER, example_pictures, load_demo
 from foveate.demo.objective import correct_answers
 from foveate.demo.packing import Packer
-from foveate.demo.questions import TASKS
+from foveate.demo.questions import SINGLE_TASKS
 from foveate.demo.release import answers_correctly
-from foveate.demo.samples import make_sample
+from foveate.demo.samples import KINDS, make_sample
 from foveate.errors import FoveateError
 
 SIZE_LIMIT_BYTES = 30_000_000
@@ -28,7 +28,7 @@ def demo() -> tuple[Any, Any]:
 
 
 def test_missing_weights_are_explained(tmp_path: Path) -> None:
-    with pytest.raises(FoveateError, match=r"foveate\.demo\.training"):
+    with pytest.raises(FoveateError, match="foveate train demo"):
         load_demo(tmp_path)
 
 
@@ -49,19 +49,21 @@ def test_the_shipped_model_is_a_small_plain_llava(demo: tuple[Any, Any]) -> None
 
 
 def test_one_teacher_forced_pass_decides_like_generate(demo: tuple[Any, Any]) -> None:
+    """For one, two and four pictures, short and long answers, one turn and two."""
     model, processor = demo
-    samples = [make_sample("test", 5, index) for index in range(4)]
-    batch = Packer(processor.tokenizer).pack(samples, [False] * len(samples))
-    forced = [flag for row in correct_answers(model, batch) for flag in row]
-    asked = [(sample, question) for sample in samples for question in sample.questions]
-    written = generate_answers(model, processor, asked, 8)
-    assert [answer == question.answer for answer, (_, question) in zip(written, asked, strict=True)] == forced
+    for kind in KINDS:
+        samples = [make_sample("test", 5, index, kind=kind) for index in range(2, 5)]
+        batch = Packer(processor.tokenizer).pack(samples, [sample.long_questions for sample in samples])
+        forced = [flag for row in correct_answers(model, batch) for flag in row]
+        asked = [(sample, question) for sample, row in zip(samples, batch.questions, strict=True) for question in row]
+        written = generate_answers(model, processor, asked, 130)
+        assert [answer == question.answer for answer, (_, question) in zip(written, asked, strict=True)] == forced
 
 
 def test_the_shipped_model_answers_its_example_pictures(demo: tuple[Any, Any]) -> None:
     model, processor = demo
     examples = example_pictures()
-    assert [example.name for example in examples] == list(TASKS)
+    assert [example.name for example in examples] == list(SINGLE_TASKS)
     for example in examples:
         content = [{"type": "image", "image": Image.open(example.path)}, {"type": "text", "text": example.question}]
         inputs = processor.apply_chat_template(

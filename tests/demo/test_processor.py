@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +8,10 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor
 
-from foveate.demo.packing import PREFIX_TOKENS, Packer, pixel_batch
+from foveate.demo.evaluation import conversation as chat
+from foveate.demo.packing import Packer, pixel_batch
 from foveate.demo.processor import IMAGE_TOKEN
-from foveate.demo.samples import make_sample
+from foveate.demo.samples import KINDS, make_sample
 from foveate.demo.scenes import VISUAL_TOKENS
 
 
@@ -27,7 +29,7 @@ def encode(processor: Any, text: str, image: Any) -> Any:
 def test_a_saved_processor_loads_and_encodes_the_same(processor: Any, tmp_path: Path) -> None:
     processor.save_pretrained(tmp_path)
     loaded = AutoProcessor.from_pretrained(tmp_path)
-    image = Image.fromarray(make_sample("test", 1, 0).pixels)
+    image = Image.fromarray(make_sample("test", 1, 0).pixels[0])
     before, after = (encode(p, "what color is the star?", image) for p in (processor, loaded))
     assert torch.equal(before["input_ids"], after["input_ids"])
     assert torch.equal(before["pixel_values"], after["pixel_values"])
@@ -43,7 +45,7 @@ def test_a_picture_becomes_144_visual_tokens_whatever_its_size(processor: Any) -
 
 def test_training_pixels_equal_the_processor_s(processor: Any) -> None:
     sample = make_sample("test", 1, 3)
-    inputs = encode(processor, "what do you see?", Image.fromarray(sample.pixels))
+    inputs = encode(processor, "what do you see?", Image.fromarray(sample.pixels[0]))
     torch.testing.assert_close(inputs["pixel_values"], pixel_batch([sample]))
 
 
@@ -61,9 +63,18 @@ def test_a_system_turn_is_skipped(processor: Any) -> None:
     assert plain == "<s><|user|><image> what do you see?<|assistant|>"
 
 
-def test_a_packed_prefix_equals_the_chat_template(processor: Any) -> None:
-    sample = make_sample("test", 1, 0)
-    batch = Packer(processor.tokenizer).pack([sample], [False])
-    single = encode(processor, sample.questions[0].text, Image.fromarray(sample.pixels))["input_ids"][0]
-    assert torch.equal(batch.input_ids[0, : len(single)], single)
-    assert len(single) > PREFIX_TOKENS
+def test_a_packed_row_equals_the_chat_template(processor: Any) -> None:
+    """For one, two and four pictures, and for a second turn."""
+    asked = [(make_sample("test", 1, 3, kind=kind), None) for kind in KINDS]
+    dialogue = next(s for s in (make_sample("test", 1, i) for i in range(99)) if s.long_questions[-1].earlier)
+    asked.append((dialogue, dialogue.long_questions[-1]))
+    for sample, question in asked:
+        question = question or sample.questions[0]
+        alone = replace(sample, questions=(question,), long_questions=())
+        batch = Packer(processor.tokenizer).pack([alone])
+        single = processor.apply_chat_template(
+            chat(sample, question), add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+        )["input_ids"][0]
+        assert torch.equal(batch.input_ids[0, : len(single)], single)
+        assert batch.is_graded[0].nonzero()[0, 0] == len(single)
+        assert batch.prefix == 2 + VISUAL_TOKENS * len(sample.pictures)

@@ -1,10 +1,25 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 
-from foveate.demo.drawing import BAR_CLASS, render
+from foveate.demo.drawing import render
+from foveate.demo.labels import BAR_CLASS, CENTRE_PART, FIRST_LETTER_CLASS, PATCH_WORDS
 from foveate.demo.samples import make_dense_sample, make_sample
-from foveate.demo.scenes import COLORS, GRID, PATCH_PIXELS, Chart, Scene, make_picture
+from foveate.demo.scenes import (
+    COLORS,
+    DIRECTIONS,
+    GRID,
+    LETTERS,
+    PATCH_PIXELS,
+    Chart,
+    Scene,
+    Sign,
+    make_clip,
+    make_pair,
+    make_picture,
+)
 
 PICTURES = range(300)
 SHADE_SPREAD = 40  # shades vary by 16, reduction mixes in a little background
@@ -26,14 +41,16 @@ def test_splits_share_no_texture() -> None:
 
 def test_pictures_are_96_pixels_of_rgb() -> None:
     pixels = make_sample("train", 1, 0).pixels
-    assert pixels.shape == (96, 96, 3)
+    assert pixels.shape == (1, 96, 96, 3)
+    assert make_sample("train", 1, 0, kind="pair").pixels.shape == (2, 96, 96, 3)
+    assert make_sample("train", 1, 0, kind="clip").pixels.shape == (4, 96, 96, 3)
     assert pixels.dtype == np.uint8
 
 
 def test_objects_do_not_overlap_and_stay_inside() -> None:
     for index in PICTURES:
         picture = make_picture("train", 1, index)
-        if isinstance(picture, Chart):
+        if not isinstance(picture, Scene):
             continue
         assert picture.objects
         for i, item in enumerate(picture.objects):
@@ -46,7 +63,7 @@ def test_objects_do_not_overlap_and_stay_inside() -> None:
 def test_the_centre_of_a_filled_shape_has_its_colour() -> None:
     for index in PICTURES:
         picture = make_picture("train", 1, index)
-        if isinstance(picture, Chart):
+        if not isinstance(picture, Scene):
             continue
         pixels = np.asarray(render(picture)).astype(int)
         for item in picture.objects:
@@ -65,14 +82,64 @@ def test_the_number_of_objects_can_be_limited() -> None:
 def test_every_object_labels_the_patch_of_its_centre() -> None:
     for index in range(50):
         sample = make_dense_sample("train", 1, index)
-        labels = sample.labels().reshape(2, GRID, GRID)
+        (labels,) = sample.labels()
+        classes, words = labels.classes.reshape(3, GRID, GRID), labels.words.reshape(GRID, GRID, -1)
         for item in sample.picture.objects:
             row, column = int(item.y // PATCH_PIXELS), int(item.x // PATCH_PIXELS)
-            assert labels[0, row, column] == 1 + list(COLORS).index(item.color)
+            assert classes[0, row, column] == 1 + list(COLORS).index(item.color)
+            assert classes[2, row, column] == CENTRE_PART
+            said = {PATCH_WORDS[i] for i in words[row, column].nonzero()[0]}
+            assert said == {item.color, item.shape, item.size, *item.cell.split()}
         assert sample.tags().sum() >= 2
 
 
 def test_charts_label_their_bars() -> None:
     charts = [s for s in (make_sample("train", 1, i) for i in PICTURES) if isinstance(s.picture, Chart)]
     assert len(charts) > 20
-    assert all((sample.labels()[1] >= BAR_CLASS).any() for sample in charts)
+    for sample in charts:
+        assert isinstance(sample.picture, Chart)
+        (labels,) = sample.labels()
+        assert (labels.classes[1] >= BAR_CLASS).any()
+        said = {PATCH_WORDS[i] for i in labels.words.any(0).nonzero()[0]}
+        assert said == {word for bar in sample.picture.bars for word in (bar.color, str(bar.value))}
+
+
+def test_signs_fit_and_label_their_letters() -> None:
+    signs = [s for s in (make_sample("train", 1, i) for i in PICTURES) if isinstance(s.picture, Sign)]
+    assert len(signs) > 30
+    for sample in signs:
+        assert isinstance(sample.picture, Sign)
+        boxes = [box for word in sample.picture.words for box in word.letter_boxes()]
+        assert all(x0 >= 0 and y0 >= 0 and x1 <= 96 and y1 <= 96 for x0, y0, x1, y1 in boxes)
+        forms = sample.labels()[0].classes[1]
+        letters = {LETTERS[form - FIRST_LETTER_CLASS] for form in forms if form >= FIRST_LETTER_CLASS}
+        assert letters == set("".join(word.text for word in sample.picture.words))
+
+
+def test_the_ink_of_a_letter_is_where_its_box_says() -> None:
+    for index in PICTURES:
+        picture = make_picture("train", 1, index)
+        if isinstance(picture, Sign):
+            pixels = np.asarray(render(picture)).astype(int)
+            for word in picture.words:
+                for x0, y0, x1, y1 in word.letter_boxes():
+                    inside = pixels[int(y0) : int(y1) + 1, int(x0) : int(x1) + 1]
+                    assert (np.abs(inside - np.array(COLORS[word.color])).max(-1) <= SHADE_SPREAD).any(), (index, word)
+
+
+def test_one_object_of_a_clip_moves_straight_on() -> None:
+    for index in range(100):
+        clip = make_clip("train", 1, index)
+        *still, movers = zip(*[frame.objects for frame in clip.frames], strict=True)
+        assert all(len(set(objects)) == 1 for objects in still)
+        steps = {(round(b.x - a.x, 4), round(b.y - a.y, 4)) for a, b in pairwise(movers)}
+        assert len(steps) == 1
+        dx, dy = steps.pop()
+        assert (np.sign(dx), np.sign(dy)) == DIRECTIONS[clip.direction]
+        assert all(item.radius < v < 96 - item.radius for item in movers for v in (item.x, item.y))
+
+
+def test_the_scenes_of_a_pair_differ() -> None:
+    for index in range(50):
+        first, second = make_pair("train", 1, index)
+        assert first.objects != second.objects

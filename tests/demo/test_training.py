@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from foveate.demo.loading import load_demo
 from foveate.demo.optimization import MasterWeights, Muon, learning_rate_scale
@@ -13,34 +15,33 @@ from foveate.demo.training import DemoTrainingConfig, train_demo
 from foveate.errors import FoveateError
 
 
-class Ticks:
-    """A clock that moves by a fixed amount per look, and may stop the run like a person would."""
-
-    def __init__(self, seconds: float, limit: int | None = None) -> None:
-        self.seconds, self.limit, self.looks = seconds, limit, 0
-
-    def __call__(self) -> float:
-        self.looks += 1
-        if self.limit is not None and self.looks > self.limit:
-            raise KeyboardInterrupt
-        return self.looks * self.seconds
-
-
 def records(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
 
 
-def test_a_stopped_smoke_run_resumes_and_exports_a_plain_model(tmp_path: Path) -> None:
-    config = DemoTrainingConfig(out=tmp_path, smoke=True)
+def stop_at(phase: str, step: int) -> Any:
+    """Stops the run like a person would."""
+
+    def on_step(now: str, done: int) -> None:
+        if (now, done) == (phase, step):
+            raise KeyboardInterrupt
+
+    return on_step
+
+
+def small(out: Path, **changes: Any) -> DemoTrainingConfig:
+    return replace(DemoTrainingConfig(out=out, smoke=True).resolved(), smoke=False, **changes)
+
+
+def test_a_stopped_run_resumes_and_exports_a_plain_model(tmp_path: Path) -> None:
+    config = small(tmp_path, checkpoint_minutes=0.0, validation_pictures=4)
     with pytest.raises(KeyboardInterrupt):
-        train_demo(config, Ticks(0.1, limit=60))
+        train_demo(config, stop_at("joint", 25))
     stopped = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
-    assert stopped["phase"] == "joint"
-    assert 0 < stopped["elapsed"] < 6
-    folder = train_demo(config, Ticks(0.1))
+    assert (stopped["phase"], stopped["step"]) == ("joint", 25)
+    folder = train_demo(config)
     finished = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
-    assert finished["phase"] == "done"
-    assert finished["step"] > stopped["step"]
+    assert (finished["phase"], finished["step"]) == ("done", 60)
     log = records(tmp_path)
     assert log[0]["phase"] == "vision"
     assert log[-1]["step"] == finished["step"]
@@ -50,8 +51,32 @@ def test_a_stopped_smoke_run_resumes_and_exports_a_plain_model(tmp_path: Path) -
     assert model.dtype == torch.float32
     assert "foveate" not in (folder / "config.json").read_text()
     assert len(processor.tokenizer) == model.config.text_config.vocab_size
-    assert train_demo(config, Ticks(0.1)) == folder
+    assert train_demo(config) == folder
     assert len(records(tmp_path)) == len(log)
+
+
+def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(tmp_path: Path) -> None:
+    whole = small(tmp_path / "whole", steps=30, precision="float32", checkpoint_minutes=99.0)
+    train_demo(whole)
+    broken = replace(whole, out=tmp_path / "broken", checkpoint_minutes=0.0)
+    for phase, step in (("vision", 7), ("joint", 9), ("joint", 23)):
+        with pytest.raises(KeyboardInterrupt):
+            train_demo(broken, stop_at(phase, step))
+    train_demo(broken)
+    weights = [load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "broken")]
+    for name, value in weights[0].items():
+        assert torch.equal(value, weights[1][name]), name
+
+
+def test_steps_may_change_until_the_learning_rate_falls(tmp_path: Path) -> None:
+    config = small(tmp_path, checkpoint_minutes=0.0, validation_pictures=4)
+    with pytest.raises(KeyboardInterrupt):
+        train_demo(config, stop_at("joint", 15))
+    longer = replace(config, steps=62)
+    with pytest.raises(KeyboardInterrupt):
+        train_demo(longer, stop_at("joint", 50))
+    with pytest.raises(FoveateError, match="--steps 62"):
+        train_demo(config)
 
 
 def test_a_run_of_another_size_is_refused(tmp_path: Path) -> None:
@@ -69,8 +94,8 @@ def test_threads_are_restored_after_a_failure(tmp_path: Path) -> None:
 
 
 def test_the_learning_rate_ramps_stays_and_decays() -> None:
-    rates = [learning_rate_scale(f, 0.03, 0.45) for f in (0.0, 0.015, 0.03, 0.5, 0.775, 1.0)]
-    assert rates == pytest.approx([0.0, 0.5, 1.0, 1.0, 0.5, 0.02])
+    rates = [learning_rate_scale(step, 100, warmup_steps=10, decay_steps=40) for step in (0, 4, 9, 60, 80, 100)]
+    assert rates == pytest.approx([0.1, 0.5, 1.0, 1.0, 0.5, 0.02])
 
 
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch has Muon since 2.9")

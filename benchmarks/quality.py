@@ -1,0 +1,233 @@
+"""Quality curves: accuracy of the embedded demo model against kept visual tokens, for FastV over layer x keep and its controls.
+
+    python -m benchmarks.quality run --questions 200 --out benchmarks/results/NAME.json
+    python -m benchmarks.quality page benchmarks/results/NAME.json --out docs/quality.md
+
+`run` can be stopped and repeated: rows that the file holds already are not measured again. Exact match of the greedy answer on
+held-out pictures, decided by one teacher-forced pass through the pruned model: greedy decoding gives the answer exactly if each
+of its tokens is the most likely one. Every question is a prompt of its own, so each is pruned by its own last token.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from transformers import DynamicCache
+
+import foveate
+from foveate.demo.evaluation import held_out_samples, versions
+from foveate.demo.loading import load_demo
+from foveate.demo.packing import IGNORED, PackedBatch, Packer
+from foveate.demo.questions import Question
+from foveate.demo.samples import Sample
+
+BATCH, SEED, RANDOM_SEEDS = 32, 1, 5
+LAYERS, KEEPS = (1, 2, 3, 4, 6), (0.75, 0.5, 0.25, 0.1, 0.05)
+CURVE_LAYERS = (2, 4)  # where every method is measured; FastV and random are measured at every layer
+BIAS_KEEP, BIAS_QUESTIONS = 0.25, 40  # questions per task
+
+
+@dataclass(frozen=True)
+class Row:
+    """One point: a method with its layer and keep ratio, as a plan or as fewer pixels for the plain model."""
+
+    method: str
+    layer: int | None
+    keep: float
+    plan: str
+
+    @property
+    def name(self) -> str:
+        where = "" if self.layer is None else f" layer {self.layer}"
+        return f"{self.method}{where} keep {self.keep}"
+
+
+def rows() -> Iterator[Row]:
+    """Every point of the study, those of the curves first."""
+    yield Row("plain", None, 1.0, "none")
+    for layer, keep in itertools.product(CURVE_LAYERS, KEEPS):
+        for method, options in {
+            "fastv": "", "random": "", "uniform": "", "fastv rope=off": ", rope=off", "fastv windowed": ", topk=window:4",
+        }.items():  # fmt: skip
+            yield Row(method, layer, keep, f"{method.split()[0]}(layer={layer}, keep={keep}{options})")
+    for layer in CURVE_LAYERS:
+        yield Row("pool", layer, 0.25, f"pool(layer={layer})")
+    for keep in (0.5, 0.25, 0.1):
+        yield Row("downsampled picture", None, keep, "none")
+    for layer, keep in itertools.product([layer for layer in LAYERS if layer not in CURVE_LAYERS], KEEPS):
+        for method in ("fastv", "random"):
+            yield Row(method, layer, keep, f"{method}(layer={layer}, keep={keep})")
+
+
+def downsampled(pixels: npt.NDArray[np.uint8], keep: float) -> npt.NDArray[np.uint8]:
+    """A picture with a share of its pixels, brought back to its size."""
+    picture = Image.fromarray(pixels)
+    side = max(1, round(picture.width * math.sqrt(keep)))
+    small = picture.resize((side, side), Image.Resampling.LANCZOS).resize(picture.size, Image.Resampling.BICUBIC)
+    return np.asarray(small)
+
+
+class _Pixels:
+    """A sample with other pixels."""
+
+    def __init__(self, sample: Sample, keep: float) -> None:
+        self.pictures, self.questions = sample.pictures, sample.questions
+        self.pixels = np.stack([downsampled(pixels, keep) for pixels in sample.pixels])
+
+
+@dataclass
+class Prompts:
+    """Questions in batches of equal prompt length: no padding in front of or inside a prompt, so one length serves a batch."""
+
+    tasks: list[str]
+    batches: list[tuple[list[int], int, PackedBatch]]  # indices into `tasks`, prompt length, the rows
+
+    @classmethod
+    def of(cls, processor: Any, asked: Sequence[tuple[Any, Question]]) -> Prompts:
+        packer = Packer(processor.tokenizer)
+        groups: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for i, (sample, question) in enumerate(asked):
+            alone = packer.pack([_asking(sample, question)])
+            groups[len(sample.pictures), int(alone.is_graded[0].nonzero()[0, 0])].append(i)
+        batches = []
+        for (pictures, length), members in sorted(groups.items()):
+            size = max(1, BATCH // pictures)
+            for start in range(0, len(members), size):
+                chosen = members[start : start + size]
+                batches.append((chosen, length, packer.pack([_asking(*asked[i]) for i in chosen])))
+        return cls([question.task for _, question in asked], batches)
+
+    def right(self, model: Any, row: Row) -> npt.NDArray[np.bool_]:
+        """Which questions are answered exactly under a row's plan."""
+        right = np.zeros(len(self.tasks), dtype=bool)
+        for number, (members, length, batch) in enumerate(self.batches):
+            plan = row.plan
+            if row.method == "random":
+                # Several seeds: the control does not stand or fall with one pattern.
+                plan = plan.replace(")", f", seed={number % RANDOM_SEEDS})")
+            with foveate.attach(model, plan) if plan != "none" else nullcontext() as attachment:
+                right[members] = _exact(model, batch, length, attachment)
+        return right
+
+
+def _asking(sample: Any, question: Question) -> Any:
+    class Asked:
+        pictures, pixels, questions = sample.pictures, sample.pixels, (question,)
+
+    return Asked
+
+
+@torch.inference_mode()
+def _exact(model: Any, batch: PackedBatch, length: int, attachment: Any) -> npt.NDArray[np.bool_]:
+    real = batch.segments >= 0
+    # With a cache the prompt's last token ranks, as in generate(); without one the newest output token would.
+    inputs = {"input_ids": batch.input_ids, "attention_mask": real.long(), "pixel_values": batch.pixel_values}
+    inputs["past_key_values"] = DynamicCache()
+    with attachment.conversation(prompt_length=length) if attachment is not None else nullcontext():
+        logits = model(**inputs, logits_to_keep=batch.input_ids.shape[1] - length + 1).logits[:, :-1]
+    labels = batch.labels[:, length:]
+    graded = batch.is_graded[:, length:] & (labels != IGNORED)
+    wrong = (logits.argmax(-1) != labels) & graded
+    right: npt.NDArray[np.bool_] = ~wrong.any(-1).numpy()
+    return right
+
+
+def position_bias(model: Any, processor: Any, asked: Sequence[tuple[Sample, Question]]) -> list[dict[str, Any]]:
+    """How often each row of the picture survives, by layer, with and without the rotary embedding in the score."""
+    single = [(sample, question) for sample, question in asked if len(sample.pictures) == 1]
+    found = []
+    for layer, option in itertools.product(LAYERS, ("", ", rope=off")):
+        counts, pictures = np.zeros(0), 0
+        for members, length, batch in Prompts.of(processor, single).batches:
+            with foveate.attach(model, f"fastv(layer={layer}, keep={BIAS_KEEP}{option})") as attachment:
+                _exact(model, batch, length, attachment)
+                for entry in attachment.last.trace.media:
+                    _, height, width = entry.medium.shape.grid
+                    kept = np.bincount(np.asarray(entry.kept_index) // width, minlength=height) / width
+                    counts = counts + kept if len(counts) else kept
+            pictures += len(members)
+        shares = (counts / pictures).tolist()
+        found.append(
+            {"layer": layer, "rope": not option, "keep": BIAS_KEEP, "prompts": pictures, "kept_share_of_each_row": shares}
+        )
+    return found
+
+
+def run(questions: int, out: Path, folder: Path | None) -> None:
+    """Measure every row that the file does not hold yet, and write the file behind each."""
+    model, processor = load_demo(folder)
+    samples = held_out_samples(questions, SEED)
+    asked = [(sample, question) for sample in samples for question in sample.questions]
+    report: dict[str, Any] = {
+        "what": "exact match of greedy answers of the embedded demo model, held-out pictures, one question per prompt",
+        "questions_per_task": questions, "seed": SEED, "device": "cpu", "dtype": "float32", "attention": "sdpa",
+        "layers": model.config.text_config.num_hidden_layers, "visual_tokens": model.config.image_seq_length,
+        "versions": versions(), "rows": [],
+    }  # fmt: skip
+    if out.exists():
+        before = json.loads(out.read_text(encoding="utf-8"))
+        if any(before[key] != report[key] for key in ("questions_per_task", "seed", "layers", "versions")):
+            raise SystemExit(f"{out} holds another study; name a new file")
+        report = before
+    prompts = Prompts.of(processor, asked)
+    report["tasks"] = prompts.tasks
+    done = {row["name"] for row in report["rows"]}
+    for row in rows():
+        if row.name in done:
+            continue
+        used = prompts
+        if row.method == "downsampled picture":
+            used = Prompts.of(processor, [(_Pixels(sample, row.keep), question) for sample, question in asked])
+        right = used.right(model, row)
+        # One character a question keeps the file small and every comparison paired.
+        answers = "".join("1" if value else "0" for value in right)
+        report["rows"].append({"name": row.name, **asdict(row), "accuracy": float(right.mean()), "right": answers})
+        _write(out, report)
+        print(f"{row.name:40s} {right.mean():.3f}", flush=True)
+    if "position_bias" not in report:
+        few = [[i for i, name in enumerate(prompts.tasks) if name == task][:BIAS_QUESTIONS] for task in set(prompts.tasks)]
+        report["position_bias"] = position_bias(model, processor, [asked[i] for indices in few for i in indices])
+        _write(out, report)
+
+
+def _write(out: Path, report: dict[str, Any]) -> None:
+    part = out.with_suffix(".part")
+    part.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    part.replace(out)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    measure = commands.add_parser("run")
+    measure.add_argument("--questions", type=int, default=200, help="per task")
+    measure.add_argument("--out", type=Path, required=True)
+    measure.add_argument("--model", type=Path, default=None, help="a trained demo model; the shipped one if left out")
+    page = commands.add_parser("page")
+    page.add_argument("results", type=Path)
+    page.add_argument("--out", type=Path, default=Path("docs/quality.md"))
+    options = parser.parse_args()
+    if options.command == "run":
+        run(options.questions, options.out, options.model)
+    else:
+        from benchmarks._quality_page import write_page
+
+        write_page(json.loads(options.results.read_text(encoding="utf-8")), options.results, options.out)
+
+
+if __name__ == "__main__":
+    main()
