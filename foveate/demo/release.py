@@ -50,7 +50,9 @@ single pictures, one more that has a long answer.
 What the patches show is known, since a program drew them, and two auxiliary losses use that: linear heads read colour, form and
 part of each patch from the vision encoder (and give its class token a gradient), and each projected patch is pulled towards
 the embeddings of the words that name what it shows. The heads are not part of the weights. `training_config.json` holds every
-setting, `training_log.jsonl` the course of the run. {note}
+setting, `training_log.jsonl` the course of the run.
+
+{note}
 
 ## Accuracy on held-out pictures
 
@@ -58,7 +60,9 @@ Exact match of the greedy answer. Test pictures and their textures were never se
 answers each question string with its most frequent answer in {majority_pictures:,} training samples of each kind; "blind: blank
 picture" is the model itself without the picture. The gain is over the better of the two. "Half of the answer hidden": every
 second token that the answer has so far (or that an earlier turn said) is hidden from the later ones, which shows whether a task
-needs what was said before. A follow-up asks for a word of an earlier turn, so it is answered without the picture.
+needs what was said before: captions, summaries, tallies and lists backwards do. The follow-up, which asks for a word of the
+turn before, does not: the model looks it up in the picture again (hiding the turn hardly changes it, a blank picture does), so
+it must not be used to judge what dropping output tokens costs.
 
 {table}
 {captions}

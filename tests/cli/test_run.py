@@ -59,7 +59,7 @@ BAD_PLANS = {
     "fastv(layer=2, keep=nan)": "0.5",
     "fastv(layer=2, r=.5)": "say what stays",
     "fastv(layer=0, keep=.5)": "pre_llm",
-    "fastv(layer=99, keep=.5)": "6 decoder layers",
+    "fastv(layer=99, keep=.5)": "8 decoder layers",
     "fatsv(layer=2, keep=.5)": "Did you mean 'fastv'",
 }
 
