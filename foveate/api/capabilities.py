@@ -93,7 +93,8 @@ def _shown(value: object) -> str:
 
 
 def _site(kind: SiteKind) -> Site:
-    return Site(kind, 2 if kind in LAYERED else None)
+    layer = 1 if kind is SiteKind.VISION_LAYER else 2  # tiny encoders have few layers
+    return Site(kind, layer if kind in LAYERED else None)
 
 
 def _works(attempt: Callable[[], object]) -> bool:

@@ -184,6 +184,8 @@ class Hooks:
     def _close_pass(self, output: Any) -> None:
         running = forward.current(self.owner)
         forward.leave(self.owner)
+        if self.encoder is not None:
+            _unmark(output)
         if running is not None:
             running.conversation.seen = running.past + running.queries
         if running is not None and running.layout is not None:
@@ -297,6 +299,14 @@ class Hooks:
         repeated = talk.layout.repeated(source.shape[0] // talk.layout.roles.shape[0])
         if repeated.media:
             prefill.begin(running, repeated, source.device, self.by_piece)
+
+
+def _unmark(output: Any) -> None:
+    """Features of pictures that a call returns: tokens that are gone are zero, the mark is our own affair."""
+    for name in ("image_hidden_states", "video_hidden_states"):
+        features = getattr(output, name, None)
+        if isinstance(features, Tensor):
+            output[name] = features.nan_to_num(0.0)
 
 
 _send_labels, _take_labels = uncompiled(labels.send), uncompiled(labels.take)

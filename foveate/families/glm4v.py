@@ -33,6 +33,9 @@ class Glm4v(Qwen2VL):
     placeholders = {"image": "image_token_id"}  # of the frames of a video too
     notes = "images or video of any size, not both in one call, M-RoPE, packed encoder"
 
+    def encoder(self, config: Any) -> None:
+        return None  # its merger is a convolution that needs the whole picture
+
     def media(self, config: Any, inputs: Mapping[str, Any], columns: Mapping[str, int]) -> dict[str, list[MediumShape]]:
         given = [kind for kind, name in _PIXELS.items() if inputs.get(name) is not None]
         if not given:  # encoded before the call

@@ -56,7 +56,7 @@ class Qwen25VL(Family):
             shapes[kind] = [self._medium(config, kind, (int(t), int(h), int(w))) for t, h, w in rows]
         return shapes
 
-    def encoder(self, config: Any) -> PackedPath:
+    def encoder(self, config: Any) -> PackedPath | None:
         vision = config.vision_config
         full = getattr(vision, "fullatt_block_indexes", range(vision.depth))
         sides = getattr(vision, "deepstack_visual_indexes", ())

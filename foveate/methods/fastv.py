@@ -15,7 +15,7 @@ from foveate.core.method import ScoreMethod, top_indices
 from foveate.core.selection import Selection
 from foveate.core.site import SiteKind
 from foveate.core.view import AttentionRows, Observation, TokenView
-from foveate.errors import SpecError
+from foveate.methods._query import check_query, window_of
 from foveate.ops.windows import window_top_indices
 
 
@@ -39,10 +39,9 @@ class FastV(ScoreMethod):
     paper = "arXiv 2403.06764"
 
     def __post_init__(self) -> None:
-        if self.query not in ("last", "text", "all"):
-            _window("query", self.query, "last, text, all or window:w, e.g. query=window:16")
+        check_query("fastv", self.query)
         if self.topk != "global":
-            _window("topk", self.topk, "global or window:s, e.g. topk=window:4")
+            window_of("fastv", "topk", self.topk, "global or window:s, e.g. topk=window:4")
 
     def needs(self) -> tuple[Observation, ...]:
         return (AttentionRows(self.query, self.rope),)
@@ -54,12 +53,4 @@ class FastV(ScoreMethod):
         score = self.score(view)
         if self.topk == "global":
             return Selection(top_indices(score, keep))
-        return Selection(window_top_indices(score, view.coords, keep, _window("topk", self.topk, "window:s")))
-
-
-def _window(option: str, text: str, allowed: str) -> int:
-    """Return the number of `window:number`."""
-    kind, _, number = text.partition(":")
-    if kind != "window" or not (number.isascii() and number.isdigit()) or int(number) < 1:
-        raise SpecError(f"fastv({option}={text}): allowed are {allowed}")
-    return int(number)
+        return Selection(window_top_indices(score, view.coords, keep, window_of("fastv", "topk", self.topk, "window:s")))

@@ -15,6 +15,7 @@ from foveate.core.method import TokenMethod
 from foveate.core.selection import Selection
 from foveate.core.site import SiteKind
 from foveate.core.view import Importance, Observation, TokenView
+from foveate.methods._query import check_query
 from foveate.ops.merging import removed_indices
 
 
@@ -33,6 +34,9 @@ class IllavaV1(TokenMethod):
 
     sites = (SiteKind.VISION_LAYER, SiteKind.LLM_LAYER)
     paper = "arXiv 2412.06263v1"
+
+    def __post_init__(self) -> None:
+        check_query("illava_v1", self.query)
 
     def needs(self) -> tuple[Observation, ...]:
         return (Importance(self.query),)

@@ -17,6 +17,7 @@ from foveate.core.selection import Selection
 from foveate.core.site import SiteKind
 from foveate.core.view import Importance, Observation, TokenView
 from foveate.errors import SpecError
+from foveate.methods._query import check_query
 from foveate.ops.merging import removed_indices, take_rows
 
 
@@ -43,6 +44,7 @@ class IllavaV2(TokenMethod):
     paper = "arXiv 2412.06263 (ICLR 2026)"
 
     def __post_init__(self) -> None:
+        check_query("illava_v2", self.query)
         if not 0 < self.recycle <= 1:
             raise SpecError(f"illava_v2(recycle={self.recycle:g}): a share above 0 and up to 1, e.g. recycle=0.05")
         if self.partners < 1:

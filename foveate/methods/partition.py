@@ -12,6 +12,7 @@ from foveate.core.method import TokenMethod, top_indices
 from foveate.core.selection import Selection
 from foveate.core.site import SiteKind
 from foveate.core.view import Importance, Observation, TokenView
+from foveate.methods._query import check_query
 from foveate.ops.merging import to_nearest, weighted_mean
 
 
@@ -29,6 +30,9 @@ class Partition(TokenMethod):
 
     sites = (SiteKind.VISION_LAYER, SiteKind.LLM_LAYER)
     paper = "ours"
+
+    def __post_init__(self) -> None:
+        check_query("partition", self.query)
 
     def needs(self) -> tuple[Observation, ...]:
         return (Importance(self.query),)

@@ -147,12 +147,12 @@ def test_refusals():
         grid(LLAVA_7B, [32], [0.5], [IMAGE], 9)
 
 
-def test_stages_outside_the_decoder_are_refused():
-    class InEncoder(Ranked):
-        sites = (SiteKind.VISION_LAYER,)
+def test_stages_behind_the_prefill_are_refused():
+    class InCache(Ranked):
+        sites = (SiteKind.KV_CACHE,)
 
-    plan = Plan((Stage(Site(SiteKind.VISION_LAYER, 5), InEncoder(), Budget.of_ratio(0.5)),))
-    with pytest.raises(UnsupportedCombination, match=r"vision\(5\)"):
+    plan = Plan((Stage(Site(SiteKind.KV_CACHE), InCache(), Budget.of_ratio(0.5)),))
+    with pytest.raises(UnsupportedCombination, match="kv_cache"):
         estimate_cost(LLAVA_7B, plan, [IMAGE], 9)
 
 

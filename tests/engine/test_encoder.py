@@ -306,6 +306,14 @@ def test_the_encoder_really_gets_shorter_and_gives_back_its_full_length(cases):
     assert not any(part.isnan().any() for part in features)
 
 
+def test_features_that_a_call_returns_carry_no_mark(cases):
+    case = case_of(cases, "clip", "sdpa")
+    with torch.no_grad(), foveate.attach(case.model, PLANS[0]):
+        features = case.model(**case.inputs).image_hidden_states
+    assert features is not None and not features.isnan().any()
+    assert int((features == 0).all(-1).sum()) == 3 * 18
+
+
 def test_column_means_equal_eager_attention(cases):
     case = case_of(cases, "clip", "eager")
     tower = case.model.get_submodule(case.path.tower)
@@ -341,7 +349,7 @@ def test_a_text_only_prompt_is_an_exact_no_op(cases):
     ("plan", "said"),
     [
         ("illava_v1(site=vision, layer=4, keep=0.5)", "changes nothing"),
-        ("illava_v1(site=vision, layer=0, keep=0.5)", "no attention exists yet"),
+        ("illava_v1(site=vision, layer=0, keep=0.5)", "first layer that works is 1"),
         ("random(site=vision, layer=1, keep=0.5, scope=sample)", "leave scope out"),
         ("random(site=vision, layer=1, keep=0.5, effect=mask)", "drop or merge"),
     ],
