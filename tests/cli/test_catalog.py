@@ -17,7 +17,8 @@ def test_methods_lists_every_method_with_probed_facts(command):
     assert rows["fastv"]["observes"]
     assert rows["pool"]["effect"] == "merges"
     assert not rows["pool"]["masks"]
-    assert rows["random"]["sites"] == ["pre_llm", "llm"]
+    assert rows["random"]["sites"] == ["vision", "pre_llm", "llm"]
+    assert rows["partition"]["sites"] == ["vision", "llm"]
 
 
 def test_models_lists_every_family_with_what_ran(command):
@@ -26,7 +27,8 @@ def test_models_lists_every_family_with_what_ran(command):
     rows = {row["name"]: row for row in json.loads(out) if not row["not_served"]}
     assert set(rows) == set(families.names())
     for row in rows.values():
-        assert row["sites"] == ["pre_llm", "llm"]
+        described = families.get(row["name"]).encoder(families.get(row["name"]).tiny_config()) is not None
+        assert row["sites"] == [*(["vision"] if described else []), "pre_llm", "llm"]
         assert row["backends"] == ["eager", "sdpa"]
         assert all(row["refused"].values())
     assert rows["qwen2_5_vl"]["video"]
