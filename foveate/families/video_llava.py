@@ -26,6 +26,9 @@ class VideoLlava(Llava):
     placeholders = {"image": "image_token_id", "video": "video_token_id"}
     notes = "images and videos with encoders of their own, a class token in front of each frame"
 
+    def encoder(self, config: Any) -> None:
+        return None  # images and videos pass encoders of their own
+
     def media(self, config: Any, inputs: Mapping[str, Any], columns: Mapping[str, int]) -> dict[str, list[MediumShape]]:
         # Processors call the pixels of images by a name of their own; so do models before transformers 5.23.
         pixels = inputs.get("pixel_values", inputs.get("pixel_values_images"))
