@@ -31,8 +31,8 @@ PAGE = """# Where the demo model looks
 The study of FastV (arXiv 2403.06764, section 3) on the [embedded demo model](../foveate/demo/assets/model/README.md): {prompts}
 held-out prompts with one picture ({tasks} tasks), greedy answers of up to {new_tokens} tokens, means over heads and prompts. A
 prompt has {visual} visual tokens and on average {system:.0f} system, {instruction:.0f} instruction and {output:.1f} output
-tokens. Raw file: `{raw}`. Made by `python -m benchmarks.attention`; `foveate view attention` does the same for one prompt of any
-model, with heat maps.
+tokens. Raw file: `{raw}`. Made by `python -m benchmarks.attention`; `foveate view attention` does the same for one
+prompt of any model, with heat maps.
 
 ![Shares of attention by layer, and attention per token](pictures/attention.png)
 
@@ -97,11 +97,11 @@ def write_page(report: dict[str, Any], raw: Path, page: Path, question: str) -> 
     ratio = [text / image for text, image in zip(per_text, per_visual, strict=True)]
     early, late = float(np.mean(visual[:2])), float(np.mean(visual[2:]))
     reading = (
-        f"The answer's tokens give the picture {100 * min(visual):.0f} to {100 * max(visual):.0f} % of their attention, most in "
-        f"layer {int(np.argmax(visual))}, least in layer {int(np.argmin(visual))}. One instruction token gets {min(ratio):.1f} "
-        f"to {max(ratio):.1f} times as much as one visual token.\n\nThe paper found that the visual share of LLaVA-1.5-7B "
-        f"collapses behind the first two layers. Here it is {100 * early:.0f} % in layers 0 and 1 and {100 * late:.0f} % on "
-        f"average behind them: it {'collapses too' if late < early / 2 else 'does **not** collapse'}."
+        f"The answer's tokens give the picture {100 * min(visual):.0f} to {100 * max(visual):.0f} % of their attention, most "
+        f"in layer {int(np.argmax(visual))}, least in layer {int(np.argmin(visual))}. One instruction token gets "
+        f"{min(ratio):.1f} to {max(ratio):.1f} times as much as one visual token.\n\n"
+        f"The paper found that the visual share of LLaVA-1.5-7B collapses behind the first two layers. Here it is "
+        f"{100 * early:.0f} % in layers 0 and 1 and {100 * late:.0f} % on average behind them: it {'collapses too' if late < early / 2 else 'does **not** collapse'}."
     )
     page.parent.joinpath("pictures").mkdir(parents=True, exist_ok=True)
     _plot(report, page.parent / "pictures" / "attention.png")
@@ -119,7 +119,7 @@ def _plot(report: dict[str, Any], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     figure, axes = pyplot.subplots(2, 2, figsize=(11, 7.6), layout="constrained")
     for (left, right), (name, rater) in zip(axes, report["raters"].items(), strict=True):
@@ -134,7 +134,10 @@ def _plot(report: dict[str, Any], path: Path) -> None:
         left.set(title=f"attention of {WHOSE[name]}", xlabel="decoder layer", ylabel="share (%)")
         right.set(title="the same per token of that kind", xlabel="decoder layer", ylabel="per token (%)", yscale="log")
         right.grid(alpha=0.25)
-    axes[0][1].legend(fontsize=9)
+        right.yaxis.set_major_formatter("{x:g}")
+        right.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        right.yaxis.set_minor_formatter(ticker.NullFormatter())
+    figure.legend(*axes[0][1].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     figure.savefig(path, dpi=100)
 
 

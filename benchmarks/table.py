@@ -225,7 +225,7 @@ def _draw(axis: Any, title: str, cells: list[dict[str, Any]]) -> None:
     axis.minorticks_off()
     axis.title.set_fontsize(9)
     axis.plot([], [], color="0.3", linestyle="--", label="theory")
-    axis.legend(fontsize=8)
+    axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
