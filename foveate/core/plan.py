@@ -147,15 +147,19 @@ class Plan:
         """The stages inside the vision encoder, by layer."""
         return {stage.site.layer or 0: stage for stage in self.stages if stage.site.kind is SiteKind.VISION_LAYER}
 
-    def leave_encoder(self, tokens: int) -> int:
-        """How many visual tokens of one crop or frame leave the vision encoder, where its grid is the language model's."""
+    def leave_encoder(self, tokens: int, unit: int = 1) -> int:
+        """How many visual tokens of one crop or frame leave the vision encoder, where its grid is the language model's.
+
+        `unit` patches become one visual token; a count counts patches.
+        """
         for stage in self.encoder_stages.values():
-            tokens = stage.kept_of(tokens, None)
+            counts = stage.budget is not None and stage.budget.count is not None
+            tokens = stage.kept_of(tokens * unit, None) // unit if counts else stage.kept_of(tokens, None)
         return tokens
 
     def grid_tokens_per_layer(self, shapes: Sequence[MediumShape], layers: int) -> list[int]:
         """Grid tokens of all media of one sample that enter each of `layers` decoder layers. MASK shortens nothing."""
-        alive = [[self.leave_encoder(h * w) for _, h, w in shape.pieces] for shape in shapes]
+        alive = [[self.leave_encoder(h * w, shape.patches_per_token) for _, h, w in shape.pieces] for shape in shapes]
         by_layer = {stage.site.decoder_layer: stage for stage in self.stages if stage.effect is Effect.DROP}
         counts = []
         for layer in range(layers):

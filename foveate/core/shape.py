@@ -44,6 +44,11 @@ class MediumShape:
         return sum(t * h * w for t, h, w in self.grids)
 
     @property
+    def patches_per_token(self) -> int:
+        """Patches that the encoder makes one visual token of, 1 if `encoder_tokens` is not given."""
+        return max(1, self.encoder_tokens // max(1, self.grid_tokens))
+
+    @property
     def tokens(self) -> int:
         """Columns that the medium fills in `input_ids`."""
         return self.grid_tokens + len(self.separators)

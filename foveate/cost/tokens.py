@@ -37,7 +37,7 @@ def check_countable(plan: Plan, layers: int) -> None:
 
 def encoder_sequences_per_layer(plan: Plan, encoder: EncoderShape, medium: MediumShape) -> list[tuple[int, ...]]:
     """Lengths of the sequences (crops, frames) of one medium that enter each encoder layer, prefix tokens included."""
-    prefix, unit = encoder.prefix_tokens, encoder.unit
+    prefix, unit = encoder.prefix_tokens, medium.patches_per_token
     lengths = list(medium.encoder_sequences or (medium.encoder_tokens,))
     layers = []
     for layer in range(encoder.layers):
@@ -72,7 +72,7 @@ def unrounded_tokens_per_layer(plan: Plan, media: Sequence[MediumShape], layers:
     A ratio is the same for every scope. A fixed count is a whole number of tokens and is resolved as the engine does.
     """
     extra = separator_count(media)
-    alive = [[Fraction(plan.leave_encoder(h * w)) for _, h, w in medium.pieces] for medium in media]
+    alive = [[Fraction(plan.leave_encoder(h * w, medium.patches_per_token)) for _, h, w in medium.pieces] for medium in media]
     by_layer = {stage.site.decoder_layer: stage for stage in plan.stages if stage.effect is Effect.DROP}
     counts = []
     for layer in range(layers):

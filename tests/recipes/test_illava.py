@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+import foveate
 from foveate.core.site import SiteKind
 from foveate.errors import SpecError, UnknownName
 from foveate.recipes.illava import PRESETS
@@ -90,3 +91,14 @@ def test_variants_are_methods_with_their_options() -> None:
 def test_what_cannot_be_meant_is_refused(plan: str, error: type[Exception], said: str) -> None:
     with pytest.raises(error, match=said):
         Plan.parse(plan)
+
+
+def test_the_estimate_counts_whole_squares_of_patches() -> None:
+    ratio, count = (
+        foveate.estimate("qwen2-vl-7b", plan, images=[(896, 896)], text_tokens=10).to_json()
+        for plan in ("illava(preset=qwen2-vl-2b)", "partition(site=vision, layer=13, keep=512)")
+    )
+    assert ratio["encoder_tokens_per_layer"]["plan"][12:17] == [4096, 3444, 2896, 2436, 2048]
+    assert set(ratio["visual_tokens_per_layer"]["plan"]) == {512}
+    assert count["encoder_tokens_per_layer"]["plan"][12:14] == [4096, 512]
+    assert set(count["visual_tokens_per_layer"]["plan"]) == {128}
