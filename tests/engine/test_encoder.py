@@ -20,6 +20,7 @@ from foveate.errors import PlanError
 from foveate.families import family_for
 from foveate.spec import Plan, stage_text
 from tests import tiny
+from tests.conftest import TRANSFORMERS
 from tests.oracles.dense_reference import dense_reference
 
 LOGITS = 2e-4  # as the oracles of decoder stages
@@ -226,12 +227,14 @@ def test_b_g_a_shorter_encoder_equals_a_masked_one(cases, plan, name, backend):
     with torch.no_grad(), dense_encoder(case, trace, texts), dense_reference(case.model, alive, merged):
         reference = case.model(**case.inputs).logits
         dense = tiny.generate(case.model, case.inputs, use_cache=False)
+    if name == "paligemma" and TRANSFORMERS < (5, 19):
+        dense = None  # plain transformers answers otherwise without a cache than with one
     everywhere = case.inputs["attention_mask"].bool()
     for columns in alive.values():
         everywhere = everywhere & columns
     assert not pruned.isnan().any()
     assert float((pruned - reference)[everywhere].abs().max()) < LOGITS
-    assert tiny.greatest_difference(answer, dense) < LOGITS
+    assert dense is None or tiny.greatest_difference(answer, dense) < LOGITS
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -267,6 +270,7 @@ def test_d_a_cached_answer_equals_an_uncached_one(cases, plan):
     assert tiny.greatest_difference(cached, uncached) < LOGITS
 
 
+@pytest.mark.since((5, 18), "before, transformers repeats pictures for beams without their rows")
 @pytest.mark.parametrize("beams", [2, 3])
 def test_beams_share_one_encoding(cases, beams):
     case = case_of(cases, "clip", "sdpa")
