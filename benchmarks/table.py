@@ -164,7 +164,7 @@ def _markdown(rows: Sequence[Sequence[str]]) -> str:
 
 
 def plot(runs: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draw LLM prefill ratios with their intervals beside theory over visual tokens: a panel for each run, model and batch.
+    """Draw LLM prefill ratios with their intervals beside theory over visual tokens: a panel for each model, batch and machine.
 
     Raises:
         ValueError: without a prefill run.
@@ -189,13 +189,15 @@ def plot(runs: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def _panels(runs: Sequence[dict[str, Any]]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Cells of equal model, batch, machine and number format; ratios of several runs stand beside each other."""
+    panels: dict[str, list[dict[str, Any]]] = {}
     for run in runs:
-        if run["benchmark"] != "prefill":
-            continue
-        for model, batch in sorted({(cell["model"], cell["batch"]) for cell in run["cells"]}):
-            cells = [cell for cell in run["cells"] if (cell["model"], cell["batch"]) == (model, batch)]
+        if run["benchmark"] == "prefill":
             where = run["machine"].get("gpu", run["device"].upper())
-            yield f"{model}, batch {batch}\n{where}, {run['dtype']}, {run['file']}", cells
+            for cell in run["cells"]:
+                title = f"{cell['model']}, batch {cell['batch']}\n{where}, {run['dtype']}, {run['attention']}"
+                panels.setdefault(title, []).append(cell)
+    yield from sorted(panels.items())
 
 
 def _draw(axis: Any, title: str, cells: list[dict[str, Any]]) -> None:
@@ -208,7 +210,9 @@ def _draw(axis: Any, title: str, cells: list[dict[str, Any]]) -> None:
             for row in cell["rows"]
             if row["plan"] == plan and "ratio" in row["summary"]["llm"]
         ]
-        tokens = [place for place, _ in points]
+        # Another run of the same cell stands a little to the right, so that intervals do not hide each other.
+        seen = [place for place, _ in points]
+        tokens = [place * 1.04 ** seen[:number_of].count(place) for number_of, place in enumerate(seen)]
         ratios = [row["summary"]["llm"]["ratio"] for _, row in points]
         ends = [row["summary"]["llm"]["ratio_95"] for _, row in points]
         bars = [
@@ -220,7 +224,7 @@ def _draw(axis: Any, title: str, cells: list[dict[str, Any]]) -> None:
         axis.plot([place for place, _ in known], [value for _, value in known], color=f"C{number}", linestyle="--")
     axis.axhline(1.0, color="0.6", linewidth=1)
     axis.set(title=title, xlabel="visual tokens", ylabel="LLM prefill time, plan / plain", xscale="log", ylim=(0, None))
-    places = [cell["visual_tokens"] for cell in cells]
+    places = sorted({cell["visual_tokens"] for cell in cells})
     axis.set_xticks(places, [f"{place:,}" for place in places], minor=False)
     axis.minorticks_off()
     axis.title.set_fontsize(9)
