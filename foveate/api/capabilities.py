@@ -12,7 +12,7 @@ import torch
 from foveate import families, methods
 from foveate.api.attach import attach
 from foveate.core.budget import Budget
-from foveate.core.method import Method, TokenMethod
+from foveate.core.method import Method, StepMethod, TokenMethod
 from foveate.core.plan import Effect, Scope, Stage
 from foveate.core.site import LAYERED, Site, SiteKind
 from foveate.core.view import Importance, TokenView
@@ -60,7 +60,9 @@ def method_capabilities() -> list[MethodCapability]:
     rows = []
     for name in methods.names():
         method = methods.get(name)()
-        budget = None if isinstance(method, TokenMethod) and method.fixed_count((1, 4, 4)) else Budget.of_ratio(0.5)
+        counts_itself = isinstance(method, TokenMethod) and method.fixed_count((1, 4, 4)) is not None
+        gates_itself = isinstance(method, StepMethod) and not method.takes_keep
+        budget = None if counts_itself or gates_itself else Budget.of_ratio(0.5)
         sites = tuple(kind.value for kind in SiteKind if _works(partial(_stage_at, kind, method, budget)))
         options = ", ".join(f"{field.name}={_shown(field.default)}" for field in fields(method))
         rows.append(
@@ -106,8 +108,9 @@ def _works(attempt: Callable[[], object]) -> bool:
 
 
 def _effect(method: Method) -> str:
-    if not isinstance(method, TokenMethod):
-        return "not probed"
+    if isinstance(method, StepMethod):
+        return "gates"
+    assert isinstance(method, TokenMethod)
     index = torch.arange(16)
     generator = torch.Generator().manual_seed(0)
     view = TokenView(
@@ -191,7 +194,7 @@ def _decodes(model: Any, inputs: dict[str, torch.Tensor], kind: str) -> bool:
 
 
 def _probe_stage(kind: SiteKind) -> Stage | None:
-    for name in ("fastv", "random"):
+    for name in ("fastv", "random", "random_gate"):
         method = methods.get(name)()
         if kind in method.sites:
             return Stage(_site(kind), method, Budget.of_ratio(0.5), Scope.MEDIUM)
@@ -200,6 +203,12 @@ def _probe_stage(kind: SiteKind) -> Stage | None:
 
 def _forward(model: Any, inputs: dict[str, torch.Tensor], stage: Stage) -> None:
     with attach(model, stage) as attachment, torch.no_grad():
+        if stage.site.kind is SiteKind.DECODE:
+            everything = torch.ones_like(inputs["input_ids"])
+            options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+            model.generate(**inputs, **options, attention_mask=everything)
+            assert not torch.stack(attachment.trace.answer_kept).all()
+            return
         model(**inputs)
         assert len(attachment.trace.media[0].kept_index) < attachment.trace.media[0].medium.shape.grid_tokens
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from foveate.core.layout import Role
 from foveate.core.selection import Selection
 from foveate.core.site import SiteKind
-from foveate.core.view import Observation, TokenView
+from foveate.core.view import Observation, StepView, TokenView
+from foveate.errors import SpecError
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,46 @@ class ScoreMethod(TokenMethod):
 
     def select(self, view: TokenView, keep: int) -> Selection:
         return Selection(top_indices(self.score(view), keep))
+
+
+@dataclass(frozen=True)
+class StepMethod(Method, ABC):
+    """Decides for each generated token whether the layers behind the stage store its keys and values.
+
+    A token attends to itself in any case. A token that is not stored is seen by no later one (Dynamic-LLaVA,
+    arXiv 2412.00876, Eq. 6).
+
+    Attributes:
+        recent: the last so many tokens are visible whatever was decided, counted with the one that asks: 1 is itself alone.
+        first: the first so many tokens of an answer are always stored.
+        protect: token ids that are always stored.
+    """
+
+    recent: int = 1
+    first: int = 0
+    protect: tuple[int, ...] = ()
+
+    sites: ClassVar[tuple[SiteKind, ...]] = (SiteKind.DECODE,)
+    roles: ClassVar[tuple[Role, ...]] = (Role.OUTPUT,)
+    takes_keep: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.recent < 1:
+            raise SpecError(f"{self.name}(recent={self.recent}): a token always sees itself, write at least 1")
+        if self.first < 0 or any(token < 0 for token in self.protect):
+            raise SpecError(f"{self.name}: first and protect are never negative")
+
+    def share(self, keep: float | None) -> float:
+        """The share of an answer that is stored, as far as it is known before the answer."""
+        assert keep is not None
+        return keep
+
+    @abstractmethod
+    def gate(self, view: StepView, keep: float | None) -> Tensor:
+        """Return [B, n] bool, True = store. Tokens never influence each other; inputs are never written.
+
+        `keep` is the share that the stage's budget asks for, None for a method that decides the share itself.
+        """
 
 
 def top_indices(score: Tensor, keep: int) -> Tensor:

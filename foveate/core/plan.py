@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from foveate.core.budget import Budget, Unit
 from foveate.core.layout import Role
-from foveate.core.method import Method, TokenMethod
+from foveate.core.method import Method, StepMethod, TokenMethod
 from foveate.core.shape import MediumShape
 from foveate.core.site import Site, SiteKind
 from foveate.errors import BudgetError, PlanError
@@ -57,8 +57,13 @@ class Stage:
             if self.site.kind is SiteKind.PRE_LLM:
                 hint = "; no attention exists before the LLM, use random(site=pre_llm, ...) or uniform(site=pre_llm, ...)"
             raise PlanError(f"{name} cannot act at site {self.site}; it acts at: {allowed}{hint}")
+        if self.role is Role.VISUAL and Role.VISUAL not in method.roles:
+            object.__setattr__(self, "role", method.roles[0])
         if self.role not in method.roles:
             raise PlanError(f"{name} does not touch {self.role.name.lower()} tokens")
+        if isinstance(method, StepMethod):
+            self._check_gate(method)
+            return
         fixes_count = isinstance(method, TokenMethod) and method.fixed_count((1, 1, 1)) is not None
         if fixes_count and self.budget is not None:
             raise BudgetError(f"{name} fixes its own count: leave keep out")
@@ -72,6 +77,15 @@ class Stage:
             raise PlanError(f"{name} works on the grid of one medium: scope=sample has no grid")
         if method.needs_grid and self.effect is Effect.MASK:
             raise PlanError(f"{name} merges tokens: effect=mask can only hide them")
+
+    def _check_gate(self, method: StepMethod) -> None:
+        name, budget = method.name, self.budget
+        if method.takes_keep and (budget is None or budget.ratio is None):
+            raise BudgetError(f"{name} needs the share of the answer that is stored, e.g. keep=0.5")
+        if not method.takes_keep and budget is not None:
+            raise BudgetError(f"{name} decides by itself how much of an answer it stores: leave keep out")
+        if self.scope is not Scope.MEDIUM or self.effect is not Effect.DROP:
+            raise PlanError(f"{name} judges each generated token on its own: leave scope and effect out")
 
     def kept_of(self, available: int, grid: tuple[int, int, int] | None) -> int:
         """How many of a group's `available` tokens stay, from shapes alone. `grid` is the group's grid while it is whole."""
@@ -117,6 +131,9 @@ class Plan:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stages", tuple(self.stages))
+        gates = [stage for stage in self.stages if stage.site.kind is SiteKind.DECODE]
+        if len(gates) > 1:
+            raise PlanError(f"{gates[1].method.name} at {gates[1].site}: a plan has one stage that gates decoding")
         keys = [(_ORDER.index(stage.site.kind), stage.site.layer or 0) for stage in self.stages]
         for before, after, stage in zip(keys, keys[1:], self.stages[1:], strict=False):
             if before == after:
@@ -126,8 +143,8 @@ class Plan:
         for before_stage, stage in zip(self.stages, self.stages[1:], strict=False):
             if stage.method.needs_grid:
                 raise PlanError(f"{stage.method.name} needs the whole grid: put it before the stage that drops tokens")
-            inside = before_stage.site.kind is SiteKind.VISION_LAYER
-            if not inside and _SCOPES.index(stage.scope) < _SCOPES.index(before_stage.scope):
+            ranks_apart = before_stage.site.kind is SiteKind.VISION_LAYER or stage is self.gate
+            if not ranks_apart and _SCOPES.index(stage.scope) < _SCOPES.index(before_stage.scope):
                 raise PlanError(
                     f"scope={stage.scope.value} after scope={before_stage.scope.value}: what arrives is uneven by then; "
                     "scopes may only widen, crop -> frame -> medium -> sample"
@@ -141,6 +158,19 @@ class Plan:
     def drops(self) -> bool:
         """Whether any stage shortens the sequence."""
         return any(stage.effect is Effect.DROP for stage in self.stages)
+
+    @property
+    def gate(self) -> Stage | None:
+        """The stage that decides what decoding stores."""
+        return next((stage for stage in self.stages if stage.site.kind is SiteKind.DECODE), None)
+
+    def stored_share(self, layer: int) -> float:
+        """The share of an answer's tokens that a decoder layer stores; 1 in front of the stage that gates decoding."""
+        gate = self.gate
+        if gate is None or layer < (gate.site.layer or 0):
+            return 1.0
+        assert isinstance(gate.method, StepMethod)
+        return gate.method.share(None if gate.budget is None else float(gate.budget.ratio or 0))
 
     @property
     def encoder_stages(self) -> dict[int, Stage]:

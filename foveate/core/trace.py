@@ -66,10 +66,11 @@ class Trace:
         self._media: list[Medium] = []
         self._records: list[GroupRecord] = []
         self._built: list[MediumTrace] | None = None
+        self._gated: list[tuple[int, Tensor, Tensor]] = []
 
     def clear(self) -> None:
         """Forget everything, for a call that chooses anew."""
-        self._media, self._records, self._built = [], [], None
+        self._media, self._records, self._built, self._gated = [], [], None, []
 
     def add_media(self, media: tuple[Medium, ...]) -> int:
         """Note the media of a pass and return the key of the first; the others follow."""
@@ -81,6 +82,30 @@ class Trace:
         """Note one group of one stage."""
         self._built = None
         self._records.append(record)
+
+    def add_gate(self, past: int, stored: Tensor, answer: Tensor) -> None:
+        """Note what a gate decided about the columns `past`.. of a pass: [B, S] bool, and which of them are an answer's."""
+        if past == 0:
+            self._gated = []  # without a cache every step decides anew; the last decision counts
+        self._gated.append((past, stored, answer))
+
+    @property
+    def answer_kept(self) -> list[Tensor]:
+        """For each row, [n] bool: which tokens of its answer the gated layers stored, as far as they were read again.
+
+        The newest token of an answer is not among them: it never enters the model. Empty without a gate. Rows that a beam
+        search moved are those of the place, not of the beam.
+        """
+        if not self._gated:
+            return []
+        width = max(past + stored.shape[1] for past, stored, _ in self._gated)
+        rows = self._gated[0][1].shape[0]
+        kept, known = torch.zeros(rows, width, dtype=torch.bool), torch.zeros(rows, width, dtype=torch.bool)
+        for past, stored, answer in self._gated:
+            span = slice(past, past + stored.shape[1])
+            kept[:, span], known[:, span] = stored.cpu(), answer.cpu()
+            known[:, span.stop :] = False  # guesses that were taken back
+        return [own[there] for own, there in zip(kept, known, strict=True)]
 
     @property
     def media(self) -> list[MediumTrace]:

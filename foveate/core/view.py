@@ -90,3 +90,18 @@ class TokenView:
         if observation not in self.observed:
             raise MethodError(f"{observation} was not asked for: add it to what needs() returns")
         return self.observed[observation]
+
+
+@dataclass(frozen=True)
+class StepView:
+    """Generated tokens as they enter the layer of a step stage. Each is judged on its own, from its own state alone.
+
+    A decode step shows one token of each row; where a whole answer is read at once it shows all of them.
+
+    Attributes:
+        features: [B, n, D] hidden states, any float dtype; read only.
+        number: [B, n] long, which token of its answer each one is, from 0; negative for a token that is none.
+    """
+
+    features: Tensor
+    number: Tensor

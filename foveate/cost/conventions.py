@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from foveate.core.plan import Plan
 from foveate.core.shape import DecoderShape, MediumShape, ModelShape
 from foveate.cost.flops import decode_flops, decoder_prefill_flops, lm_head_flops, vision_flops
+from foveate.cost.tokens import stored_answer_tokens
 from foveate.errors import UnknownName, did_you_mean
 
 
@@ -85,7 +86,7 @@ def _exact(shape: ModelShape, work: Workload) -> Counts:
     return Counts(
         llm_prefill=decoder_prefill_flops(decoder, tokens) + lm_head_flops(decoder),
         encoder=vision_flops(shape, work.media, work.plan),
-        decode=decode_flops(decoder, tokens, steps),
+        decode=decode_flops(decoder, tokens, steps, work.plan),
     )
 
 
@@ -98,7 +99,10 @@ def _dynamic_llava(shape: ModelShape, work: Workload) -> Counts:
     decoder = shape.decoder
     return Counts(
         llm_prefill=sum(dynamic_llava_layer_flops(decoder, visual) for visual in work.visual_tokens),
-        decode=decoder.layers * dynamic_llava_layer_flops(decoder, work.new_tokens),
+        decode=sum(
+            dynamic_llava_layer_flops(decoder, count)
+            for count in stored_answer_tokens(work.plan, work.new_tokens, decoder.layers)
+        ),
     )
 
 

@@ -17,6 +17,7 @@ from foveate.cost.tokens import (
     check_countable,
     encoder_sequences_per_layer,
     separator_count,
+    stored_answer_tokens,
     unrounded_tokens_per_layer,
     visual_tokens_per_layer,
 )
@@ -159,8 +160,11 @@ def estimate_cost(
         for counts, some in zip(visual, (Plan(), plan), strict=True)
     )
     # The last new token is never fed back, so the cache ends without it.
-    extra = text_tokens + max(new_tokens - 1, 0)
-    stored = [kv_bytes(decoder, [extra + count for count in counts], dtype_bytes) for counts in whole]
+    answers = [stored_answer_tokens(some, max(new_tokens - 1, 0), decoder.layers) for some in (Plan(), plan)]
+    stored = [
+        kv_bytes(decoder, [text_tokens + count + answer for count, answer in zip(counts, own, strict=True)], dtype_bytes)
+        for counts, own in zip(whole, answers, strict=True)
+    ]
     prompt = [text_tokens + count for count in whole[1]]
     return CostEstimate(
         visual_tokens_per_layer=(tuple(visual[0]), tuple(visual[1])),

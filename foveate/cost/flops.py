@@ -63,14 +63,15 @@ def decoder_prefill_flops(decoder: DecoderShape, tokens_per_layer: Sequence[int]
     return entry + sum(decoder_layer_flops(decoder, tokens, layer) for layer, tokens in enumerate(tokens_per_layer))
 
 
-def decode_flops(decoder: DecoderShape, cached_per_layer: Sequence[int], steps: int) -> int:
+def decode_flops(decoder: DecoderShape, cached_per_layer: Sequence[int], steps: int, plan: Plan = _PLAIN) -> int:
     """FLOPs of `steps` decode steps over a KV cache that holds `cached_per_layer[i]` tokens of layer i when they begin.
 
     Each step: projections and MLP for one token in each layer, attention over the layer's cache including the token itself
-    (a sliding layer sees at most its window), and the LM head once.
+    (a sliding layer sees at most its window), and the LM head once. Behind a gate the cache grows by the share that it stores;
+    a sliding layer is counted as without a gate.
     """
     attention = sum(
-        attention_flops(_width(decoder, layer), 1, _attended(cached, steps, decoder.window(layer)))
+        attention_flops(_width(decoder, layer), 1, _attended(cached, steps, decoder.window(layer), plan.stored_share(layer)))
         for layer, cached in enumerate(cached_per_layer)
     )
     layers = sum(decoder_token_flops(decoder, 1, layer) for layer in range(len(cached_per_layer)))
@@ -78,11 +79,12 @@ def decode_flops(decoder: DecoderShape, cached_per_layer: Sequence[int], steps: 
     return steps * per_step + attention
 
 
-def _attended(cached: int, steps: int, window: int | None) -> int:
-    """Keys that `steps` queries see together: cached + 1, cached + 2, ... up to the window."""
-    growing = steps if window is None else min(max(window - cached, 0), steps)
-    full = 0 if window is None else (steps - growing) * window
-    return growing * cached + growing * (growing + 1) // 2 + full
+def _attended(cached: int, steps: int, window: int | None, share: float) -> int:
+    """Keys that `steps` queries see together: cached + 1, then one more for each stored token, or each one up to a window."""
+    if window is None:
+        return steps * (cached + 1) + round(share * (steps * (steps - 1) // 2))
+    growing = min(max(window - cached, 0), steps)
+    return growing * cached + growing * (growing + 1) // 2 + (steps - growing) * window
 
 
 def encoder_flops(encoder: EncoderShape, medium: MediumShape, plan: Plan = _PLAIN) -> int:

@@ -11,7 +11,7 @@ from foveate.core.shape import EncoderShape, MediumShape
 from foveate.core.site import SiteKind
 from foveate.errors import PlanError, UnsupportedCombination
 
-_COUNTED_SITES = (SiteKind.VISION_LAYER, SiteKind.PRE_LLM, SiteKind.LLM_LAYER)
+_COUNTED_SITES = (SiteKind.VISION_LAYER, SiteKind.PRE_LLM, SiteKind.LLM_LAYER, SiteKind.DECODE)
 
 
 def check_countable(plan: Plan, layers: int) -> None:
@@ -26,11 +26,11 @@ def check_countable(plan: Plan, layers: int) -> None:
             raise UnsupportedCombination(
                 f"the cost of a stage at {stage.site} is not estimated: leave it out, or measure it on the model"
             )
-        if stage.role is not Role.VISUAL:
+        if stage.role is not (Role.OUTPUT if stage.site.kind is SiteKind.DECODE else Role.VISUAL):
             raise UnsupportedCombination(
                 f"the cost of a stage on {stage.role.name.lower()} tokens is not estimated: only visual tokens are counted"
             )
-        layer = stage.site.decoder_layer
+        layer = stage.site.layer if stage.site.kind is SiteKind.DECODE else stage.site.decoder_layer
         if layer is not None and layer >= layers:
             raise PlanError(f"layer={layer}: the decoder has {layers} layers, write a number from 1 to {layers - 1}")
 
@@ -88,3 +88,8 @@ def _unrounded_kept(stage: Stage, alive: list[list[Fraction]], media: Sequence[M
         return [[count * Fraction(stage.budget.ratio) for count in own] for own in alive]
     kept = stage.kept_groups([[int(count) for count in own] for own in alive], media)
     return [[Fraction(count) for count in own] for own in kept]
+
+
+def stored_answer_tokens(plan: Plan, tokens: int, layers: int) -> list[int]:
+    """How many of the `tokens` tokens of an answer that were read again each decoder layer stores, as expected."""
+    return [round(plan.stored_share(layer) * tokens) for layer in range(layers)]

@@ -71,9 +71,9 @@ def check_plan(plan: Plan, family: Family, config: Any) -> dict[int, int]:
         if stage.site.kind is SiteKind.VISION_LAYER:
             _check_encoder_stage(stage, family, config)
             continue
-        if stage.site.kind not in (SiteKind.PRE_LLM, SiteKind.LLM_LAYER):
+        if stage.site.kind not in (SiteKind.PRE_LLM, SiteKind.LLM_LAYER, SiteKind.DECODE):
             raise UnsupportedCombination(f"site {stage.site} has no engine yet; use site=pre_llm or layer=k")
-        layer = stage.site.decoder_layer
+        layer = stage.site.layer if stage.site.kind is SiteKind.DECODE else stage.site.decoder_layer
         assert layer is not None
         if layer >= len(windows):
             raise PlanError(f"layer={layer}: this model has {len(windows)} decoder layers, write 1..{len(windows) - 1}")

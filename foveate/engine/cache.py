@@ -35,12 +35,17 @@ class Announcement:
         columns: how many columns the arriving states stand for.
         all_valid: whether `positions` holds no -1.
         lineage: equal numbers mean equal slots: layers behind the same stages share it, so masks are built once.
+        after: [B, P] columns of all slots once these states are stored, those that a gate rejected marked (`gate.mark`);
+            None where nothing is gated.
     """
 
-    __slots__ = ("all_valid", "columns", "lineage", "positions")
+    __slots__ = ("after", "all_valid", "columns", "lineage", "positions")
 
-    def __init__(self, positions: Tensor | None, columns: int, all_valid: bool, lineage: int) -> None:
+    def __init__(
+        self, positions: Tensor | None, columns: int, all_valid: bool, lineage: int, after: Tensor | None = None
+    ) -> None:
         self.positions, self.columns, self.all_valid, self.lineage = positions, columns, all_valid, lineage
+        self.after = after
 
 
 class SlotLayer:
@@ -100,6 +105,9 @@ class DynamicSlots(SlotLayer):
     _prefix: Tensor | None
     _tail: int
     logical: int
+    # Tokens that arrived under a gate since its rejected slots were last taken away, and whether slots can be taken away.
+    loose: int = 0
+    forgets: bool = True
 
     def begin(self) -> None:
         """Take over a layer that may hold states already: its slots are its last columns."""
@@ -120,7 +128,11 @@ class DynamicSlots(SlotLayer):
 
     def visible_positions(self, new: Tensor) -> Tensor:
         """Columns of the keys that `update` will return for arriving columns `new` [B, n]."""
-        return torch.cat([self.positions(new.shape[0], new.device), new], dim=1)
+        return self.cut(torch.cat([self.positions(new.shape[0], new.device), new], dim=1), new.shape[1])
+
+    def cut(self, columns: Tensor, arriving: int) -> Tensor:
+        """Of the columns [B, P] of stored and arriving states those whose keys `update` will return."""
+        return columns
 
     def announce(self, announcement: Announcement, batch: int, device: torch.device) -> None:
         """Say what arrives with the next `update`."""
@@ -132,7 +144,11 @@ class DynamicSlots(SlotLayer):
         if announced is None:
             raise AttachError(PRUNED_WITHOUT_PLAN)
         arriving = key_states.shape[-2]
-        if announced.positions is not None:
+        if announced.after is not None:
+            self._prefix, self._tail, self.all_valid = announced.after, 0, False
+            self.loose += arriving
+            self._descend(announced.lineage)
+        elif announced.positions is not None:
             new = announced.positions
             self._prefix, self._tail = torch.cat([self.positions(new.shape[0], new.device), new], dim=1), 0
             self.all_valid = self.all_valid and announced.all_valid
@@ -163,12 +179,18 @@ class DynamicSlots(SlotLayer):
     def evict(self, keep: Tensor) -> None:
         """Forget slots. `keep`: [B, P] bool. Rows become right-aligned; shorter rows get holes on the left."""
         positions = self.positions(keep.shape[0], keep.device)
-        keep = keep & (positions >= 0)
+        keep = keep & (positions != -1)
         lengths = keep.sum(1).tolist()
         index, valid = pack(keep, lengths)
         self.keys, self.values = take(self.keys, index, 2), take(self.values, index, 2)
         self._prefix, self._tail = torch.where(valid, positions.gather(1, index), -1), 0
-        self.all_valid, self.lineage = min(lengths) == max(lengths), next(_own_lineage)
+        self.all_valid, self.lineage = min(lengths) == max(lengths) and self.loose == 0, next(_own_lineage)
+
+    def repack(self, index: Tensor, positions: Tensor, step: int) -> None:
+        """Keep the slots `index` [B, K], which hold `positions` [B, K], for a gate; `step` names the same for other layers."""
+        self.keys, self.values = take(self.keys, index, 2), take(self.values, index, 2)
+        self._prefix, self._tail, self.loose = positions, 0, 0
+        self._descend(step)
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last columns; `tokens_to_remove` is negative, as transformers passes it."""
@@ -182,13 +204,14 @@ class DynamicSlots(SlotLayer):
             self._tail -= removed
         else:
             self._prefix, self._tail = positions, 0
-            self.evict(positions < self.logical)
+            # A rejected slot is marked with -2 minus its column.
+            self.evict(torch.where(positions <= -2, -2 - positions, positions) < self.logical)
 
     def reset(self) -> None:
         """Empty the layer."""
         super().reset()  # type: ignore[misc]
         self._prefix, self._tail, self.logical = None, 0, 0
-        self.all_valid, self.pad_free, self.lineage = True, True, _PLAIN
+        self.all_valid, self.pad_free, self.lineage, self.loose = True, True, _PLAIN, 0
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Permute rows, as beam search does."""
@@ -217,12 +240,11 @@ class SlotDynamicLayer(DynamicSlots, DynamicLayer):
 class SlotSlidingLayer(DynamicSlots, DynamicSlidingWindowLayer):
     """A sliding-window layer: keeps the last window - 1 slots; which of them a query may see, the projected mask says."""
 
-    def visible_positions(self, new: Tensor) -> Tensor:
-        """Columns of the keys that `update` will return, which recording layers cut to the window."""
-        visible = super().visible_positions(new)
+    def cut(self, columns: Tensor, arriving: int) -> Tensor:
+        """Recording layers cut what they return to the window."""
         if compat.records_past(self) and compat.RECORDED_PAST_IS_CUT:
-            visible = visible[:, -(self.sliding_window - 1 + new.shape[1]) :]
-        return visible
+            return columns[:, -(self.sliding_window - 1 + arriving) :]
+        return columns
 
     def _advance(self, columns: int) -> None:
         super()._advance(columns)

@@ -13,6 +13,7 @@ from foveate.core.plan import Stage
 from foveate.engine import forward, labels, prefill
 from foveate.engine.cache import Announcement, SlotLayer
 from foveate.engine.forward import Pass
+from foveate.engine.gate import Gate
 from foveate.engine.projection import Alive, project_mask, project_positions, scatter_back
 from foveate.engine.slot_cache import slot_layer
 
@@ -62,6 +63,7 @@ class DecoderHooks:
         shortcut: skip stages that keep everything.
         masks: whether the plan's stage hides tokens instead of dropping them.
         marked: whether stages inside the encoder mark columns that are gone.
+        gate: what decides which generated tokens are stored, if the plan has such a stage.
     """
 
     def __init__(
@@ -73,9 +75,10 @@ class DecoderHooks:
         shortcut: bool,
         masks: bool,
         marked: bool = False,
+        gate: Gate | None = None,
     ) -> None:
         self.owner, self.decoder, self.stages, self.texts = owner, decoder, stages, texts
-        self.shortcut, self.masks, self.marked = shortcut, masks, marked
+        self.shortcut, self.masks, self.marked, self.gate = shortcut, masks, marked, gate
         self.checked: set[int] = set()  # layers whose stage has answered well once
 
     @property
@@ -107,7 +110,8 @@ class DecoderHooks:
         cache = kwargs.get("past_key_values")
         mask = kwargs.get("attention_mask")
         stored = cache.layers[index] if cache is not None and index < len(cache.layers) else None
-        if running.layout is None and running.queries == 1 and mask is None:
+        gate = self.gate if self.gate is not None and running.numbers is not None and index >= self.gate.layer else None
+        if running.layout is None and running.queries == 1 and mask is None and gate is None:
             # A decode step whose slots all count: nothing to project. This path runs for every token and layer.
             if isinstance(stored, SlotLayer):
                 if stored.all_valid:
@@ -122,24 +126,35 @@ class DecoderHooks:
             check = self._check(index, hidden.device)
             hidden = prefill.run_stage(running, stage, index, self.texts[stage], hidden, self.shortcut, check)
             self.checked.add(index)
+        if gate is not None and index == gate.layer:
+            hidden = gate.decide(running, hidden)
         alive = running.alive_on(hidden.device)
-        if alive is None and not isinstance(stored, SlotLayer):
+        gated = gate is not None and running.rejected is not None
+        if alive is None and not isinstance(stored, SlotLayer) and not gated:
             return None
         slots = None if cache is None else slot_layer(cache, index)
         if alive is not None:
             project_rotary(running, alive, kwargs)
             # Layers use position ids only to detect packed sequences, and gaps would look like packing to flash.
             kwargs["position_ids"] = None
+        if gate is not None and gated:
+            kwargs["attention_mask"] = gate.project(running, slots, hidden, mask, self._implementation)
+        else:
+            kwargs["attention_mask"] = self._announce(running, slots, hidden, mask)
+        if args:
+            return (hidden, *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": hidden}
+
+    def _announce(self, running: Pass, slots: SlotLayer | None, hidden: Tensor, mask: Any) -> Any:
+        """Tell a cache layer what arrives; returns the layer's mask."""
+        alive = running.alive_on(hidden.device)
         # Where transformers' mask begins is a question about the cache before anything arrives.
         first_key = None if slots is None else slots.first_key(running.queries)
         if slots is not None:
             positions = None if alive is None else running.once(("columns",), alive, lambda: alive.columns(running.past))
             valid = alive is None or alive.all_valid
             slots.announce(Announcement(positions, running.queries, valid, id(alive)), hidden.shape[0], hidden.device)
-        kwargs["attention_mask"] = self._projected_mask(running, mask, slots, hidden, first_key)
-        if args:
-            return (hidden, *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": hidden}
+        return self._projected_mask(running, mask, slots, hidden, first_key)
 
     def _check(self, index: int, device: torch.device) -> bool:
         """Whether to read the values of a stage's answer: always, or once where reading waits for the device."""

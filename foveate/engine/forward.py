@@ -105,6 +105,10 @@ class Pass:
         stacked: features that the model adds behind early layers, one [N, D] for each, and the columns [B, S] of all of them.
         masks: by decoder layer, the mask of a layer whose keys later layers read too.
         labels: the labels of the loss, to be edited in place once it is known which columns are gone.
+        ids: token ids [B, S] of the columns, if the caller gave them.
+        numbers: [B or 1, S] long, which token of its answer each column is, negative where it is none; None where no stage
+            gates anything in this pass.
+        rejected: [B, S] bool, True at columns that the layers behind the gate do not store; None before it has decided.
     """
 
     owner: object
@@ -125,6 +129,9 @@ class Pass:
     stacked: tuple[Sequence[Tensor], Tensor] | None = None
     masks: dict[int, Any] = field(default_factory=dict)
     labels: Tensor | None = None
+    ids: Tensor | None = None
+    numbers: Tensor | None = None
+    rejected: Tensor | None = None
     memo: dict[Any, tuple[Any, Any]] = field(default_factory=dict)
 
     def once(self, key: Any, source: Any, make: Callable[[], _T]) -> _T:

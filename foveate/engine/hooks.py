@@ -20,9 +20,10 @@ from foveate.engine.conversation import Conversation
 from foveate.engine.decoder import DecoderHooks, in_compiled_step, uncompiled
 from foveate.engine.encoder import EncoderHooks
 from foveate.engine.forward import Pass
+from foveate.engine.gate import Gate, answer_numbers
 from foveate.engine.packed_encoder import PackedEncoderHooks
 from foveate.engine.side_inputs import SideInputs
-from foveate.engine.slot_cache import check_cache, stored_bytes
+from foveate.engine.slot_cache import check_cache, check_gated_cache, stored_bytes
 from foveate.engine.watch import Watch
 from foveate.errors import UnsupportedCombination
 from foveate.families import Family
@@ -71,7 +72,7 @@ class Hooks:
             if stage.site.kind is SiteKind.VISION_LAYER:
                 assert stage.site.layer is not None
                 inside[stage.site.layer] = stage
-            else:
+            elif stage.site.kind is not SiteKind.DECODE:
                 assert stage.site.decoder_layer is not None
                 self.stages[stage.site.decoder_layer] = stage
         path = family.encoder(self.config) if inside else None
@@ -82,7 +83,9 @@ class Hooks:
                 if isinstance(path, PackedPath)
                 else EncoderHooks(owner, model, path, inside, texts, shortcut)
             )
-        self.first = 0 if self.encoder is not None else min(self.stages, default=0)
+        self.gate = None if plan.gate is None else Gate(plan.gate)
+        acting = [*self.stages, *([] if self.gate is None else [self.gate.layer])]
+        self.first = 0 if self.encoder is not None else min(acting, default=0)
         self.masks = any(stage.effect is Effect.MASK for stage in plan.stages)
         self.by_piece = any(stage.scope in (Scope.CROP, Scope.FRAME) for stage in plan.stages)
         self.watches: dict[int, Watch] = {}
@@ -95,14 +98,14 @@ class Hooks:
                 watch = self.watches.setdefault(probed, Watch(owner, probed, self.masks, rotates))
                 watch.wanted.append((layer, rows))
         self.decoder_hooks = DecoderHooks(
-            owner, self.decoder, self.stages, texts, shortcut, self.masks, self.encoder is not None
+            owner, self.decoder, self.stages, texts, shortcut, self.masks, self.encoder is not None, self.gate
         )
         self.side = SideInputs(owner, family, self.config, self.decoder, self.first, not self.masks)
         self.handles: list[RemovableHandle] = []
 
     def install(self) -> None:
         """Register every hook."""
-        if not self.stages and self.encoder is None:
+        if not self.stages and self.encoder is None and self.gate is None:
             return
         layers = self.decoder.get_submodule("layers")
         self.handles += [
@@ -167,12 +170,25 @@ class Hooks:
         talk = conversation.current(self.owner) or Conversation(self.owner)
         past = talk.columns_in(cache, source.shape[1])
         running = Pass(self.owner, talk, queries=source.shape[1], past=past, cached=cache is not None, labels=own_labels)
+        if self.gate is not None:
+            self._number(running, call, source)
         in_prompt = talk.prompt_length is not None and past < talk.prompt_length
         if past == 0 or source.shape[1] > 1 or in_prompt:
             self._prepare(running, call, source)
         elif self.masks:
             self._prepare_masked_step(running, source)
         forward.enter(running)
+
+    def _number(self, running: Pass, call: Mapping[str, Any], source: Tensor) -> None:
+        """Find the answer's tokens of a pass for the gate."""
+        assert self.gate is not None
+        cache = call.get("past_key_values")
+        if cache is not None and (running.past == 0 or running.queries > 1):
+            check_gated_cache(cache, self.gate.layer, self.gate.method.name)
+        running.ids = call.get("input_ids")
+        running.numbers = answer_numbers(running, source, running.labels)
+        if running.numbers is not None:
+            self.on_media(running.conversation)
 
     def _after_base(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         call = _named(self.base_arguments, args, kwargs)
@@ -197,10 +213,14 @@ class Hooks:
         if self.masks and running.past:
             self._refuse_masked_turn(running.conversation)
         found = self._layout(running, call)
+        # Without a cache a gate drops columns, also of a prompt without pictures.
+        drops_text = running.numbers is not None and not running.cached
+        if found is None and drops_text:
+            found = self._text_layout(running, call)
         if found is None:
             return
         self._refuse(running, call, found)
-        if not found.media:
+        if not found.media and not drops_text:
             return
         if running.past == 0 and len(running.conversation.trace):
             running.conversation.trace.clear()  # without a cache every step chooses anew; the last choice counts
@@ -224,6 +244,17 @@ class Hooks:
         talk.copies = _row_count(call) // talk.layout.roles.shape[0]
         prompt_layout = talk.layout.repeated(talk.copies)
         return prompt_layout.columns_between(past, past + running.queries).extended(running.queries)
+
+    def _text_layout(self, running: Pass, call: Mapping[str, Any]) -> Layout:
+        """The layout of a call without media."""
+        shape = (_row_count(call), running.queries)
+        mask = call.get("attention_mask")
+        if isinstance(mask, Tensor) and mask.ndim == 2:
+            real = mask[:, -running.queries :].bool().cpu()
+        else:
+            real = torch.ones(shape, dtype=torch.bool)
+        length = running.conversation.prompt_length
+        return Layout.build(torch.zeros(shape, dtype=torch.bool), real, [[] for _ in range(shape[0])], length)
 
     def _find(self, running: Pass, call: Mapping[str, Any], inputs: Mapping[str, Any]) -> Layout | None:
         """The layout of `inputs`: of the whole prompt inside generate, of this call's columns otherwise."""

@@ -126,7 +126,7 @@ def run_stage(running: Pass, stage: Stage, layer: int, text: str, hidden: Tensor
         for span in spans:
             running.lengths[span.row] -= count - keep
     running.spans = sorted(survivors, key=lambda span: (span.row, span.medium, span.frame))
-    return _shorten(running, layer, changed)
+    return shorten(running, layer, changed)
 
 
 def enter(running: Pass, hidden: Tensor) -> Tensor:
@@ -160,7 +160,7 @@ def enter(running: Pass, hidden: Tensor) -> Tensor:
             )
         )
     running.spans = [span for span in survivors if span.count]
-    shorter = _shorten(running, 0, hidden)
+    shorter = shorten(running, 0, hidden)
     alive = running.alive
     assert alive is not None
     # A hole of a shorter row may be a marked column, and 0 * nan is nan.
@@ -308,7 +308,7 @@ def _survivors(running: Pass, text: str, spans: list[Span], selection: Selection
     return out
 
 
-def _shorten(running: Pass, layer: int, hidden: Tensor) -> Tensor:
+def shorten(running: Pass, layer: int, hidden: Tensor) -> Tensor:
     """Gather the surviving tokens of every row; shorter rows have holes on the side of the padding."""
     assert running.real is not None and running.dead is not None and running.layout is not None
     before = running.alive

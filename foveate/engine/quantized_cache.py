@@ -17,6 +17,8 @@ from foveate.errors import UnsupportedCombination
 class QuantizedSlots(DynamicSlots):
     """Mixed in front of a quantized cache layer: what a stage removes is never stored; what is stored stays."""
 
+    forgets = False
+
     @property
     def slots(self) -> int:
         """Stored slots: the quantized states have no length to be asked for."""

@@ -15,7 +15,7 @@ from transformers.cache_utils import (
 )
 
 from foveate.engine import compat
-from foveate.engine.cache import SlotDynamicLayer, SlotLayer, SlotSlidingLayer
+from foveate.engine.cache import DynamicSlots, SlotDynamicLayer, SlotLayer, SlotSlidingLayer
 from foveate.engine.quantized_cache import QuantizedSlots, SlotFp8Layer, SlotHQQLayer, SlotQuantoLayer
 from foveate.engine.static_cache import SlotStaticLayer, SlotStaticSlidingLayer
 from foveate.errors import UnsupportedCombination
@@ -53,6 +53,21 @@ def check_cache(cache: Cache, config: Any, masks: bool) -> None:
         elif isinstance(layer, StaticLayer) and "flash" in config._attn_implementation:
             raise UnsupportedCombination(
                 "a static cache under flash attention cannot tell empty slots from pruned ones: use sdpa, or a dynamic cache"
+            )
+
+
+def check_gated_cache(cache: Cache, first: int, name: str) -> None:
+    """Refuse a cache whose layers from `first` on cannot forget single tokens, before anything is written.
+
+    Raises:
+        UnsupportedCombination: says which cache can.
+    """
+    for layer in cache.layers[first:]:
+        kind = type(layer) if isinstance(layer, SlotLayer) else _SLOT_CLASSES.get(type(layer))
+        forgets = isinstance(kind, type) and issubclass(kind, DynamicSlots) and kind.forgets
+        if type(layer) is not compat.DUMMY_LAYER and not forgets:
+            raise UnsupportedCombination(
+                f"{name} decides token by token what is stored, which {type(layer).__name__} cannot: use a dynamic cache"
             )
 
 

@@ -96,7 +96,7 @@ class Plan(CorePlan):
 def stage_text(stage: Stage) -> str:
     """The canonical text of a stage: defaults are left out."""
     words = []
-    if stage.site.kind is SiteKind.LLM_LAYER:
+    if stage.site.kind is _usual_site(stage.method):
         words.append(f"layer={stage.site.layer}")
     else:
         words.append(f"site={stage.site.kind.value}")
@@ -106,7 +106,7 @@ def stage_text(stage: Stage) -> str:
         words += [f"rounding={stage.budget.rounding.value}"] if stage.budget.rounding is not Rounding.HALF_UP else []
     words += write_fields(stage.method)
     words += [f"scope={stage.scope.value}"] if stage.scope is not Scope.MEDIUM else []
-    words += [f"role={stage.role.name.lower()}"] if stage.role is not Role.VISUAL else []
+    words += [f"role={stage.role.name.lower()}"] if stage.role is not _usual_role(stage.method) else []
     words += [f"effect={stage.effect.value}"] if stage.effect is not Effect.DROP else []
     return f"{stage.method.name}({', '.join(words)})"
 
@@ -127,18 +127,27 @@ def _stages(call: Call) -> tuple[Stage, ...]:
     rounding = _choice(Rounding, reserved.get("rounding"), "rounding", Rounding.HALF_UP)
     return (
         Stage(
-            site=_site(call.name, reserved),
+            site=_site(method, reserved),
             method=method,
             budget=read_budget(reserved["keep"], rounding) if "keep" in reserved else None,
             scope=_choice(Scope, reserved.get("scope"), "scope", Scope.MEDIUM),
-            role=_role(reserved.get("role")),
+            role=_role(reserved["role"]) if "role" in reserved else _usual_role(method),
             effect=_choice(Effect, reserved.get("effect"), "effect", Effect.DROP),
         ),
     )
 
 
-def _site(name: str, words: dict[str, Value]) -> Site:
-    layer = None
+def _usual_site(method: Method) -> SiteKind:
+    """The kind of site that `layer=` alone means."""
+    return SiteKind.DECODE if method.sites == (SiteKind.DECODE,) else SiteKind.LLM_LAYER
+
+
+def _usual_role(method: Method) -> Role:
+    return Role.VISUAL if Role.VISUAL in method.roles else method.roles[0]
+
+
+def _site(method: Method, words: dict[str, Value]) -> Site:
+    name, layer = method.name, None
     if "layer" in words:
         text = _text(words["layer"])
         if not (text.isascii() and text.isdigit() and len(text) <= _LAYER_DIGITS):
@@ -147,7 +156,7 @@ def _site(name: str, words: dict[str, Value]) -> Site:
     if "site" not in words:
         if layer is None:
             raise SpecError(f"{name} needs a place: layer=2 (before decoder layer 2) or site=pre_llm (before the LLM)")
-        return Site.llm_layer(layer)
+        return Site(_usual_site(method), layer)
     kind = _choice(SiteKind, words["site"], "site", SiteKind.PRE_LLM)
     return Site(kind, layer)
 
@@ -162,9 +171,7 @@ def _choice(options: Any, value: Value | None, word: str, default: Any) -> Any:
     return options(text)
 
 
-def _role(value: Value | None) -> Role:
-    if value is None:
-        return Role.VISUAL
+def _role(value: Value) -> Role:
     names = {role.name.lower(): role for role in Role}
     text = _text(value)
     if text not in names:

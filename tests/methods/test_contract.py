@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from foveate import methods
-from foveate.core.method import TokenMethod
+from foveate.core.method import StepMethod, TokenMethod
 from foveate.core.view import AttentionRows
 from foveate.errors import MethodError, UnknownName
-from tests.oracles.broken import BROKEN, Honest
-from tests.oracles.contract import ContractBroken, check_method, random_view
+from tests.oracles.broken import BROKEN, BROKEN_GATES, Honest, HonestGate
+from tests.oracles.contract import ContractBroken, check_method, check_step_method, random_view
 
 # Options beyond the defaults, for methods whose code they steer.
 VARIANTS = {
@@ -19,7 +19,9 @@ VARIANTS = {
     "pool": [{"size": 3}],
     "random": [{"seed": 2**32 - 1}],
 }
-CASES = [(name, options) for name in methods.names() for options in ({}, *VARIANTS.get(name, []))]
+STEPS = [name for name in methods.names() if issubclass(methods.get(name), StepMethod)]
+TOKENS = [name for name in methods.names() if name not in STEPS]
+CASES = [(name, options) for name in TOKENS for options in ({}, *VARIANTS.get(name, []))]
 
 
 @pytest.mark.parametrize(("name", "options"), CASES)
@@ -60,7 +62,24 @@ def test_a_method_says_where_it_comes_from_and_what_it_is_called(name):
     assert hash(method) == hash(methods.get(name)()) and method == methods.get(name)()
 
 
-@pytest.mark.parametrize("name", methods.names())
+@pytest.mark.parametrize("name", STEPS)
+def test_every_step_method_judges_each_token_on_its_own(name):
+    method = methods.get(name)()
+    assert isinstance(method, StepMethod)
+    check_step_method(method)
+
+
+@pytest.mark.parametrize(("broken", "reason"), BROKEN_GATES.items())
+def test_the_contract_rejects_broken_gates_for_what_they_break(broken, reason):
+    with pytest.raises(ContractBroken, match=reason):
+        check_step_method(broken())
+
+
+def test_the_contract_accepts_an_honest_gate():
+    check_step_method(HonestGate())
+
+
+@pytest.mark.parametrize("name", TOKENS)
 def test_methods_ignore_the_default_dtype_of_the_caller(name):
     method = methods.get(name)()
     view = random_view(method, (1, 4, 4), seed=0)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from foveate.core.method import ScoreMethod, TokenMethod, top_indices
+from foveate.core.method import ScoreMethod, StepMethod, TokenMethod, top_indices
 from foveate.core.selection import Selection
-from foveate.core.view import TokenView
+from foveate.core.view import StepView, TokenView
 
 
 def _norm(view: TokenView) -> Tensor:
@@ -97,3 +97,64 @@ class DoubleSource(TokenMethod):
 
 
 BROKEN = (Unsorted, Repeats, OffByOne, TooMany, Leaks, Writes, Forgets, DoubleSource)
+
+
+@dataclass(frozen=True)
+class HonestGate(StepMethod):
+    """Not broken."""
+
+    takes_keep = False
+
+    def gate(self, view: StepView, keep: float | None) -> Tensor:
+        return view.features.float().sum(-1) > 0
+
+
+@dataclass(frozen=True)
+class LeakingGate(HonestGate):
+    """Judges a token by the others of its answer."""
+
+    def gate(self, view: StepView, keep: float | None) -> Tensor:
+        score = view.features.float().sum(-1)
+        return score >= score.mean(1, keepdim=True)
+
+
+@dataclass(frozen=True)
+class CompanyGate(HonestGate):
+    """Judges a token by its row of the batch."""
+
+    def gate(self, view: StepView, keep: float | None) -> Tensor:
+        return (view.number + torch.arange(len(view.number))[:, None]) % 2 == 0
+
+
+@dataclass(frozen=True)
+class WritingGate(HonestGate):
+    """Writes into what it was shown."""
+
+    def gate(self, view: StepView, keep: float | None) -> Tensor:
+        view.features.mul_(2)
+        return view.features.float().sum(-1) > 0
+
+
+@dataclass(frozen=True)
+class RestlessGate(HonestGate):
+    """Draws anew at each call."""
+
+    def gate(self, view: StepView, keep: float | None) -> Tensor:
+        return torch.rand(view.number.shape) < 0.5
+
+
+@dataclass(frozen=True)
+class ScoringGate(HonestGate):
+    """Returns a score instead of a decision."""
+
+    def gate(self, view: StepView, keep: float | None) -> Tensor:
+        return view.features.float().sum(-1)
+
+
+BROKEN_GATES = {
+    LeakingGate: "alone is treated unlike in company",
+    CompanyGate: "alone is treated unlike in company",
+    WritingGate: "wrote into features",
+    RestlessGate: "two calls with equal inputs differ",
+    ScoringGate: "must return",
+}

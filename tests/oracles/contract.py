@@ -8,9 +8,9 @@ from dataclasses import fields, replace
 import torch
 from torch import Tensor
 
-from foveate.core.method import TokenMethod
+from foveate.core.method import StepMethod, TokenMethod
 from foveate.core.selection import Selection
-from foveate.core.view import AttentionRows, Importance, Observation, TokenView
+from foveate.core.view import AttentionRows, Importance, Observation, StepView, TokenView
 
 SEEDS = range(8)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -128,3 +128,27 @@ def _same(first: Selection, second: Selection) -> bool:
         if not (torch.equal(one, other) if isinstance(one, Tensor) else one == other):
             return False
     return True
+
+
+def check_step_method(method: StepMethod) -> None:
+    """Raise ContractBroken unless every token is judged on its own: alone as in company, at a step as in a whole answer."""
+    keep = 0.4 if method.takes_keep else None
+    for seed in SEEDS:
+        generator = torch.Generator().manual_seed(seed)
+        dtype = DTYPES[seed % len(DTYPES)]
+        features = torch.randn(GROUPS, 23, WIDTH, generator=generator).to(dtype)
+        number = torch.arange(-3, 20).expand(GROUPS, -1) + torch.arange(GROUPS)[:, None]
+        view = StepView(features, number)
+        stored = method.gate(view, keep)
+        what = f"{method} in {dtype}"
+        if stored.dtype != torch.bool or stored.shape != number.shape:
+            raise ContractBroken(f"{what}: it must return {tuple(number.shape)} bool")
+        if not torch.equal(view.features, torch.randn(GROUPS, 23, WIDTH, generator=generator.manual_seed(seed)).to(dtype)):
+            raise ContractBroken(f"{what}: it wrote into features")
+        if not torch.equal(stored, method.gate(StepView(features.clone(), number.clone()), keep)):
+            raise ContractBroken(f"{what}: two calls with equal inputs differ")
+        for row in range(GROUPS):
+            for token in range(23):
+                alone = StepView(features[row, None, token, None].clone(), number[row, None, token, None].clone())
+                if bool(method.gate(alone, keep)) != bool(stored[row, token]):
+                    raise ContractBroken(f"{what}: token {token} alone is treated unlike in company")

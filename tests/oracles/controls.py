@@ -44,3 +44,13 @@ def window_kept(score: list[float], coords: list[tuple[int, int, int]], keep: in
             rank[index] = place
     order = sorted(range(len(score)), key=lambda i: (rank[i], -score[i], i))
     return sorted(order[:keep])
+
+
+def stride_gate_kept(count: int, millionths: int) -> list[bool]:
+    """Of each token of an answer: whether so many millionths of the answer pass a whole number with it."""
+    kept, total = [], 0
+    for _ in range(count):
+        total += millionths
+        kept.append(total >= 1_000_000)
+        total %= 1_000_000
+    return kept

@@ -40,6 +40,15 @@ OPTIONS = {
     "pool": {"size": st.integers(2, 9)},
     "uniform": {},
 }
+_GATE = {
+    "recent": st.integers(1, 99),
+    "first": st.integers(0, 99),
+    "protect": st.lists(st.integers(0, 10**6), max_size=3).map(tuple),
+}
+GATES = {
+    "random_gate": {**_GATE, "seed": st.integers(0, 2**32 - 1)},
+    "stride_gate": _GATE,
+}
 RATIOS = (
     st.decimals(min_value="0.001", max_value=1, places=3)
     | st.floats(1e-9, 1).map(lambda number: Decimal(str(number))).filter(lambda ratio: ratio.as_tuple().exponent >= -28)
@@ -66,6 +75,13 @@ def plans(draw: st.DrawFn) -> Plan:
             Plan(tuple(stages))
         except FoveateError:  # a place, order or effect that this method does not serve
             del stages[-1:]
+    if draw(st.booleans()):
+        name = draw(st.sampled_from(sorted(GATES)))
+        gate = methods.get(name)(**draw(st.fixed_dictionaries(GATES[name])))
+        budget = Budget(ratio=draw(RATIOS), rounding=draw(st.sampled_from(Rounding)))
+        stages.append(Stage(Site(SiteKind.DECODE, draw(st.integers(0, 40))), gate, budget))
+        if any(stage.effect is Effect.MASK for stage in stages):
+            del stages[-1:]
     return Plan(tuple(stages))
 
 
@@ -90,8 +106,8 @@ def test_the_json_of_a_plan_reads_back_as_the_plan(plan):
 
 
 def test_the_plans_above_cover_every_method_and_every_option():
-    assert set(OPTIONS) == set(methods.names())
-    for name, options in OPTIONS.items():
+    assert set(OPTIONS) | set(GATES) == set(methods.names())
+    for name, options in {**OPTIONS, **GATES}.items():
         assert set(options) == {field.name for field in fields(methods.get(name))}
 
 

@@ -15,7 +15,10 @@ from foveate.core import registry
 ROOT = Path(__file__).parents[2]
 MOST_LINES = 400
 # Methods without a plain-loop twin in tests/oracles, and why.
-NO_TWIN = {"random": "the seeded draw is itself the contract; fairness is tested in its own file"}
+NO_TWIN = {
+    "random": "the seeded draw is itself the contract; fairness is tested in its own file",
+    "random_gate": "the seeded draw is itself the contract; fairness is tested in its own file",
+}
 PRIVATE_PATH = re.compile(r"(^|[^A-Za-z0-9_.])/(work|farm|home|Users)/")
 
 

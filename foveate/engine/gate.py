@@ -1,0 +1,203 @@
+"""What decoding stores: a step stage judges each generated token, and the layers behind it forget those it rejects.
+
+A rejected token attends to itself and is seen by no later one. Its slot is marked at once and taken away later, a few dozen
+steps at a time: marking needs nothing from the host, taking away needs to know how many are left. Several tokens of an answer
+in one pass (teacher forcing, guesses of assisted decoding, decoding without a cache) are judged together and see each other
+through a mask that says the same.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+
+from foveate.core.method import StepMethod
+from foveate.core.plan import Stage
+from foveate.core.view import StepView
+from foveate.engine import prefill
+from foveate.engine.cache import Announcement, DynamicSlots, SlotLayer
+from foveate.engine.forward import Pass
+from foveate.engine.projection import pack, project_mask, take
+from foveate.errors import MethodError, UnsupportedCombination
+
+# Steps between two cleanings: each waits for the device once. Until then up to as many rejected slots are held.
+CLEAN_EVERY = 64
+
+
+def answer_numbers(running: Pass, source: Tensor, labels: Tensor | None) -> Tensor | None:
+    """[B or 1, S] long, which token of its answer each column of a pass is, negative where it is none; None without any.
+
+    Generated columns are those behind the conversation's prompt; in training those from a row's first label on.
+    """
+    length = running.conversation.prompt_length
+    if length is not None:
+        if running.past + running.queries <= length:
+            return None
+        return torch.arange(running.past - length, running.past - length + running.queries, device=source.device)[None]
+    if labels is None or labels.shape != source.shape[:2]:
+        return None
+    return (labels.to(source.device) != -100).cumsum(1) - 1
+
+
+def mark(columns: Tensor, rejected: Tensor) -> Tensor:
+    """Columns [B, n] with the rejected ones marked: -2 minus the column. (-1 is a hole.)"""
+    return torch.where(rejected & (columns >= 0), -2 - columns, columns)
+
+
+def columns_of(marked: Tensor) -> Tensor:
+    """Columns [B, P] of marked ones; -1 stays a hole."""
+    return torch.where(marked <= -2, -2 - marked, marked)
+
+
+def see(mask: Any, marked: Tensor, asking: Tensor, recent: int) -> Any:
+    """A layer's mask with rejected keys hidden from all queries but the `recent` next ones.
+
+    Args:
+        mask: [B, 1, n, P] bool or added to scores, [B, P] (flash) or a BlockMask (flex).
+        marked: [B, P] column of every key, as `mark` writes them.
+        asking: [B, n] column of every query.
+    """
+    rejected, columns = marked <= -2, columns_of(marked)
+    if isinstance(mask, BlockMask):
+        return _see_blocks(mask, rejected, columns, asking, recent)
+    if mask.ndim == 2:
+        # One mask for all queries: right where they are one, or where nothing rejected is recent to any of them.
+        seen = ~rejected | (asking[:, -1:] - columns < recent)
+        return mask.bool() & seen
+    seen = ~rejected[:, None] | (asking[:, :, None] - columns[:, None] < recent)
+    if mask.dtype == torch.bool:
+        return mask & seen[:, None]
+    return torch.where(seen[:, None], mask, torch.finfo(mask.dtype).min)
+
+
+def _see_blocks(mask: BlockMask, rejected: Tensor, columns: Tensor, asking: Tensor, recent: int) -> BlockMask:
+    original = mask.mask_mod
+
+    def seen(b: Tensor, h: Tensor, q: Tensor, kv: Tensor) -> Tensor:
+        near = asking[b, q] - columns[b, kv] < recent
+        allowed: Tensor = original(b, h, q, kv) & (~rejected[b, kv] | near)
+        return allowed
+
+    batch, queries = asking.shape
+    return create_block_mask(seen, batch, None, queries, columns.shape[1], device=columns.device, _compile=False)
+
+
+class Gate:
+    """The step stage of a plan.
+
+    Args:
+        stage: of the plan.
+    """
+
+    def __init__(self, stage: Stage) -> None:
+        assert isinstance(stage.method, StepMethod) and stage.site.layer is not None
+        self.method, self.layer = stage.method, stage.site.layer
+        self.keep = None if stage.budget is None else float(stage.budget.ratio or 0)
+
+    def decide(self, running: Pass, hidden: Tensor) -> Tensor:
+        """Judge the answer's tokens of a pass; returns the hidden states of those that go on.
+
+        Without a cache, rejected tokens other than the last are not computed further.
+
+        Args:
+            running: the pass; `rejected` is set.
+            hidden: [B, n, D] states entering the stage's layer.
+        """
+        assert running.numbers is not None
+        batch, device = hidden.shape[0], hidden.device
+        numbers = running.numbers.to(device).expand(batch, -1)
+        alive = running.alive_on(device)
+        features = hidden if alive is None else take(hidden, alive.slot_of, 1)
+        stored = self.method.gate(StepView(features, numbers), self.keep)
+        if stored.shape != numbers.shape or stored.dtype != torch.bool:
+            raise MethodError(
+                f"method '{self.method.name}' broke its contract: gate() must return {tuple(numbers.shape)} bool, "
+                f"not {tuple(stored.shape)} {stored.dtype}"
+            )
+        stored = stored | (numbers < self.method.first)
+        if self.method.protect:
+            stored = stored | torch.isin(self._ids(running).to(device), torch.tensor(self.method.protect, device=device))
+        running.rejected = ~stored
+        running.conversation.trace.add_gate(running.past, stored | (numbers < 0), numbers >= 0)
+        in_generate = bool(running.conversation.inputs)
+        if in_generate and not running.cached and self.method.recent == 1:
+            return self._drop(running, hidden)
+        return hidden
+
+    def _ids(self, running: Pass) -> Tensor:
+        if running.ids is None:
+            raise UnsupportedCombination(
+                f"{self.method.name}(protect=...) looks at token ids: pass input_ids, not inputs_embeds"
+            )
+        return running.ids
+
+    def _drop(self, running: Pass, hidden: Tensor) -> Tensor:
+        """Leave rejected tokens out of the rest of the pass: without a cache only the newest token's state is read."""
+        assert running.rejected is not None and running.real is not None and running.dead is not None
+        gone = running.rejected & running.real
+        gone[:, -1] = False
+        running.dead |= gone
+        running.lengths = (running.real & ~running.dead).sum(1).tolist()
+        running.rejected = None
+        return prefill.shorten(running, self.layer, hidden)
+
+    def project(self, running: Pass, slots: SlotLayer | None, hidden: Tensor, mask: Any, implementation: str) -> Any:
+        """Tell a cache layer what arrives and what of it stays; returns the layer's mask."""
+        assert slots is None or isinstance(slots, DynamicSlots)
+        if slots is not None and slots.loose >= CLEAN_EVERY:
+            self._clean(running, slots, hidden)
+        first_key = None if slots is None else slots.first_key(running.queries)
+        lineage = None if slots is None else (slots.lineage, slots.slots, slots.is_sliding)
+        alive = running.alive_on(hidden.device)
+        key = ("gate", id(alive), lineage)
+        own_mask, after, step = running.once(
+            key, mask, lambda: self._project(running, slots, hidden, mask, implementation, first_key)
+        )
+        if slots is not None:
+            announcement = Announcement(None, running.queries, False, step, after)
+            slots.announce(announcement, hidden.shape[0], hidden.device)
+        return own_mask
+
+    def _project(
+        self, running: Pass, slots: DynamicSlots | None, hidden: Tensor, mask: Any, implementation: str, first_key: int | None
+    ) -> tuple[Any, Tensor, int]:
+        """The mask of the layers that share these slots, the marked columns [B, P] they hold then, their lineage's step."""
+        batch, device = hidden.shape[0], hidden.device
+        alive, past, queries = running.alive_on(device), running.past, running.queries
+        if alive is None:
+            asking = torch.arange(past, past + queries, device=device).expand(batch, -1)
+            rejected = running.rejected
+        else:
+            asking = alive.columns(past)
+            rejected = None if running.rejected is None else running.rejected.gather(1, alive.index)
+        new = asking if rejected is None else mark(asking, rejected.to(device))
+        before = new[:, :0] if slots is None else slots.positions(batch, device)
+        marked = torch.cat([before, new], dim=1)
+        visible = columns_of(marked) if slots is None else slots.cut(columns_of(marked), queries)
+        seen = marked if slots is None else slots.cut(marked, queries)
+        projected = project_mask(mask, visible, alive, past, queries, False, False, implementation, hidden.dtype, first_key)
+        if isinstance(projected, Tensor) and projected.ndim == 2 and queries > 1 and not self._fits_one_mask(running, slots):
+            raise UnsupportedCombination(
+                f"{self.method.name} under flash attention: several tokens of an answer in one pass see different keys, and a "
+                "flash mask is the same for all of them; use sdpa"
+            )
+        return see(projected, seen, asking, self.method.recent), marked, hash(("gate", past, queries))
+
+    def _fits_one_mask(self, running: Pass, slots: DynamicSlots | None) -> bool:
+        return running.rejected is None and self.method.recent == 1
+
+    def _clean(self, running: Pass, slots: DynamicSlots, hidden: Tensor) -> None:
+        """Take rejected slots away that no later token sees. Layers with equal slots share one wait."""
+
+        def plan() -> tuple[Tensor, Tensor, int]:
+            marked = slots.positions(hidden.shape[0], hidden.device)
+            keep = (marked >= 0) | ((marked <= -2) & (running.past - columns_of(marked) < self.method.recent))
+            index, valid = pack(keep, keep.sum(1).tolist())
+            return index, torch.where(valid, marked.gather(1, index), -1), hash(("clean", running.past))
+
+        key = ("clean", slots.lineage, slots.slots, slots.is_sliding)
+        index, marked, step = running.once(key, running, plan)
+        slots.repack(index.to(slots.keys.device), marked, step)
