@@ -24,8 +24,9 @@ class Report:
     Attributes:
         plan: canonical text.
         media: (sample, kind, visual tokens in, visual tokens kept) of each image or video; beams are counted once.
-        estimate: theory for the conversation's first sample with media; None for a turn behind a cache, whose cost depends on
-            the turns before it.
+        estimate: theory for the conversation's first sample with media; None where the cost depends on more than shapes: a
+            turn behind a cache, or a threshold.
+        answer: (tokens stored, tokens judged) of all answers where a gate decides that; None without one.
         prefill_kv_bytes: bytes in the cache of the whole batch after prefill, read off the cache; None without one, or for a
             quantized one.
         ignored_labels: labels left out of the loss because they would be predicted from a pruned position.
@@ -38,9 +39,10 @@ class Report:
     prefill_kv_bytes: int | None
     ignored_labels: int
     saves_nothing: bool
+    answer: tuple[int, int] | None = None
 
     def __str__(self) -> str:
-        theory = "not computed behind a cache" if self.estimate is None else self.estimate.summary()
+        theory = "not computed: more than shapes decide it" if self.estimate is None else self.estimate.summary()
         lines = [f"plan: {self.plan}", f"theory (first row): {theory}"]
         lines += [f"row {row}: {kind}, {before} -> {after} visual tokens" for row, kind, before, after in self.media]
         measured = (
@@ -49,6 +51,8 @@ class Report:
             else f"{self.prefill_kv_bytes:,} bytes"
         )
         lines.append(f"KV cache after prefill, whole batch: {measured}")
+        if self.answer is not None:
+            lines.append(f"answers: {self.answer[0]} of {self.answer[1]} tokens stored behind the gate")
         if self.saves_nothing:
             lines.append("effect=mask hides tokens but computes and stores all of them: nothing is saved")
         if self.ignored_labels:
@@ -71,7 +75,7 @@ class Attachment(engine.Attachment):
         """Visual tokens, FLOPs and KV bytes of the last conversation, theory and measured.
 
         Raises:
-            AttachError: if no picture has passed the model yet.
+            AttachError: if nothing that the plan acts on has passed the model yet.
         """
         talk = self.last
         media = tuple(
@@ -79,6 +83,7 @@ class Attachment(engine.Attachment):
             for entry in talk.trace
             if entry.medium.row % talk.copies == 0
         )
+        gated = talk.trace.answer_kept
         return Report(
             plan=str(self.plan),
             media=media,
@@ -86,17 +91,22 @@ class Attachment(engine.Attachment):
             prefill_kv_bytes=talk.prefill_kv_bytes,
             ignored_labels=talk.ignored_labels,
             saves_nothing=any(stage.effect is Effect.MASK for stage in self.plan.stages),
+            answer=(sum(int(row.sum()) for row in gated), sum(len(row) for row in gated)) if gated else None,
         )
 
     def _estimate(self, talk: Conversation) -> CostEstimate | None:
         if talk.past:
             return None
-        row = talk.trace.media[0].medium.row
+        if not all(stage.budget is None or stage.budget.is_fixed for stage in self.plan.stages):
+            return None
+        row = talk.trace.media[0].medium.row if len(talk.trace) else 0
         shapes = [entry.medium.shape for entry in talk.trace.sample(row)]
-        text = 0
+        text = 0 if shapes else talk.prompt_length or 0
         if talk.layout is not None:
             roles = talk.layout.roles[row // talk.copies]
             text = int(((roles != int(Role.PAD)) & (roles != int(Role.VISUAL))).sum())
+        if not shapes and not text:
+            return None
         bytes_each = next(self.model.parameters()).dtype.itemsize
         shape = self.family.model_shape(self.model.config)
         return estimate_cost(shape, self.plan, shapes, text, dtype_bytes=bytes_each)

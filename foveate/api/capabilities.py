@@ -12,6 +12,7 @@ import torch
 from foveate import families, methods
 from foveate.api.attach import attach
 from foveate.core.budget import Budget
+from foveate.core.learned import LearnedMethod
 from foveate.core.method import Method, StepMethod, TokenMethod
 from foveate.core.plan import Effect, Scope, Stage
 from foveate.core.site import LAYERED, Site, SiteKind
@@ -110,6 +111,8 @@ def _works(attempt: Callable[[], object]) -> bool:
 def _effect(method: Method) -> str:
     if isinstance(method, StepMethod):
         return "gates"
+    if isinstance(method, LearnedMethod):
+        return "drops"  # by a score; without its weights it cannot be asked
     assert isinstance(method, TokenMethod)
     index = torch.arange(16)
     generator = torch.Generator().manual_seed(0)

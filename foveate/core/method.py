@@ -26,6 +26,7 @@ class Method:
         paper: where it comes from, as shown by `foveate methods`.
         needs_grid: whether it only works on a whole grid in raster order.
         reads_features: whether it looks at hidden states, which cached tokens no longer have.
+        thresholds: whether its scores are probabilities of staying, so that a budget can be a threshold.
     """
 
     sites: ClassVar[tuple[SiteKind, ...]] = ()
@@ -33,6 +34,7 @@ class Method:
     paper: ClassVar[str] = ""
     needs_grid: ClassVar[bool] = False
     reads_features: ClassVar[bool] = True
+    thresholds: ClassVar[bool] = False
 
     @property
     def name(self) -> str:

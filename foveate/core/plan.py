@@ -69,7 +69,10 @@ class Stage:
             raise BudgetError(f"{name} fixes its own count: leave keep out")
         if not fixes_count and self.budget is None:
             raise BudgetError(f"{name} needs keep, e.g. keep=0.5 (what stays)")
-        if self.budget is not None and not self.budget.is_fixed:
+        by_threshold = self.budget is not None and not self.budget.is_fixed
+        if by_threshold and method.thresholds and self.effect is Effect.MASK:
+            raise BudgetError(f"{name}: effect=mask keeps a count; write keep=0.5 or keep=144")
+        if by_threshold and not method.thresholds:
             raise BudgetError(f"{name} cannot keep by threshold, its count must be known first: write keep=0.5 or keep=144")
         if self.budget is not None and self.budget.unit is Unit.GROUP and self.site.decoder_layer is not None:
             raise BudgetError(f"{name}: merge groups exist inside the encoder only; count tokens at site {self.site}")

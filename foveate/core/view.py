@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -66,6 +66,7 @@ class TokenView:
         grid: (t, h, w) if the N tokens are a whole grid in raster order, else None.
         sizes: [G, N] fp32, how many original tokens each token stands for.
         group_keys: one stable number per group, so that seeded methods give a row the same draw alone and in company.
+        predictor: of a learned method.
     """
 
     features: Tensor
@@ -74,6 +75,12 @@ class TokenView:
     sizes: Tensor
     group_keys: tuple[int, ...]
     observed: Mapping[Observation, Tensor] = field(default_factory=dict)
+    predictor: Callable[[Tensor], Tensor] | None = None
+
+    @property
+    def module(self) -> Callable[[Tensor], Tensor]:
+        """The module that a learned method's `build()` returned."""
+        return _built(self.predictor)
 
     @property
     def group_count(self) -> int:
@@ -101,7 +108,20 @@ class StepView:
     Attributes:
         features: [B, n, D] hidden states, any float dtype; read only.
         number: [B, n] long, which token of its answer each one is, from 0; negative for a token that is none.
+        predictor: of a learned method.
     """
 
     features: Tensor
     number: Tensor
+    predictor: Callable[[Tensor], Tensor] | None = None
+
+    @property
+    def module(self) -> Callable[[Tensor], Tensor]:
+        """The module that a learned method's `build()` returned."""
+        return _built(self.predictor)
+
+
+def _built(module: Callable[[Tensor], Tensor] | None) -> Callable[[Tensor], Tensor]:
+    if module is None:
+        raise MethodError("only a learned method has a module: derive it from LearnedMethod")
+    return module

@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary, ref
 from torch import nn
 
 from foveate.core.encoder import PackedPath
+from foveate.core.learned import BaseModel, LearnedMethod
 from foveate.core.plan import Effect, Plan, Scope, Stage
 from foveate.core.site import SiteKind
 from foveate.core.trace import Trace
@@ -52,6 +53,24 @@ def unwrap(model: Any) -> nn.Module:
     if any(getattr(part, "_compiled_call_impl", None) is not None or hasattr(part, "_orig_mod") for part in model.modules()):
         raise AttachError("a part of the model is compiled already: attach first, compile afterwards")
     return model
+
+
+def base_model(model: nn.Module, family: Family) -> BaseModel:
+    """What trained weights must know of a model, a few of its own weights included."""
+    config: Any = model.config
+    text = config.get_text_config()
+    layers = model.get_submodule(f"{family.decoder}.layers")
+    last = list(layers.children())[-1]
+    sampled = [model.get_input_embeddings().weight, *(part for part in last.parameters() if part.ndim == 2)][:2]  # type: ignore[operator]
+    readable = all(part.is_floating_point() and part.device.type != "meta" for part in sampled)
+    picked = [part.detach().flatten()[:: max(1, part.numel() // 8)][:8] for part in sampled] if readable else []
+    return BaseModel(
+        name=getattr(config, "_name_or_path", "") or "",
+        model_type=config.model_type,
+        width=text.hidden_size,
+        layers=len(list(layers.children())),
+        fingerprint=tuple(float(value) for part in picked for value in part),
+    )
 
 
 def check_plan(plan: Plan, family: Family, config: Any) -> dict[int, int]:
@@ -213,8 +232,11 @@ class Attachment:
     def _make_hooks(self, plan: Plan) -> Hooks:
         probes = check_plan(plan, self.family, self.model.config)
         texts = {stage: self._describe(stage) for stage in plan.stages}
+        learned = [(stage, stage.method) for stage in plan.stages if isinstance(stage.method, LearnedMethod)]
+        base = base_model(self.model, self.family) if learned else None
+        modules = {stage: method.build(base) for stage, method in learned if base is not None}
         try:
-            return Hooks(self, self.model, self.family, plan, texts, probes, self._shortcut, self._remember)
+            return Hooks(self, self.model, self.family, plan, texts, probes, self._shortcut, self._remember, modules)
         except AttributeError as error:
             raise AttachError(
                 f"{type(self.model).__name__} is not laid out as {self.family.title}: {error}; attach the model with its head, "

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from foveate.core.layout import Layout
+from foveate.core.plan import Stage
 from foveate.core.view import Observation
 from foveate.engine.conversation import Conversation
 from foveate.engine.projection import Alive
@@ -108,6 +109,7 @@ class Pass:
         ids: token ids [B, S] of the columns, if the caller gave them.
         numbers: [B or 1, S] long, which token of its answer each column is, negative where it is none; None where no stage
             gates anything in this pass.
+        modules: of learned methods, by their stage.
         rejected: [B, S] bool, True at columns that the layers behind the gate do not store; None before it has decided.
     """
 
@@ -132,6 +134,7 @@ class Pass:
     ids: Tensor | None = None
     numbers: Tensor | None = None
     rejected: Tensor | None = None
+    modules: Mapping[Stage, nn.Module] = field(default_factory=dict)
     memo: dict[Any, tuple[Any, Any]] = field(default_factory=dict)
 
     def once(self, key: Any, source: Any, make: Callable[[], _T]) -> _T:

@@ -94,7 +94,7 @@ class Gate:
 
     def __init__(self, stage: Stage) -> None:
         assert isinstance(stage.method, StepMethod) and stage.site.layer is not None
-        self.method, self.layer = stage.method, stage.site.layer
+        self.stage, self.method, self.layer = stage, stage.method, stage.site.layer
         self.keep = None if stage.budget is None else float(stage.budget.ratio or 0)
 
     def decide(self, running: Pass, hidden: Tensor) -> Tensor:
@@ -111,7 +111,8 @@ class Gate:
         numbers = running.numbers.to(device).expand(batch, -1)
         alive = running.alive_on(device)
         features = hidden if alive is None else take(hidden, alive.slot_of, 1)
-        stored = self.method.gate(StepView(features, numbers), self.keep)
+        module = prefill.placed(running.modules.get(self.stage), features)
+        stored = self.method.gate(StepView(features, numbers, module), self.keep)
         if stored.shape != numbers.shape or stored.dtype != torch.bool:
             raise MethodError(
                 f"method '{self.method.name}' broke its contract: gate() must return {tuple(numbers.shape)} bool, "

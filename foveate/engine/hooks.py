@@ -47,6 +47,7 @@ class Hooks:
         probe_layers: for each stage's layer the full-attention layer whose attention it observes.
         shortcut: skip stages that keep everything.
         on_media: called with the conversation when a pass finds media.
+        modules: of learned methods, by their stage.
     """
 
     def __init__(
@@ -59,9 +60,11 @@ class Hooks:
         probe_layers: Mapping[int, int],
         shortcut: bool,
         on_media: Callable[[Conversation], None],
+        modules: Mapping[Stage, nn.Module],
     ) -> None:
         self.owner, self.model, self.family, self.on_media = owner, model, family, on_media
         self.config: Any = model.config
+        self.modules = modules
         self.base = model.get_submodule(family.base)
         self.decoder = model.get_submodule(family.decoder)
         self.base_arguments = list(inspect.signature(self.base.forward).parameters)
@@ -170,6 +173,7 @@ class Hooks:
         talk = conversation.current(self.owner) or Conversation(self.owner)
         past = talk.columns_in(cache, source.shape[1])
         running = Pass(self.owner, talk, queries=source.shape[1], past=past, cached=cache is not None, labels=own_labels)
+        running.modules = self.modules
         if self.gate is not None:
             self._number(running, call, source)
         in_prompt = talk.prompt_length is not None and past < talk.prompt_length

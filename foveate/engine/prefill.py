@@ -6,10 +6,10 @@ from collections import defaultdict
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from foveate.core.layout import Layout, Medium
-from foveate.core.method import TokenMethod
+from foveate.core.method import ScoreMethod, TokenMethod, top_indices
 from foveate.core.plan import Scope, Stage
 from foveate.core.selection import Selection, merge_values
 from foveate.core.trace import GroupRecord
@@ -81,11 +81,28 @@ def _widen(spans: list[Span], stage: Stage) -> list[Span]:
 
 
 def _buckets(running: Pass, stage: Stage) -> dict[tuple[int, tuple[int, int, int] | None, int], list[Span]]:
-    """Spans of equal length, equal grid and equal budget: they become one view."""
+    """Spans of equal length, equal grid and equal budget: they become one view. A threshold's budget is 0 for now."""
+    by_threshold = stage.budget is not None and not stage.budget.is_fixed
     buckets = defaultdict(list)
     for span in running.spans:
-        buckets[(span.count, span.grid, stage.kept_of(span.count, span.grid))].append(span)
+        kept = 0 if by_threshold else stage.kept_of(span.count, span.grid)
+        buckets[(span.count, span.grid, kept)].append(span)
     return buckets
+
+
+def _choose(stage: Stage, view: TokenView, keep: int, check: bool) -> list[tuple[list[int], Selection]]:
+    """The answers of a stage, each for some groups of a view. Under a threshold groups of equal counts share one.
+
+    Counts under a threshold are read from the device, which waits once. At least one token stays.
+    """
+    if keep:
+        return [(list(range(view.group_count)), ask(stage, view, keep, check))]
+    assert stage.budget is not None and stage.budget.threshold is not None and isinstance(stage.method, ScoreMethod)
+    score = stage.method.score(view)
+    members: dict[int, list[int]] = defaultdict(list)
+    for group, count in enumerate((score > stage.budget.threshold).sum(1).clamp(min=1).tolist()):
+        members[count].append(group)
+    return [(groups, Selection(top_indices(score[groups], count))) for count, groups in members.items()]
 
 
 def run_stage(running: Pass, stage: Stage, layer: int, text: str, hidden: Tensor, shortcut: bool, check: bool) -> Tensor:
@@ -114,17 +131,20 @@ def run_stage(running: Pass, stage: Stage, layer: int, text: str, hidden: Tensor
         slots = columns if running.alive is None else running.alive.slot_of[rows, columns]
         features = _gather(hidden, rows, slots)
         view = _view(running, stage, layer, spans, grid, features, rows, columns)
-        selection = ask(stage, view, keep, check)
-        if selection.is_merge:
-            merged = merge_values(features, selection)
-            changed = changed.clone() if changed is hidden else changed
-            changed[rows, slots.gather(1, selection.kept)] = take(merged, selection.kept, 1)
-        # Every token of these spans is marked, then the kept ones are unmarked: no boolean indexing, so no sync.
-        running.dead[rows, columns] = True
-        running.dead[rows, columns.gather(1, selection.kept)] = False
-        survivors += _survivors(running, text, spans, selection, view)
-        for span in spans:
-            running.lengths[span.row] -= count - keep
+        for groups, selection in _choose(stage, view, keep, check):
+            own, whole = [spans[group] for group in groups], len(groups) == len(spans)
+            row, column, slot = (rows, columns, slots) if whole else (rows[groups], columns[groups], slots[groups])
+            if selection.is_merge:
+                merged = merge_values(features, selection)
+                changed = changed.clone() if changed is hidden else changed
+                changed[row, slot.gather(1, selection.kept)] = take(merged, selection.kept, 1)
+            # Every token of these spans is marked, then the kept ones are unmarked: no boolean indexing, so no sync.
+            running.dead[row, column] = True
+            running.dead[row, column.gather(1, selection.kept)] = False
+            sizes = selection.kept_sizes(view.sizes if whole else view.sizes[groups])
+            survivors += _survivors(running, text, own, selection, sizes)
+            for span in own:
+                running.lengths[span.row] -= count - selection.kept.shape[1]
     running.spans = sorted(survivors, key=lambda span: (span.row, span.medium, span.frame))
     return shorten(running, layer, changed)
 
@@ -221,7 +241,7 @@ def choose_hidden(running: Pass, stage: Stage, layer: int, text: str, rows: int,
         selection = ask(stage, view, keep, check)
         hidden[row_index, own] = True
         hidden[row_index, own.gather(1, selection.kept)] = False
-        _survivors(running, text, spans, selection, view)
+        _survivors(running, text, spans, selection, selection.kept_sizes(view.sizes))
     return hidden
 
 
@@ -262,7 +282,17 @@ def _view(
         sizes=torch.stack([span.sizes for span in spans]),
         group_keys=tuple(span.medium * _FRAMES + span.frame for span in spans),
         observed=observed,
+        predictor=placed(running.modules.get(stage), features),
     )
+
+
+def placed(module: nn.Module | None, features: Tensor) -> nn.Module | None:
+    """A learned method's module where its features are, in their number format."""
+    if module is not None:
+        known = next(module.parameters())
+        if known.device != features.device or known.dtype != features.dtype:
+            module.to(features.device, features.dtype)
+    return module
 
 
 def ask(stage: Stage, view: TokenView, keep: int, check: bool) -> Selection:
@@ -283,9 +313,8 @@ def ask(stage: Stage, view: TokenView, keep: int, check: bool) -> Selection:
     return selection
 
 
-def _survivors(running: Pass, text: str, spans: list[Span], selection: Selection, view: TokenView) -> list[Span]:
-    """Note the stage in the trace and return the spans of what stays."""
-    sizes = selection.kept_sizes(view.sizes)
+def _survivors(running: Pass, text: str, spans: list[Span], selection: Selection, sizes: Tensor) -> list[Span]:
+    """Note the stage in the trace and return the spans of what stays, which stand for `sizes` [G, K] tokens."""
     out = []
     for group, span in enumerate(spans):
         running.conversation.trace.add(GroupRecord(text, span.owner, selection, group))

@@ -13,6 +13,7 @@ from foveate.errors import BudgetError, SpecError, did_you_mean
 from foveate.spec.grammar import Bare, Value
 
 _COUNT = re.compile(r"([0-9]+)(tok)?")
+_THRESHOLD = re.compile(r"threshold:([0-9]*\.?[0-9]+(?:[eE]-[0-9]{1,3})?)")
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?%?")
 _WHOLE = re.compile(r"[+-]?[0-9]{1,18}")
 _PERCENT = Context(prec=100)  # wide enough for every number that is not refused anyway
@@ -22,7 +23,7 @@ _REMOVED_WORDS = ("r", "R", "ratio", "rate", "prune", "prune_ratio", "drop", "re
 
 
 def read_budget(value: Value, rounding: Rounding = Rounding.HALF_UP) -> Budget:
-    """Read what `keep` says: 0.5, 50 %, 144 or 144tok.
+    """Read what `keep` says: 0.5, 50 %, 144, 144tok, or threshold:0.5 for a method whose scores are probabilities.
 
     Raises:
         BudgetError: for anything that is not a ratio in (0, 1], a percentage in (0, 100] or a count of 2 or more;
@@ -33,6 +34,8 @@ def read_budget(value: Value, rounding: Rounding = Rounding.HALF_UP) -> Budget:
         raise BudgetError(f"keep={text}: one value is expected here, not a list; write e.g. keep=0.5")
     if (count := _COUNT.fullmatch(text)) is not None and (count[2] or int(count[1]) != 1):
         return Budget(count=int(count[1]), rounding=rounding)
+    if (threshold := _THRESHOLD.fullmatch(text)) is not None and 0 < float(threshold[1]) < 1:
+        return Budget(threshold=float(threshold[1]), rounding=rounding)
     if _NUMBER.fullmatch(text) is None:
         raise BudgetError(f"keep={text}: write a ratio (0.5), a percentage (50%) or a count (144)")
     number = Decimal(text.removesuffix("%"))

@@ -44,7 +44,14 @@ def random_view(
         sizes=torch.randint(1, 5, (groups, count), generator=generator).float(),
         group_keys=tuple(range(0, 1000 * groups, 1000)),
         observed=observed,
+        predictor=_judge,
     )
+
+
+def _judge(features: Tensor) -> Tensor:
+    """A stand-in for a trained module: two logits [..., 2] from each token alone, the same in company to the last bit."""
+    score = features.float().sum(-1)
+    return torch.stack([score, -score], dim=-1)
 
 
 def check_method(method: TokenMethod) -> None:
@@ -138,17 +145,17 @@ def check_step_method(method: StepMethod) -> None:
         dtype = DTYPES[seed % len(DTYPES)]
         features = torch.randn(GROUPS, 23, WIDTH, generator=generator).to(dtype)
         number = torch.arange(-3, 20).expand(GROUPS, -1) + torch.arange(GROUPS)[:, None]
-        view = StepView(features, number)
+        view = StepView(features, number, _judge)
         stored = method.gate(view, keep)
         what = f"{method} in {dtype}"
         if stored.dtype != torch.bool or stored.shape != number.shape:
             raise ContractBroken(f"{what}: it must return {tuple(number.shape)} bool")
         if not torch.equal(view.features, torch.randn(GROUPS, 23, WIDTH, generator=generator.manual_seed(seed)).to(dtype)):
             raise ContractBroken(f"{what}: it wrote into features")
-        if not torch.equal(stored, method.gate(StepView(features.clone(), number.clone()), keep)):
+        if not torch.equal(stored, method.gate(StepView(features.clone(), number.clone(), _judge), keep)):
             raise ContractBroken(f"{what}: two calls with equal inputs differ")
         for row in range(GROUPS):
             for token in range(23):
-                alone = StepView(features[row, None, token, None].clone(), number[row, None, token, None].clone())
+                alone = StepView(features[row, None, token, None].clone(), number[row, None, token, None].clone(), _judge)
                 if bool(method.gate(alone, keep)) != bool(stored[row, token]):
                     raise ContractBroken(f"{what}: token {token} alone is treated unlike in company")

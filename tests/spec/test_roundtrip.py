@@ -40,6 +40,8 @@ OPTIONS = {
     "pool": {"size": st.integers(2, 9)},
     "uniform": {},
 }
+_TRAINED = {"path": st.sampled_from(["", "owner/name", "./a folder"]), "allow_mismatch": st.booleans()}
+OPTIONS["dynamic_image"] = _TRAINED
 _GATE = {
     "recent": st.integers(1, 99),
     "first": st.integers(0, 99),
@@ -48,6 +50,7 @@ _GATE = {
 GATES = {
     "random_gate": {**_GATE, "seed": st.integers(0, 2**32 - 1)},
     "stride_gate": _GATE,
+    "dynamic_text": {**_GATE, **_TRAINED, "bias": st.floats(-9, 9)},
 }
 RATIOS = (
     st.decimals(min_value="0.001", max_value=1, places=3)
@@ -79,7 +82,7 @@ def plans(draw: st.DrawFn) -> Plan:
         name = draw(st.sampled_from(sorted(GATES)))
         gate = methods.get(name)(**draw(st.fixed_dictionaries(GATES[name])))
         budget = Budget(ratio=draw(RATIOS), rounding=draw(st.sampled_from(Rounding)))
-        stages.append(Stage(Site(SiteKind.DECODE, draw(st.integers(0, 40))), gate, budget))
+        stages.append(Stage(Site(SiteKind.DECODE, draw(st.integers(0, 40))), gate, budget if gate.takes_keep else None))
         if any(stage.effect is Effect.MASK for stage in stages):
             del stages[-1:]
     return Plan(tuple(stages))

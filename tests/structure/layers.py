@@ -13,6 +13,7 @@ ORDER = (
     ("version", "errors"),
     ("core",),
     ("ops",),
+    ("predictors",),
     ("methods", "families", "cost"),
     ("engine",),
     ("recipes",),
@@ -28,7 +29,7 @@ ANYWHERE = ("version", "errors")
 FACADE = "__init__"
 TORCH_ONLY = ("core", "ops", "methods")
 STDLIB_ONLY = ("version", "errors")
-NO_TRANSFORMERS = ("core", "ops", "methods", "cost", "recipes", "spec")
+NO_TRANSFORMERS = ("core", "ops", "predictors", "methods", "cost", "recipes", "spec")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,48 @@
+"""Methods with trained weights: what they must know of the model they are built for."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from torch import nn
+
+from foveate.core.method import Method
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """The model that a plan is attached to, as far as trained weights depend on it.
+
+    Attributes:
+        name: hub id or folder it was loaded from, "" if it was made from a config.
+        model_type: of its config.
+        width: of its decoder's hidden states.
+        layers: of its decoder.
+        fingerprint: a few of its weights, to tell it from another model of the same shape; () if they cannot be read.
+    """
+
+    name: str
+    model_type: str
+    width: int
+    layers: int
+    fingerprint: tuple[float, ...] = ()
+
+    def resembles(self, fingerprint: tuple[float, ...]) -> bool:
+        """Whether the weights are those of a fingerprint, in any floating point format; True if one of them is not known."""
+        if not self.fingerprint or not fingerprint:
+            return True
+        pairs = zip(self.fingerprint, fingerprint, strict=False)
+        return len(self.fingerprint) == len(fingerprint) and all(abs(a - b) <= 0.01 * abs(b) + 1e-6 for a, b in pairs)
+
+
+class LearnedMethod(Method, ABC):
+    """A method that looks at tokens through a trained module. The attachment owns the module; views carry it."""
+
+    @abstractmethod
+    def build(self, base: BaseModel) -> nn.Module:
+        """The module with its weights, on the CPU.
+
+        Raises:
+            InputError: if the weights cannot be read, or were trained for another model.
+        """

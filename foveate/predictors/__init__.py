@@ -1,0 +1,18 @@
+"""Trained predictors: small modules that judge tokens, and how they are stored."""
+
+from __future__ import annotations
+
+from foveate.predictors.files import IMAGE, INSTRUCT, TEXT, PredictorConfig, load_predictor, read_config, save_predictors
+from foveate.predictors.modules import TextPredictor, VisionPredictor
+
+__all__ = [
+    "IMAGE",
+    "INSTRUCT",
+    "TEXT",
+    "PredictorConfig",
+    "TextPredictor",
+    "VisionPredictor",
+    "load_predictor",
+    "read_config",
+    "save_predictors",
+]

@@ -1,0 +1,65 @@
+"""Dynamic-LLaVA: trained predictors sparsify the picture in prefill and the answer in decoding.
+
+Huang et al., ICLR 2025, arXiv:2412.00876.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+from foveate import methods
+from foveate.core.budget import Budget
+from foveate.core.plan import Scope, Stage
+from foveate.core.site import Site, SiteKind
+from foveate.errors import InputError, SpecError
+from foveate.predictors import read_config
+from foveate.recipes import Recipe
+
+
+@dataclass(frozen=True)
+class DynamicLlava(Recipe):
+    """`dynamic_llava(path=folder-or-hub-id)`, with the rates and the layer that the predictors were trained for.
+
+    Attributes:
+        path: folder or hub id of the predictors.
+        keep: share or number of a picture's tokens that stays, or threshold:0.5 (the paper's Eq. 5); () as trained.
+        image: whether the picture is sparsified.
+        text: whether the answer is; needs predictors that were trained for it.
+        scope: "crop" judges each crop of an image on its own, as trained on one crop.
+        bias, recent, first: of the answer's gate (`dynamic_text`).
+        allow_mismatch: also on another model than the one they were trained for.
+    """
+
+    path: str = ""
+    keep: tuple[Budget, ...] = ()
+    image: bool = True
+    text: bool = True
+    scope: str = "medium"
+    bias: float = 0.0
+    recent: int = 1
+    first: int = 0
+    allow_mismatch: bool = False
+
+    def expand(self) -> tuple[Stage, ...]:
+        if not self.path:
+            raise SpecError("dynamic_llava needs trained predictors: write path=folder or path=owner/name")
+        if len(self.keep) > 1 or self.scope not in [scope.value for scope in Scope]:
+            raise SpecError("dynamic_llava takes one keep, and scope=medium, crop, frame or sample")
+        if not (self.image or self.text):
+            raise SpecError("dynamic_llava(image=off, text=off) does nothing: leave it out")
+        config = read_config(self.path)
+        common: dict[str, Any] = {"path": self.path, "allow_mismatch": self.allow_mismatch}
+        stages = []
+        if self.image:
+            budget = self.keep[0] if self.keep else Budget.of_ratio(Decimal(str(config.keep)))
+            method = methods.get("dynamic_image")(**common)
+            stages.append(Stage(Site.llm_layer(config.layer), method, budget, Scope(self.scope)))
+        if self.text:
+            if config.text_keep is None:
+                raise InputError(f"{self.path} holds no predictor for answers: write text=off")
+            common |= {"bias": self.bias, "recent": self.recent, "first": self.first}
+            gate = methods.get("dynamic_text")(**common)
+            stages.append(Stage(Site(SiteKind.DECODE, config.layer), gate))
+        return tuple(stages)

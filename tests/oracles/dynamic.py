@@ -1,0 +1,76 @@
+"""The predictors of Dynamic-LLaVA in plain loops, one token at a time."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def _normalized(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return (x - x.mean()) / torch.sqrt(((x - x.mean()) ** 2).mean() + 1e-5) * weight + bias
+
+
+def _gelu(x: Tensor) -> Tensor:
+    return 0.5 * x * (1 + torch.erf(x / math.sqrt(2)))
+
+
+def _linear(state: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
+    y = state[f"{name}.weight"] @ x
+    return y + state[f"{name}.bias"] if f"{name}.bias" in state else y
+
+
+def text_logits(state: dict[str, Tensor], token: Tensor) -> Tensor:
+    """Two logits of one token [hidden]."""
+    x = _normalized(token, state["output_mlp.0.weight"], state["output_mlp.0.bias"])
+    for number in (1, 3, 5):
+        x = _gelu(_linear(state, f"output_mlp.{number}", x))
+    return _linear(state, "output_mlp.7", x)
+
+
+def vision_logits(state: dict[str, Tensor], tokens: list[Tensor], heads: int, blocks: int) -> list[Tensor]:
+    """Two logits of each token [hidden] of one group."""
+    states = []
+    for token in tokens:
+        x = _normalized(token, state["down_mlp.0.weight"], state["down_mlp.0.bias"])
+        states.append(_gelu(_linear(state, "down_mlp.1", x)))
+    width = len(states[0])
+    size = width // heads
+    for number in range(blocks):
+        name = f"transformer.{number}"
+        norms = [_normalized(x, state[f"{name}.norm1.weight"], state[f"{name}.norm1.bias"]) for x in states]
+        triples = [_linear(state, f"{name}.attn.qkv", x) for x in norms]
+        mixed = []
+        for asking in triples:
+            parts = []
+            for head in range(heads):
+                place = slice(head * size, (head + 1) * size)
+                query = asking[:width][place]
+                scores = torch.stack([query @ other[width : 2 * width][place] / math.sqrt(size) for other in triples])
+                weights = torch.exp(scores - scores.max()) / torch.exp(scores - scores.max()).sum()
+                parts.append(sum(w * other[2 * width :][place] for w, other in zip(weights, triples, strict=True)))
+            mixed.append(_linear(state, f"{name}.attn.proj", torch.cat(parts)))
+        states = [x + y for x, y in zip(states, mixed, strict=True)]
+        for index, x in enumerate(states):
+            inner = _normalized(x, state[f"{name}.norm2.weight"], state[f"{name}.norm2.bias"])
+            states[index] = x + _linear(state, f"{name}.mlp.fc2", _gelu(_linear(state, f"{name}.mlp.fc1", inner)))
+    mean = sum(x[width // 2 :] for x in states) / len(states)
+    out = []
+    for x in states:
+        y = torch.cat([x[: width // 2], mean])
+        for number in (0, 2):
+            y = _gelu(_linear(state, f"output_mlp.{number}", y))
+        out.append(_linear(state, "output_mlp.4", y))
+    return out
+
+
+def dynamic_image_kept(state: dict[str, Tensor], tokens: list[Tensor], heads: int, blocks: int, keep: int) -> list[int]:
+    """The tokens whose logit of keeping exceeds that of dropping by most, in their order."""
+    margins = [float(logits[0] - logits[1]) for logits in vision_logits(state, tokens, heads, blocks)]
+    return sorted(sorted(range(len(tokens)), key=lambda index: -margins[index])[:keep])
+
+
+def dynamic_text_kept(state: dict[str, Tensor], tokens: list[Tensor], bias: float) -> list[bool]:
+    """Of each token, whether its logit of keeping is the larger one."""
+    return [bool(logits[0] + bias > logits[1]) for logits in (text_logits(state, token) for token in tokens)]

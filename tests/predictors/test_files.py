@@ -1,0 +1,99 @@
+"""Predictors on disk: what is written is read back, and what does not belong together is refused in one line."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+import foveate
+from foveate.errors import InputError, SpecError
+from foveate.predictors.files import CONFIG, IMAGE, TEXT, WEIGHTS, read_config
+from foveate.spec import Plan
+from tests import tiny
+from tests.trained import config_for, random_predictors
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny.tiny_model("llava")
+
+
+def test_what_is_written_is_read_back(model, tmp_path):
+    path, modules = random_predictors(tmp_path, model)
+    assert read_config(path) == config_for(model)
+    with foveate.attach(model, f"dynamic_llava(path='{path}')") as attachment:
+        built = attachment._hooks.modules
+        assert [stage.method.name for stage in built] == ["dynamic_image", "dynamic_text"]
+        for module, name in zip(built.values(), (IMAGE, TEXT), strict=True):
+            for key, value in modules[name].state_dict().items():
+                assert torch.equal(module.state_dict()[key], value)
+            assert not any(parameter.requires_grad for parameter in module.parameters())
+
+
+def test_the_recipe_takes_layer_and_rates_from_the_file(model, tmp_path):
+    path, _ = random_predictors(tmp_path, model, layer=3, keep=0.4)
+    assert str(Plan.parse(f"dynamic_llava(path='{path}')")) == (
+        f'dynamic_image(layer=3, keep=0.4, path="{path}") | dynamic_text(layer=3, path="{path}")'
+    )
+    chosen = Plan.parse(f"dynamic_llava(path='{path}', keep=threshold:0.5, text=off)")
+    assert str(chosen) == f'dynamic_image(layer=3, keep=threshold:0.5, path="{path}")'
+    assert Plan.parse(str(chosen)) == chosen and Plan.from_json(chosen.to_json()) == chosen
+
+
+def test_predictors_of_another_model_are_refused(model, tmp_path):
+    path, _ = random_predictors(tmp_path, tiny.tiny_model("llava", seed=7))
+    with pytest.raises(InputError, match=r"whose weights are not those of this model.*allow_mismatch=on"):
+        foveate.attach(model, f"dynamic_llava(path='{path}')")
+    foveate.attach(model, f"dynamic_llava(path='{path}', allow_mismatch=on)").detach()
+
+
+def test_the_same_model_in_another_number_format_is_the_same_model(tmp_path):
+    path, _ = random_predictors(tmp_path, tiny.tiny_model("llava"))
+    foveate.attach(tiny.tiny_model("llava").to(torch.bfloat16), f"dynamic_llava(path='{path}')").detach()
+
+
+def test_predictors_of_another_width_are_refused_always(model, tmp_path):
+    path, _ = random_predictors(tmp_path, model, hidden_size=24)
+    with pytest.raises(InputError, match="hidden states of 24; this model has 32"):
+        foveate.attach(model, f"dynamic_llava(path='{path}', allow_mismatch=on)")
+
+
+def test_a_missing_predictor_is_named(model, tmp_path):
+    path, _ = random_predictors(tmp_path, model, text_keep=None)
+    with pytest.raises(InputError, match="no predictor for answers: write text=off"):
+        Plan.parse(f"dynamic_llava(path='{path}')")
+    with pytest.raises(InputError, match="output_text_score_predictor: it was trained without"):
+        foveate.attach(model, f"dynamic_text(layer=2, path='{path}')")
+
+
+def test_broken_files_are_refused_in_one_line(model, tmp_path):
+    def refused(match: str) -> None:
+        with pytest.raises(InputError, match=match) as caught:
+            foveate.attach(model, f"dynamic_image(layer=2, keep=0.5, path='{tmp_path}')")
+        assert "\n" not in str(caught.value)
+
+    refused("holds no predictors.json")
+    random_predictors(tmp_path, model)
+    good = (tmp_path / CONFIG).read_text()
+    (tmp_path / CONFIG).write_text(good[:-9])
+    refused("is not JSON")
+    (tmp_path / CONFIG).write_text(json.dumps({**json.loads(good), "format": 9}))
+    refused("reads predictors of format 1")
+    (tmp_path / CONFIG).write_text(json.dumps({**json.loads(good), "colour": 9}))
+    refused("does not describe predictors")
+    (tmp_path / CONFIG).write_text(json.dumps({**json.loads(good), "width": 32}))
+    refused("missing or has another shape")
+    (tmp_path / CONFIG).write_text(good)
+    (tmp_path / WEIGHTS).write_bytes(b"not tensors")
+    refused("cannot be read")
+
+
+def test_without_a_path_nothing_is_attached(model):
+    with pytest.raises(SpecError, match="needs trained predictors"):
+        Plan.parse("dynamic_llava()")
+    with pytest.raises(InputError, match="write path=folder"):
+        foveate.attach(model, "dynamic_text(layer=2)")
+    with pytest.raises(InputError, match=r"holds no predictors\.json"):
+        Plan.parse("dynamic_llava(path='./nowhere')")
