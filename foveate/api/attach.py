@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+
+from torch import nn
 
 from foveate.core.layout import Role
 from foveate.core.plan import Effect, Stage
@@ -13,6 +15,7 @@ from foveate.core.plan import Plan as CorePlan
 from foveate.cost.estimate import CostEstimate, estimate_cost
 from foveate.engine import attach as engine
 from foveate.engine.conversation import Conversation
+from foveate.engine.soft import SoftMode
 from foveate.errors import AttachError
 from foveate.spec import Plan, stage_text
 
@@ -120,19 +123,32 @@ class Attachment(engine.Attachment):
         return plan if estimate is None else f"{plan}: {estimate.summary()}"
 
 
-def attach(model: Any, plan: str | CorePlan | Stage | Iterable[Stage], keep_traces: int = 1) -> Attachment:
+def attach(
+    model: Any,
+    plan: str | CorePlan | Stage | Iterable[Stage],
+    keep_traces: int = 1,
+    *,
+    mode: str = "hard",
+    modules: Mapping[str, nn.Module] | None = None,
+) -> Attachment:
     """Attach a plan to an unmodified Hugging Face model.
 
     Args:
         model: a model, a pipeline or a PeftModel, loaded as always.
         plan: a spec such as `"fastv(layer=2, keep=0.5)"`, a Plan, or stages.
         keep_traces: how many past conversations `attachment.traces` remembers.
+        mode: "hard" drops tokens. "soft" keeps all of them and weighs their keys by what learned methods decide, with
+            gradients (arXiv 2412.00876, Eq. 7); its temperature and shares are in `attachment.soft`.
+        modules: by name of a learned method, the module to use instead of the one in its files.
 
     Raises:
         FoveateError: before anything is touched, in one line: an unknown family, a layer beyond the model, a second
             attach, a compiled model.
     """
-    return Attachment(engine.unwrap(model), Plan.of(plan), stage_text, keep_traces)
+    if mode not in ("hard", "soft"):
+        raise AttachError(f'mode={mode!r}: write "hard", or "soft" to train learned methods')
+    soft = SoftMode() if mode == "soft" else None
+    return Attachment(engine.unwrap(model), Plan.of(plan), stage_text, keep_traces, soft=soft, modules=modules)
 
 
 def detach(model: Any) -> bool:

@@ -19,6 +19,7 @@ from foveate.core.trace import Trace
 from foveate.engine import compat, conversation, observe
 from foveate.engine.conversation import Conversation
 from foveate.engine.hooks import Hooks
+from foveate.engine.soft import SoftMode
 from foveate.errors import AttachError, FoveateError, InputError, PlanError, UnsupportedCombination
 from foveate.families import Family, family_for
 
@@ -195,10 +196,18 @@ class Attachment:
 
     Attributes:
         model, family, plan: what is attached to what.
+        soft: temperature and shares while learned methods are trained; None otherwise.
     """
 
     def __init__(
-        self, model: nn.Module, plan: Plan, describe: Callable[[Stage], str], keep_traces: int = 1, shortcut: bool = True
+        self,
+        model: nn.Module,
+        plan: Plan,
+        describe: Callable[[Stage], str],
+        keep_traces: int = 1,
+        shortcut: bool = True,
+        soft: SoftMode | None = None,
+        modules: Mapping[str, nn.Module] | None = None,
     ) -> None:
         """Attach.
 
@@ -209,6 +218,8 @@ class Attachment:
             keep_traces: how many past conversations to remember.
             shortcut: skip stages that keep everything. False sends them through gather, projection and slot cache, to
                 prove that those change nothing.
+            soft: keep every token, for training learned methods.
+            modules: by name of a learned method, the module to use instead of the one that it would build.
 
         Raises:
             AttachError, UnsupportedModel, PlanError, UnsupportedCombination: before anything was touched.
@@ -220,7 +231,7 @@ class Attachment:
             raise AttachError(f"keep_traces={keep_traces!r}: write a whole number of at least 1")
         self.model, self.plan = model, plan
         self.family = family_for(model.config)
-        self._describe, self._shortcut = describe, shortcut
+        self._describe, self._shortcut, self.soft, self._given = describe, shortcut, soft, dict(modules or {})
         self._conversations: deque[Conversation] = deque(maxlen=keep_traces)
         self._installed = False
         self._own_generate: Any = None  # a generate that somebody else put on the instance
@@ -233,15 +244,17 @@ class Attachment:
         probes = check_plan(plan, self.family, self.model.config)
         texts = {stage: self._describe(stage) for stage in plan.stages}
         learned = [(stage, stage.method) for stage in plan.stages if isinstance(stage.method, LearnedMethod)]
-        base = base_model(self.model, self.family) if learned else None
-        modules = {stage: method.build(base) for stage, method in learned if base is not None}
+        modules = {stage: self._given.get(method.name) or self._build(method) for stage, method in learned}
         try:
-            return Hooks(self, self.model, self.family, plan, texts, probes, self._shortcut, self._remember, modules)
+            return Hooks(self, self.model, self.family, plan, texts, probes, self._shortcut, self._remember, modules, self.soft)
         except AttributeError as error:
             raise AttachError(
                 f"{type(self.model).__name__} is not laid out as {self.family.title}: {error}; attach the model with its head, "
                 "or compare the family file with this transformers"
             ) from None
+
+    def _build(self, method: LearnedMethod) -> nn.Module:
+        return method.build(base_model(self.model, self.family))
 
     def _remember(self, talk: Conversation) -> None:
         if not any(known is talk for known in self._conversations):

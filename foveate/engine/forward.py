@@ -110,6 +110,7 @@ class Pass:
         numbers: [B or 1, S] long, which token of its answer each column is, negative where it is none; None where no stage
             gates anything in this pass.
         modules: of learned methods, by their stage.
+        policy: [B, S], how much each column is kept, while such methods are trained.
         rejected: [B, S] bool, True at columns that the layers behind the gate do not store; None before it has decided.
     """
 
@@ -134,6 +135,7 @@ class Pass:
     ids: Tensor | None = None
     numbers: Tensor | None = None
     rejected: Tensor | None = None
+    policy: Tensor | None = None
     modules: Mapping[Stage, nn.Module] = field(default_factory=dict)
     memo: dict[Any, tuple[Any, Any]] = field(default_factory=dict)
 

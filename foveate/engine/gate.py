@@ -30,7 +30,7 @@ CLEAN_EVERY = 64
 def answer_numbers(running: Pass, source: Tensor, labels: Tensor | None) -> Tensor | None:
     """[B or 1, S] long, which token of its answer each column of a pass is, negative where it is none; None without any.
 
-    Generated columns are those behind the conversation's prompt; in training those from a row's first label on.
+    Generated columns are those behind the conversation's prompt; in training those that have a label.
     """
     length = running.conversation.prompt_length
     if length is not None:
@@ -39,7 +39,8 @@ def answer_numbers(running: Pass, source: Tensor, labels: Tensor | None) -> Tens
         return torch.arange(running.past - length, running.past - length + running.queries, device=source.device)[None]
     if labels is None or labels.shape != source.shape[:2]:
         return None
-    return (labels.to(source.device) != -100).cumsum(1) - 1
+    answered = labels.to(source.device) != -100
+    return torch.where(answered, answered.cumsum(1) - 1, -1)
 
 
 def mark(columns: Tensor, rejected: Tensor) -> Tensor:

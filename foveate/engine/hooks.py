@@ -24,6 +24,7 @@ from foveate.engine.gate import Gate, answer_numbers
 from foveate.engine.packed_encoder import PackedEncoderHooks
 from foveate.engine.side_inputs import SideInputs
 from foveate.engine.slot_cache import check_cache, check_gated_cache, stored_bytes
+from foveate.engine.soft import SoftHooks, SoftMode
 from foveate.engine.watch import Watch
 from foveate.errors import UnsupportedCombination
 from foveate.families import Family
@@ -48,6 +49,7 @@ class Hooks:
         shortcut: skip stages that keep everything.
         on_media: called with the conversation when a pass finds media.
         modules: of learned methods, by their stage.
+        soft: keep every token and train those modules; None to drop.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Hooks:
         shortcut: bool,
         on_media: Callable[[Conversation], None],
         modules: Mapping[Stage, nn.Module],
+        soft: SoftMode | None = None,
     ) -> None:
         self.owner, self.model, self.family, self.on_media = owner, model, family, on_media
         self.config: Any = model.config
@@ -103,7 +106,9 @@ class Hooks:
         self.decoder_hooks = DecoderHooks(
             owner, self.decoder, self.stages, texts, shortcut, self.masks, self.encoder is not None, self.gate
         )
-        self.side = SideInputs(owner, family, self.config, self.decoder, self.first, not self.masks)
+        self.soft = None if soft is None else SoftHooks(owner, plan, modules, soft)
+        shortens = not self.masks and soft is None
+        self.side = SideInputs(owner, family, self.config, self.decoder, self.first, shortens)
         self.handles: list[RemovableHandle] = []
 
     def install(self) -> None:
@@ -120,13 +125,19 @@ class Hooks:
             *self.side.install(),
         ]
         for index, layer in enumerate(layers.children()):
-            if index >= self.first:
+            if self.soft is not None:
+                if index >= self.first:
+                    self.handles.append(layer.register_forward_pre_hook(self.soft.before_layer(index), with_kwargs=True))
+            elif index >= self.first:
                 for hook in self.side.around(index, self.decoder_hooks.before_layer(index)):
                     self.handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
             if index in self.watches:
                 attention, watch = layer.get_submodule(self.family.attention), self.watches[index]
                 self.handles.append(attention.register_forward_pre_hook(watch.before, with_kwargs=True))
                 self.handles.append(attention.register_forward_hook(watch.after, with_kwargs=True, always_call=True))
+        if self.soft is not None:
+            deep = list(layers.children())[self.first :]
+            self.soft.install([layer.get_submodule(self.family.attention) for layer in deep])
         if self.encoder is not None:
             self.handles += self.encoder.install()
         if self.watches or self.encoder is not None:
@@ -137,6 +148,8 @@ class Hooks:
         for handle in self.handles:
             handle.remove()
         self.handles.clear()
+        if self.soft is not None:
+            self.soft.remove()
         self.settle()
 
     def settle(self) -> None:
@@ -187,7 +200,7 @@ class Hooks:
         """Find the answer's tokens of a pass for the gate."""
         assert self.gate is not None
         cache = call.get("past_key_values")
-        if cache is not None and (running.past == 0 or running.queries > 1):
+        if cache is not None and self.soft is None and (running.past == 0 or running.queries > 1):
             check_gated_cache(cache, self.gate.layer, self.gate.method.name)
         running.ids = call.get("input_ids")
         running.numbers = answer_numbers(running, source, running.labels)
@@ -218,7 +231,7 @@ class Hooks:
             self._refuse_masked_turn(running.conversation)
         found = self._layout(running, call)
         # Without a cache a gate drops columns, also of a prompt without pictures.
-        drops_text = running.numbers is not None and not running.cached
+        drops_text = running.numbers is not None and not running.cached and self.soft is None
         if found is None and drops_text:
             found = self._text_layout(running, call)
         if found is None:
