@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foveate.engine.attach import base_model
+from foveate.engine.base import base_model
 from foveate.families import family_for
 from foveate.predictors.files import PredictorConfig, save_predictors
 from tests.oracles.dense_reference import decoder_layers

@@ -12,11 +12,12 @@ from weakref import WeakKeyDictionary, ref
 from torch import nn
 
 from foveate.core.encoder import PackedPath
-from foveate.core.learned import BaseModel, LearnedMethod
+from foveate.core.learned import LearnedMethod
 from foveate.core.plan import Effect, Plan, Scope, Stage
 from foveate.core.site import SiteKind
 from foveate.core.trace import Trace
 from foveate.engine import compat, conversation, observe
+from foveate.engine.base import base_model
 from foveate.engine.conversation import Conversation
 from foveate.engine.hooks import Hooks
 from foveate.engine.soft import SoftMode
@@ -54,24 +55,6 @@ def unwrap(model: Any) -> nn.Module:
     if any(getattr(part, "_compiled_call_impl", None) is not None or hasattr(part, "_orig_mod") for part in model.modules()):
         raise AttachError("a part of the model is compiled already: attach first, compile afterwards")
     return model
-
-
-def base_model(model: nn.Module, family: Family) -> BaseModel:
-    """What trained weights must know of a model, a few of its own weights included."""
-    config: Any = model.config
-    text = config.get_text_config()
-    layers = model.get_submodule(f"{family.decoder}.layers")
-    last = list(layers.children())[-1]
-    sampled = [model.get_input_embeddings().weight, *(part for part in last.parameters() if part.ndim == 2)][:2]  # type: ignore[operator]
-    readable = all(part.is_floating_point() and part.device.type != "meta" for part in sampled)
-    picked = [part.detach().flatten()[:: max(1, part.numel() // 8)][:8] for part in sampled] if readable else []
-    return BaseModel(
-        name=getattr(config, "_name_or_path", "") or "",
-        model_type=config.model_type,
-        width=text.hidden_size,
-        layers=len(list(layers.children())),
-        fingerprint=tuple(float(value) for part in picked for value in part),
-    )
 
 
 def check_plan(plan: Plan, family: Family, config: Any) -> dict[int, int]:

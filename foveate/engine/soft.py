@@ -150,8 +150,7 @@ class SoftHooks:
         layers = {stage.site.layer for stage in plan.stages}
         if len(layers) != 1 or set(plan.stages) - set(modules):
             raise UnsupportedCombination(
-                'mode="soft" trains stages of learned methods at one layer: e.g. dynamic_image(layer=2, ...) | '
-                "dynamic_text(layer=2, ...)"
+                'mode="soft" trains stages of learned methods that act at one layer: a plan with such stages and no others'
             )
         self.layer = layers.pop() or 0
         self._wrapped: list[nn.Module] = []
