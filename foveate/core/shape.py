@@ -18,6 +18,8 @@ class MediumShape:
         encoder_sequences: lengths of the sequences that attend to each other in a full-attention encoder layer.
         encoder_windows: the same for a windowed layer; empty where the encoder has none.
         crops: grids of the further parts in token order, for images that are cut into crops besides an overview.
+        tiles: (down, across), how the tiles of an image lie, where their places are known.
+        pixels: (height, width) of the image, where its tiles are known.
     """
 
     kind: str
@@ -27,6 +29,8 @@ class MediumShape:
     encoder_sequences: tuple[int, ...] = ()
     encoder_windows: tuple[int, ...] = ()
     crops: tuple[tuple[int, int, int], ...] = ()
+    tiles: tuple[int, int] | None = None
+    pixels: tuple[int, int] | None = None
 
     @property
     def grids(self) -> tuple[tuple[int, int, int], ...]:

@@ -1,16 +1,19 @@
 """Ways of counting: what the hardware is asked to do, and what papers printed instead.
 
 A paper's table only reproduces with the paper's own formula, so each formula is here under a name, with a sentence that says
-what it counts. KV bytes are no matter of convention: they are always those of whole tokens (kv_bytes.py).
+what it counts. KV bytes are no matter of convention: they are those of the whole tokens that the engine keeps (kv_bytes.py),
+or of those that a paper's program keeps where the convention counts that program (`TokenRule`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from foveate.core.budget import Budget
 from foveate.core.plan import Plan
 from foveate.core.shape import DecoderShape, MediumShape, ModelShape
+from foveate.cost import illava_v1
 from foveate.cost.flops import decode_flops, decoder_prefill_flops, lm_head_flops, vision_flops
 from foveate.cost.tokens import stored_answer_tokens
 from foveate.errors import UnknownName, did_you_mean
@@ -50,6 +53,21 @@ class Counts:
 
 
 @dataclass(frozen=True)
+class TokenRule:
+    """How many tokens a paper's own program works on, where that is not what the engine does.
+
+    Attributes:
+        visual: visual tokens that enter each decoder layer.
+        encoder: lengths of the sequences of one medium that enter each encoder layer.
+        kept: visual tokens of all media that stay under one budget.
+    """
+
+    visual: Callable[[ModelShape, Plan, Sequence[MediumShape]], tuple[int, ...]]
+    encoder: Callable[[ModelShape, Plan, MediumShape], list[tuple[int, ...]]]
+    kept: Callable[[ModelShape, Budget, Sequence[MediumShape]], int]
+
+
+@dataclass(frozen=True)
 class Convention:
     """A named way of counting.
 
@@ -57,6 +75,7 @@ class Convention:
         words: what is counted and what is not, for people.
         unit: of every count that is not bytes or tokens.
         rounds: whether a budget gives whole tokens, as in the engine, or fractions, as in a formula.
+        program: the tokens of the paper's program, for a convention that follows one; None for those of the engine.
     """
 
     name: str
@@ -64,6 +83,7 @@ class Convention:
     unit: str
     rounds: bool
     count: Callable[[ModelShape, Workload], Counts]
+    program: TokenRule | None = None
 
 
 def fastv_layer_macs(decoder: DecoderShape, tokens: float) -> float:
@@ -106,6 +126,14 @@ def _dynamic_llava(shape: ModelShape, work: Workload) -> Counts:
     )
 
 
+def _illava_v1(shape: ModelShape, work: Workload) -> Counts:
+    tokens = [work.text_tokens + int(visual) for visual in work.visual_tokens]
+    return Counts(
+        llm_prefill=decoder_prefill_flops(shape.decoder, tokens),
+        encoder=sum(illava_v1.encoder_flops(shape, work.plan, medium) for medium in work.media),
+    )
+
+
 CONVENTIONS: dict[str, Convention] = {
     convention.name: convention
     for convention in (
@@ -133,6 +161,17 @@ CONVENTIONS: dict[str, Convention] = {
             "FLOPs",
             True,
             _dynamic_llava,
+        ),
+        Convention(
+            "illava-v1",
+            "FLOPs = 2 x MAC of the blocks of encoder and decoder in the authors' program of January 2025: a merge stands "
+            "between a block's attention and its MLP; LLaVA-OneVision's survivors of a crop count as a square grid; a "
+            "stage of the LLM removes round(n (1 - keep)) tokens, row newlines among them; no patch embedding, projector, LM "
+            "head or decoding",
+            "FLOPs",
+            True,
+            _illava_v1,
+            TokenRule(illava_v1.visual_tokens, illava_v1.encoder_sequences, illava_v1.kept_of_all),
         ),
     )
 }

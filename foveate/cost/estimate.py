@@ -90,6 +90,7 @@ class CostEstimate:
             "kv_bytes_ratio": self.kv_bytes.ratio.to_json(),
             "selection_flops": self.selection_flops,
             "encoder_flops": None if self.encoder_flops is None else self.encoder_flops.to_json(),
+            "encoder_flops_ratio": None if self.encoder_flops is None else self.encoder_flops.ratio.to_json(),
             "encoder_tokens_per_layer": {"plain": list(self.encoder_tokens[0]), "plan": list(self.encoder_tokens[1])},
             "convention": self.convention,
             "convention_words": self.convention_words,
@@ -153,11 +154,16 @@ def estimate_cost(
     _check_prompt(text_tokens, media)
     decoder = shape.decoder
     check_countable(plan, decoder.layers)
-    whole = [visual_tokens_per_layer(some, media, decoder.layers) for some in (Plan(), plan)]
-    visual = whole if rule.rounds else [unrounded_tokens_per_layer(some, media, decoder.layers) for some in (Plan(), plan)]
+    both = (Plan(), plan)
+    visual: list[tuple[int, ...]] | list[tuple[float, ...]]
+    if rule.program is not None:
+        visual = whole = [rule.program.visual(shape, some, media) for some in both]
+    else:
+        whole = [visual_tokens_per_layer(some, media, decoder.layers) for some in both]
+        visual = whole if rule.rounds else [unrounded_tokens_per_layer(some, media, decoder.layers) for some in both]
     plain, planned = (
         rule.count(shape, Workload(tuple(media), counts, text_tokens, new_tokens, some))
-        for counts, some in zip(visual, (Plan(), plan), strict=True)
+        for counts, some in zip(visual, both, strict=True)
     )
     # The last new token is never fed back, so the cache ends without it.
     answers = [stored_answer_tokens(some, max(new_tokens - 1, 0), decoder.layers) for some in (Plan(), plan)]
@@ -175,7 +181,7 @@ def estimate_cost(
         selection_flops=batch
         * (selection_flops(decoder, plan, prompt, text_tokens) + encoder_selection_flops(shape, media, plan)),
         encoder_flops=_both(plain.encoder, planned.encoder, batch),
-        encoder_tokens=(_encoder_tokens(Plan(), shape, media), _encoder_tokens(plan, shape, media)),
+        encoder_tokens=(_encoder_tokens(rule, Plan(), shape, media), _encoder_tokens(rule, plan, shape, media)),
         convention=rule.name,
         convention_words=rule.words,
         unit=rule.unit,
@@ -208,8 +214,8 @@ def grid(
     for layer in layers:
         if not 0 <= layer < total:
             raise PlanError(f"layer={layer}: the decoder has {total} layers, write a number from 0 to {total - 1}")
-    full = float(sum(medium.tokens for medium in media))
-    kept = [_kept(rule, keep, media) for keep in keeps]
+    full = _kept(rule, shape, 1, media)
+    kept = [_kept(rule, shape, keep, media) for keep in keeps]
 
     def llm_prefill(layer: int, left: float) -> float:
         visual = (full,) * layer + (left,) * (total - layer)
@@ -219,8 +225,10 @@ def grid(
     return [[Comparison(plain, llm_prefill(layer, left)).ratio.plan for left in kept] for layer in layers]
 
 
-def _kept(rule: Convention, keep: float, media: Sequence[MediumShape]) -> float:
+def _kept(rule: Convention, shape: ModelShape, keep: float, media: Sequence[MediumShape]) -> float:
     budget = Budget.of_ratio(keep)
+    if rule.program is not None:
+        return float(rule.program.kept(shape, budget, media))
     if rule.rounds:
         return float(sum(budget.resolve(medium.grid_tokens) for medium in media) + separator_count(media))
     return float(sum(Decimal(str(keep)) * medium.grid_tokens for medium in media) + separator_count(media))
@@ -230,9 +238,12 @@ def _both(plain: float | None, planned: float | None, batch: int) -> Comparison 
     return None if plain is None or planned is None else Comparison(plain, planned).times(batch)
 
 
-def _encoder_tokens(plan: Plan, shape: ModelShape, media: Sequence[MediumShape]) -> tuple[int, ...]:
+def _encoder_tokens(rule: Convention, plan: Plan, shape: ModelShape, media: Sequence[MediumShape]) -> tuple[int, ...]:
     known = [medium for medium in media if medium.encoder_tokens]
-    per_medium = [encoder_sequences_per_layer(plan, shape.encoder, medium) for medium in known]
+    if rule.program is not None:
+        per_medium = [rule.program.encoder(shape, plan, medium) for medium in known]
+    else:
+        per_medium = [encoder_sequences_per_layer(plan, shape.encoder, medium) for medium in known]
     return tuple(sum(map(sum, layer)) for layer in zip(*per_medium, strict=True))
 
 

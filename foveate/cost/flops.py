@@ -101,19 +101,28 @@ def encoder_flops(encoder: EncoderShape, medium: MediumShape, plan: Plan = _PLAI
     tokens = medium.encoder_tokens
     if not tokens:
         return 0
-    if encoder.windowed_layers and not medium.encoder_windows:
-        raise InputError(f"this encoder has windowed layers, but the {medium.kind} does not give encoder_windows")
     matrices = 3 if encoder.gated_mlp else 2
     weights = 4 * encoder.hidden**2 + matrices * encoder.hidden * encoder.intermediate
     total = matmul_flops(patch_count(encoder, medium), encoder.patch_inputs, encoder.hidden)
     for layer, lengths in enumerate(encoder_sequences_per_layer(plan, encoder, medium)):
         own = sum(lengths)
         total += matmul_flops(own, 1, weights)
-        if layer in encoder.windowed_layers:
-            total += round(_squares(encoder, medium.encoder_windows) * Fraction(own, tokens) ** 2)
-        else:
-            total += _squares(encoder, lengths)
+        total += encoder_attention_flops(encoder, medium, layer, lengths)
     return total + _pooling(encoder, medium.encoder_sequences or (tokens,))
+
+
+def encoder_attention_flops(encoder: EncoderShape, medium: MediumShape, layer: int, lengths: Sequence[int]) -> int:
+    """FLOPs of Q K^T and P V of one encoder layer whose sequences are `lengths` long.
+
+    Raises:
+        InputError: if the encoder has windowed layers and the medium does not say its windows.
+    """
+    if encoder.windowed_layers and not medium.encoder_windows:
+        raise InputError(f"this encoder has windowed layers, but the {medium.kind} does not give encoder_windows")
+    if layer in encoder.windowed_layers:
+        share = Fraction(sum(lengths), medium.encoder_tokens)
+        return round(_squares(encoder, medium.encoder_windows) * share**2)
+    return _squares(encoder, lengths)
 
 
 def _pooling(encoder: EncoderShape, lengths: Sequence[int]) -> int:

@@ -75,6 +75,8 @@ class LlavaNext(Llava):
             separators=tuple(base.tokens + (w + 1) * row + w for row in range(h)),
             encoder_tokens=base.encoder_tokens * (1 + down * across),
             encoder_sequences=base.encoder_sequences * (1 + down * across),
+            tiles=(down, across),
+            pixels=(height, width),
         )
 
     def _shrunk(self, config: Any, h: int, w: int) -> tuple[int, int]:
