@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
@@ -32,7 +33,7 @@ def plan(
     new_tokens: Annotated[int, typer.Option(min=0)] = 128,
     batch: Annotated[int, typer.Option(min=1)] = 1,
     dtype: Annotated[str, typer.Option(help="Of the KV cache.")] = "bf16",
-    convention: Annotated[str, typer.Option(help="exact, fastv or dynamic-llava.")] = "exact",
+    convention: Annotated[str, typer.Option(help="exact, fastv, dynamic-llava or illava-v1.")] = "exact",
     show_grid: Annotated[bool, typer.Option("--grid", help="LLM prefill FLOPs over layer x keep, as a heat map.")] = False,
     vs: Annotated[str | None, typer.Option(help="A second model without a plan, beside it.")] = None,
     as_json: Annotated[bool, typer.Option("--json")] = False,
@@ -101,23 +102,28 @@ def _print_table(
     rows: list[tuple[str, str, str, float | None, str]] = [
         (
             "visual tokens, mean of the layers",
-            f"{sum(plain) / len(plain):.1f}",
-            f"{sum(planned) / len(planned):.1f}",
+            f"{_mean(plain):.1f}",
+            f"{_mean(planned):.1f}",
             sum(planned) / sum(plain) if sum(plain) else None,
-            "" if other is None else f"{sum(other.visual_tokens_per_layer[0]) / len(other.visual_tokens_per_layer[0]):.1f}",
+            "" if other is None else f"{_mean(other.visual_tokens_per_layer[0]):.1f}",
         )
     ]
+    if result.encoder_tokens[0]:
+        encoded, left = map(_mean, result.encoder_tokens)
+        beside = "" if other is None or not other.encoder_tokens[0] else f"{_mean(other.encoder_tokens[0]):.1f}"
+        rows.append(("tokens in the vision encoder, mean", f"{encoded:.1f}", f"{left:.1f}", left / encoded, beside))
     for name, key, show in (
+        ("vision encoder and projector", "encoder_flops", lambda n: tables.human_flops(n, unit)),
         ("prefill, encoder included", "prefill_flops", lambda n: tables.human_flops(n, unit)),
         ("prefill, LLM only", "llm_prefill_flops", lambda n: tables.human_flops(n, unit)),
         (f"decoding {result.new_tokens} tokens", "decode_flops", lambda n: tables.human_flops(n, unit)),
         ("KV cache at the end", "kv_bytes", tables.human_bytes),
     ):
-        value, beside = getattr(result, key), None if other is None else getattr(other, key)
+        value, second = getattr(result, key), None if other is None else getattr(other, key)
         if value is None:
             rows.append((name, "not counted", "not counted", None, ""))
             continue
-        shown = "" if beside is None else show(beside.plain)
+        shown = "" if second is None else show(second.plain)
         rows.append((name, show(value.plain), show(value.plan), value.ratio.plan, shown))
     for name, plain_text, plan_text, ratio, beside_text in rows:
         cells = [name, plain_text, plan_text, "" if ratio is None else f"{100 * ratio:.1f} %"]
@@ -128,6 +134,10 @@ def _print_table(
     attention = [stage for stage in plan.stages if stage.site.kind is SiteKind.LLM_LAYER and stage.method.needs()]
     if attention:
         console.print("attention rows are computed from q and k; SDPA and flash stay on", style="dim")
+
+
+def _mean(counts: Sequence[float]) -> float:
+    return sum(counts) / len(counts)
 
 
 def _print_grid(console: Console, layers: list[int], rows: list[list[float]]) -> None:

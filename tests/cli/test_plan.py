@@ -27,6 +27,29 @@ def test_json_has_the_promised_keys_each_with_plain_and_plan(command, model):
     assert data["kv_bytes_ratio"]["plan"] == data["kv_bytes"]["plan"] / data["kv_bytes"]["plain"]
 
 
+def test_json_says_what_the_vision_encoder_saves(command):
+    plan = "partition(site=vision, layer=6, keep=288)"
+    _, out, _ = command("plan", plan, "--model", "llava-1.5-7b", "--json")
+    data = json.loads(out)
+    assert data["encoder_tokens_per_layer"] == {"plain": [577] * 24, "plan": [577] * 6 + [289] * 18}
+    assert data["encoder_flops_ratio"]["plan"] == data["encoder_flops"]["plan"] / data["encoder_flops"]["plain"] < 0.7
+    assert data["prefill_flops"]["plan"] == data["encoder_flops"]["plan"] + data["llm_prefill_flops"]["plan"]
+    assert data["visual_tokens_per_layer"]["plan"] == [288] * 32
+    _, out, _ = command("plan", plan, "--model", "llava-1.5-7b")
+    rows = {line.split("│")[1].strip(): line for line in out.splitlines() if line.startswith("│")}
+    assert "361.0" in rows["tokens in the vision encoder, mean"]
+    assert f"{100 * data['encoder_flops_ratio']['plan']:.1f} %" in rows["vision encoder and projector"]
+
+
+def test_the_counts_of_illava_s_authors(command):
+    _, out, _ = command(
+        "plan", "illava(preset=onevision-image)", "--model", "llava-onevision-7b", "--convention", "illava-v1", "--json"
+    )
+    data = json.loads(out)
+    assert data["visual_tokens_per_layer"]["plan"] == [2337] * 8 + [1636] * 20
+    assert data["encoder_tokens_per_layer"]["plan"] == [7 * n for n in [729] * 6 + [637, 545, 453] + [361] * 17]
+
+
 def test_the_papers_headline_number(command):
     # FastV, Table 1: 13B, K=2, R=50 %, 36 system and 576 visual tokens: 84.6 G of 154.6 G per layer, 55 %.
     arguments = ("--model", "llava-1.5-13b", "--text-tokens", "36", "--visual-tokens", "576", "--convention", "fastv")
