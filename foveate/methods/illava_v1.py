@@ -15,8 +15,11 @@ from foveate.core.method import TokenMethod
 from foveate.core.selection import Selection
 from foveate.core.site import SiteKind
 from foveate.core.view import Importance, Observation, TokenView
+from foveate.errors import SpecError
 from foveate.methods._query import check_query
 from foveate.ops.merging import removed_indices
+
+RAMPS = ("least", "most", "even")
 
 
 @dataclass(frozen=True)
@@ -28,15 +31,20 @@ class IllavaV1(TokenMethod):
 
     Attributes:
         query: whose attention counts in the decoder, as for fastv; the encoder averages over all its tokens.
+        ramp: which of the r + 1 tokens weighs most: "least" the least important one (published), "most" the most important
+            one (weights 1, 2, ..., r + 1), "even" none.
     """
 
     query: str = "last"
+    ramp: str = "least"
 
     sites = (SiteKind.VISION_LAYER, SiteKind.LLM_LAYER)
     paper = "arXiv 2412.06263v1"
 
     def __post_init__(self) -> None:
         check_query("illava_v1", self.query)
+        if self.ramp not in RAMPS:
+            raise SpecError(f"illava_v1(ramp={self.ramp}): {', '.join(RAMPS)} are known")
 
     def needs(self) -> tuple[Observation, ...]:
         return (Importance(self.query),)
@@ -50,8 +58,7 @@ class IllavaV1(TokenMethod):
         if removing == 0:
             return Selection(kept)
         host = order[:, removing : removing + 1]
-        weights = torch.arange(removing + 1, 0, -1, dtype=torch.float32, device=order.device)
-        weights = weights / weights.sum()
+        weights = self._weights(removing + 1, order.device)
         own = torch.where(kept == host, weights[-1], 1.0)
         return Selection(
             kept,
@@ -60,3 +67,9 @@ class IllavaV1(TokenMethod):
             weight=weights[:-1].expand_as(folded).contiguous(),
             self_weight=own,
         )
+
+    def _weights(self, count: int, device: torch.device) -> torch.Tensor:
+        """[count] shares of tokens in ascending importance."""
+        rising = torch.arange(1, count + 1, dtype=torch.float32, device=device)
+        weights = {"least": rising.flip(0), "most": rising, "even": torch.ones_like(rising)}[self.ramp]
+        return weights / weights.sum()

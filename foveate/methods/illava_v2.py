@@ -1,6 +1,6 @@
 """iLLaVA v2: keep the important tokens, and let a few of those that follow recycle what is removed.
 
-Wang et al., ICLR 2026, arXiv:2412.06263, from the paper and the observed behaviour of the authors' program (its third mode).
+Wang et al., ICLR 2026, arXiv:2412.06263, from the paper and the observed behaviour of the authors' program, all three modes.
 Differs: importance is attention (their program takes the log-sum-exp of the logits); similarities are computed in fp32 and in
 pieces; every image and batch row is handled on its own.
 """
@@ -29,12 +29,16 @@ class IllavaV2(TokenMethod):
     a = softmax(x . x_m / sqrt(D)). A removed token may feed several recycling tokens, or none, so sizes do not add up.
 
     Attributes:
+        mode: 3 as above; 1 drops the least important tokens; 2 ("shift-merge") looks at no score: again and again the last
+            token of the sequence and the one before it become their mean, until `keep` are left. So mode 2 cuts the end of the
+            sequence off, and the last token that stays holds half of itself and a fading trace of what followed.
         recycle: share of the kept tokens that recycle, at least one token.
         partners: how many removed tokens each of them absorbs.
         absorb: how much of a recycling token is replaced.
         query: whose attention counts in the decoder, as for fastv.
     """
 
+    mode: int = 3
     recycle: float = 0.05
     partners: int = 5
     absorb: float = 0.5
@@ -45,6 +49,12 @@ class IllavaV2(TokenMethod):
 
     def __post_init__(self) -> None:
         check_query("illava_v2", self.query)
+        if self.mode not in (1, 2, 3):
+            raise SpecError(f"illava_v2(mode={self.mode}): 1 drops, 2 shifts and merges, 3 recycles")
+        if self.mode != 3 and (self.recycle, self.partners, self.absorb) != (0.05, 5, 0.5):
+            raise SpecError(f"illava_v2(mode={self.mode}): recycle, partners and absorb are options of mode=3")
+        if self.mode == 2 and self.query != "last":
+            raise SpecError("illava_v2(mode=2) looks at no attention: leave query out")
         if not 0 < self.recycle <= 1:
             raise SpecError(f"illava_v2(recycle={self.recycle:g}): a share above 0 and up to 1, e.g. recycle=0.05")
         if self.partners < 1:
@@ -53,13 +63,15 @@ class IllavaV2(TokenMethod):
             raise SpecError(f"illava_v2(absorb={self.absorb:g}): between 0 and 1, e.g. absorb=0.5")
 
     def needs(self) -> tuple[Observation, ...]:
-        return (Importance(self.query),)
+        return () if self.mode == 2 else (Importance(self.query),)
 
     def select(self, view: TokenView, keep: int) -> Selection:
+        if self.mode == 2:
+            return _shifted(view, keep)
         count = view.token_count
         order = torch.argsort(view.observe(self.needs()[0]), dim=1, descending=True, stable=True)
         kept = order[:, :keep].sort(1).values
-        if keep == count:
+        if keep == count or self.mode == 1:
             return Selection(kept)
         recycling = order[:, keep - self.recycling_of(keep) : keep]
         removed = removed_indices(kept, count)
@@ -87,3 +99,22 @@ class IllavaV2(TokenMethod):
         best = similarity.topk(min(self.partners, removed.shape[1]), dim=-1)
         partner = removed[:, None].expand(-1, recycling.shape[1], -1).gather(2, best.indices)
         return partner, (best.values / width**0.5).softmax(-1)
+
+
+def _shifted(view: TokenView, keep: int) -> Selection:
+    """Mode 2: the last token that stays is 1/2 itself, 1/4 the next one, 1/8, ...; the last two of the chain weigh the same."""
+    groups, count, device = view.group_count, view.token_count, view.features.device
+    places = torch.arange(count, device=device).expand(groups, -1)
+    if keep == count:
+        return Selection(places)
+    chain = 0.5 ** torch.arange(1, count - keep + 2, dtype=torch.float32, device=device)
+    chain[-1] = chain[-2]
+    own = torch.ones(groups, keep, device=device)
+    own[:, -1] = chain[0]
+    return Selection(
+        places[:, :keep],
+        source=places[:, keep:],
+        target=torch.full_like(places[:, keep:], keep - 1),
+        weight=chain[1:].expand(groups, -1).contiguous(),
+        self_weight=own,
+    )

@@ -15,7 +15,8 @@ from tests.oracles.contract import ContractBroken, check_method, check_step_meth
 # Options beyond the defaults, for methods whose code they steer.
 VARIANTS = {
     "fastv": [{"topk": "window:2"}, {"topk": "window:3", "query": "text", "rope": False}, {"query": "window:4"}],
-    "illava_v2": [{"recycle": 1.0, "partners": 1}, {"recycle": 0.3, "absorb": 0.9}],
+    "illava_v1": [{"ramp": "most"}, {"ramp": "even"}],
+    "illava_v2": [{"recycle": 1.0, "partners": 1}, {"recycle": 0.3, "absorb": 0.9}, {"mode": 1}, {"mode": 2}],
     "pool": [{"size": 3}],
     "random": [{"seed": 2**32 - 1}],
 }

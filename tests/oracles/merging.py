@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-def illava_v1_kept(features: Tensor, importance: Sequence[float], keep: int) -> dict[int, Tensor]:
+def illava_v1_kept(features: Tensor, importance: Sequence[float], keep: int, ramp: str = "least") -> dict[int, Tensor]:
     """State of each survivor: with r removed, the r + 1 least important weigh r + 1, r, ..., 1 in the one that stays."""
     h, count = features.double(), len(importance)
     ascending = sorted(range(count), key=lambda j: importance[j])
@@ -17,7 +17,7 @@ def illava_v1_kept(features: Tensor, importance: Sequence[float], keep: int) -> 
     chosen = ascending[: r + 1]
     left = {j: h[j] for j in range(count) if j not in chosen[:-1]}
     if r:
-        weights = [r + 1 - i for i in range(r + 1)]
+        weights = [{"least": r + 1 - i, "most": i + 1, "even": 1}[ramp] for i in range(r + 1)]
         left[chosen[-1]] = sum(w * h[j] for w, j in zip(weights, chosen, strict=True)) / sum(weights)
     return left
 
@@ -35,6 +35,20 @@ def illava_v2_kept(
         shares = torch.stack([h[c] @ h[j] / math.sqrt(h.shape[1]) for j in best]).softmax(0)
         left[c] = (1 - absorb) * h[c] + absorb * sum(a * h[j] for a, j in zip(shares, best, strict=True))
     return left
+
+
+def illava_v2_dropped(features: Tensor, importance: Sequence[float], keep: int) -> dict[int, Tensor]:
+    """Mode 1: the most important tokens as they are."""
+    return {j: features[j].double() for j in sorted(range(len(importance)), key=lambda j: -importance[j])[:keep]}
+
+
+def illava_v2_shifted(features: Tensor, keep: int) -> dict[int, Tensor]:
+    """Mode 2: the last token and the one before it become their mean, until `keep` are left."""
+    left = list(features.double())
+    while len(left) > keep:
+        last = left.pop()
+        left[-1] = (left[-1] + last) / 2
+    return dict(enumerate(left))
 
 
 def partition_kept(features: Tensor, importance: Sequence[float], sizes: Tensor, keep: int) -> dict[int, Tensor]:

@@ -27,11 +27,15 @@ OPTIONS = {
         "rope": st.booleans(),
         "topk": st.just("global") | WINDOW,
     },
-    "illava_v1": {"query": st.sampled_from(["last", "text", "all"]) | WINDOW},
+    "illava_v1": {
+        "query": st.sampled_from(["last", "text", "all"]) | WINDOW,
+        "ramp": st.sampled_from(["least", "most", "even"]),
+    },
     "illava_v2": {
-        "recycle": st.floats(0.001, 1),
-        "partners": st.integers(1, 99),
-        "absorb": st.floats(0.001, 0.999),
+        "mode": st.sampled_from([1, 2, 3]),
+        "recycle": st.just(0.05) | st.floats(0.001, 1),
+        "partners": st.just(5) | st.integers(1, 99),
+        "absorb": st.just(0.5) | st.floats(0.001, 0.999),
         "query": st.sampled_from(["last", "text", "all"]) | WINDOW,
     },
     "partition": {"query": st.sampled_from(["last", "text", "all"]) | WINDOW},
@@ -69,7 +73,11 @@ def plans(draw: st.DrawFn) -> Plan:
     stages = []
     for layer, scope in zip(layers, scopes, strict=False):
         name = draw(st.sampled_from(sorted(OPTIONS)))
-        method = methods.get(name)(**draw(st.fixed_dictionaries(OPTIONS[name])))
+        options = draw(st.fixed_dictionaries(OPTIONS[name]))
+        try:
+            method = methods.get(name)(**options)
+        except FoveateError:  # options that exclude each other
+            continue
         site = Site.llm_layer(layer) if layer else Site.pre_llm()
         effect = draw(st.sampled_from(Effect)) if len(layers) == 1 else Effect.DROP
         fixed = isinstance(method, TokenMethod) and method.fixed_count((1, 4, 4)) is not None
