@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Annotated
 
 import typer
@@ -36,7 +36,19 @@ def methods(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
         table.add_row(f"[bold]{row.name}[/]", what, ", ".join(row.sites), effect, row.options or "none")
     console.print(table)
     console.print('Every method also takes keep, layer or site, scope, effect: "fastv(layer=2, keep=0.5)".', style="dim")
-    console.print(f"Recipes expand to several stages: {', '.join(recipes.names())}.", style="dim")
+    console.print(_recipes())
+
+
+def _recipes() -> Table:
+    """What expands to several stages."""
+    table = Table(show_lines=True)
+    for heading in ("recipe", "what it does", "options"):
+        table.add_column(heading, overflow="fold")
+    for name in recipes.names():
+        recipe = recipes.get(name)
+        what = "\n".join([(recipe.__doc__ or "").splitlines()[0], *(f"[dim]{note}[/]" for note in recipe.notes)])
+        table.add_row(f"[bold]{name}[/]", what, ", ".join(field.name for field in fields(recipe)))
+    return table
 
 
 def models(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 from foveate.core import registry
 from foveate.core.plan import Stage
@@ -18,7 +19,13 @@ _GROUP = "foveate.recipes"
 
 @dataclass(frozen=True)
 class Recipe(ABC):
-    """Fields are the recipe's options; lists and ranges arrive as tuples."""
+    """Fields are the recipe's options; lists and ranges arrive as tuples.
+
+    Class attributes:
+        notes: lines that `foveate methods` shows: presets and where they come from, known limits.
+    """
+
+    notes: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def expand(self) -> tuple[Stage, ...]:

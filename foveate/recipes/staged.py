@@ -17,7 +17,7 @@ from foveate.recipes import Recipe
 
 @dataclass(frozen=True)
 class Staged(Recipe):
-    """`staged(method=fastv, layers=[8, 16, 24], keep=[0.5, 0.5, 0.5])`.
+    """The same method before several LLM layers: `staged(method=fastv, layers=[8, 16, 24], keep=[0.5, 0.5, 0.5])`.
 
     Attributes:
         method: name of a method that acts in front of decoder layers; its options keep their defaults.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 from foveate import families, methods
 
@@ -19,6 +20,14 @@ def test_methods_lists_every_method_with_probed_facts(command):
     assert not rows["pool"]["masks"]
     assert rows["random"]["sites"] == ["vision", "pre_llm", "llm"]
     assert rows["partition"]["sites"] == ["vision", "llm"]
+
+
+def test_methods_says_which_presets_are_published_and_which_are_ours(command):
+    _, out, _ = command("methods")
+    words = " ".join(re.sub("[│┃]", " ", out).split())
+    assert "presets of the authors: onevision-image" in words
+    assert "presets of ours, scaled by depth from onevision-image and not measured: llava-next-13b" in words
+    assert "AI2D -2.8" in words
 
 
 def test_models_lists_every_family_with_what_ran(command):

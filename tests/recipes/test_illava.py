@@ -7,8 +7,8 @@ import pytest
 import foveate
 from foveate.core.site import SiteKind
 from foveate.errors import SpecError, UnknownName
-from foveate.recipes.illava import PRESETS
-from foveate.spec import Plan
+from foveate.recipes.illava import PRESETS, PUBLISHED, SCALED, _scaled
+from foveate.spec import Plan, stage_text
 
 
 def counts(plan: str, patches: int, kind: SiteKind, unit: int = 1) -> list[int]:
@@ -59,6 +59,49 @@ def test_qwen3_vl_counts_are_the_nominal_ones() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("name", "inside", "kept", "behind"),
+    [
+        ("llava-next-13b", [5, 6, 7, 8], [503, 431, 358, 285], 11),
+        ("llava-next-34b", [5, 6, 7, 8], [503, 431, 358, 285], 17),
+        ("internvl2.5-8b", [5, 6, 7, 8], [896, 764, 636, 508], 9),
+        ("internvl2.5-26b", [9, 10, 11, 12], [896, 764, 636, 508], 14),
+        ("internvl3-8b", [5, 6, 7, 8], [896, 764, 636, 508], 8),
+    ],
+)
+def test_presets_of_ours_follow_onevision_by_depth(name: str, inside: list[int], kept: list[int], behind: int) -> None:
+    stages = Plan.parse(f"illava(preset={name})").stages
+    assert [stage.site.layer for stage in stages] == [*(layer + 1 for layer in inside), behind]
+    assert [stage.budget.count for stage in stages[:4] if stage.budget] == kept
+    assert {stage.method.name for stage in stages} == {"illava_v1"}
+    assert name in SCALED and name not in PUBLISHED
+
+
+def test_the_scaling_gives_onevision_itself_back() -> None:
+    assert _scaled(26, 28, 729) == PUBLISHED["onevision-image"]
+
+
+def test_a_preset_fits_the_model_it_is_named_after() -> None:
+    for name, model in (("internvl3-8b", "internvl3-8b"), ("qwen2-vl-7b", "qwen2-vl-7b"), ("qwen3-vl-8b", "qwen3-vl-8b")):
+        cost = foveate.estimate(model, f"illava(preset={name})", images=[(896, 896)]).to_json()
+        assert cost["encoder_flops_ratio"]["plan"] < 0.85
+        assert cost["llm_prefill_flops_ratio"]["plan"] < 0.85
+
+
+@pytest.mark.parametrize(("only", "layers"), [("vit", [6, 7, 8, 9]), ("llm", [8])])
+def test_each_part_of_a_preset_can_run_alone(only: str, layers: list[int]) -> None:
+    stages = Plan.parse(f"illava(preset=onevision-image, only={only})").stages
+    assert [stage.site.layer for stage in stages] == layers
+
+
+@pytest.mark.parametrize("options", ["variant=v1, ramp=even", "variant=v2, mode=2", "variant=v2, mode=1, query=all"])
+def test_every_option_reaches_the_stages(options: str) -> None:
+    plan = Plan.parse(f"illava({options}, vit_layers=5..6, vit_keep=[0.9, 0.9], llm_layers=8, llm_keep=144)")
+    text = options.partition(", ")[2]
+    assert len(plan.stages) == 3
+    assert all(text in stage_text(stage) for stage in plan.stages)
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_stores_its_stages_and_reads_them_back(name: str) -> None:
     plan = Plan.parse(f"illava(preset={name})")
@@ -85,7 +128,10 @@ def test_variants_are_methods_with_their_options() -> None:
         ("illava(preset=onevision)", UnknownName, "onevision-image"),
         ("illava(vit_layers=5..8, vit_keep=0.8)", SpecError, "as many of each"),
         ("illava(variant=v3, llm_layers=8, llm_keep=0.7)", SpecError, "v1, v2, partition"),
-        ("illava(variant=v1, recycle=0.2, llm_layers=8, llm_keep=0.7)", SpecError, "options of variant=v2"),
+        ("illava(variant=v1, recycle=0.2, llm_layers=8, llm_keep=0.7)", SpecError, "recycle is an option of variant=v2"),
+        ("illava(variant=v2, ramp=even, llm_layers=8, llm_keep=0.7)", SpecError, "ramp is an option of variant=v1"),
+        ("illava(preset=onevision-image, only=encoder)", SpecError, "vit and llm are known"),
+        ("illava(only=vit, llm_layers=8, llm_keep=0.7)", SpecError, "merges nowhere"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(plan: str, error: type[Exception], said: str) -> None:
