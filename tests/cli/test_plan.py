@@ -41,6 +41,14 @@ def test_json_says_what_the_vision_encoder_saves(command):
     assert f"{100 * data['encoder_flops_ratio']['plan']:.1f} %" in rows["vision encoder and projector"]
 
 
+@pytest.mark.parametrize(("keep", "warned"), [("0.45", True), ("0.5", False)])
+def test_a_plan_that_halves_the_encoder_is_told_what_it_loses(command, keep, warned):
+    _, out, _ = command("plan", f"partition(site=vision, layer=6, keep={keep})", "--model", "llava-1.5-7b")
+    assert ("dense text and charts lose most" in " ".join(out.split())) is warned
+    _, out, _ = command("plan", f"fastv(layer=2, keep={keep})", "--model", "llava-1.5-7b")
+    assert "dense text" not in out
+
+
 def test_the_counts_of_illava_s_authors(command):
     _, out, _ = command(
         "plan", "illava(preset=onevision-image)", "--model", "llava-onevision-7b", "--convention", "illava-v1", "--json"
