@@ -45,6 +45,11 @@ class Method:
         """What the engine must measure for this method."""
         return ()
 
+    @property
+    def weighs_sizes(self) -> bool:
+        """Whether attention behind the stage counts a token as often as there are original tokens in it."""
+        return False
+
     def fixed_count(self, grid: tuple[int, int, int]) -> int | None:
         """How many tokens of a grid stay if the method itself fixes that; None if the stage's budget does."""
         return None

@@ -74,6 +74,10 @@ def check_plan(plan: Plan, family: Family, config: Any) -> dict[int, int]:
         if stage.site.kind is SiteKind.VISION_LAYER:
             _check_encoder_stage(stage, family, config)
             continue
+        if stage.method.weighs_sizes:
+            raise UnsupportedCombination(
+                f"{stage.method.name} at {stage.site}: attention weighs sizes in vision encoders only; leave proportional out"
+            )
         if stage.site.kind not in (SiteKind.PRE_LLM, SiteKind.LLM_LAYER, SiteKind.DECODE):
             raise UnsupportedCombination(f"site {stage.site} has no engine yet; use site=pre_llm or layer=k")
         layer = stage.site.layer if stage.site.kind is SiteKind.DECODE else stage.site.decoder_layer
@@ -127,6 +131,10 @@ def _check_encoder_stage(stage: Stage, family: Family, config: Any) -> None:
         raise PlanError(
             f"site={stage.site}: the language model reads what leaves encoder layer {path.used - 1}, a later stage changes "
             f"nothing; write layer=0..{path.used - 1}"
+        )
+    if stage.method.weighs_sizes and isinstance(path, PackedPath):
+        raise UnsupportedCombination(
+            f"{family.title} packs all pictures into one sequence, whose kernels take no log(size): leave proportional out"
         )
     full = [at for at in range(path.used) if at not in getattr(path, "windowed", ())]
     if stage.method.needs() and not any(at < layer for at in full):

@@ -23,6 +23,7 @@ from foveate.core.view import Importance, Keys, Observation, TokenView
 from foveate.engine import compat, conversation, forward, observe
 from foveate.engine.prefill import ask
 from foveate.engine.projection import take
+from foveate.errors import UnsupportedCombination
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Encoded:
         units: [B, m] units that are left, ascending; all of them at first.
         sizes: [B, m] fp32, how many original units each stands for.
         patches: [B, n] patches that are left, ascending; None while all are.
+        bias: [B, 1, 1, prefix + n] log of the size of each key, where attention is to weigh sizes; else None.
         states: by number of patches, which ones a hidden state of that length holds.
         selections: (text of the stage, its answer, units it chose from), in order.
         observed: what was measured, by the layer of the stage that asked.
@@ -58,6 +60,7 @@ class Encoded:
     units: Tensor
     sizes: Tensor
     patches: Tensor | None = None
+    bias: Tensor | None = None
     states: dict[int, Tensor] = field(default_factory=dict)
     selections: list[tuple[str, Selection, int]] = field(default_factory=list)
     observed: dict[tuple[int, Observation], Tensor] = field(default_factory=dict)
@@ -114,7 +117,15 @@ class EncoderHooks:
                 attention = self.layers[index - 1].get_submodule(self.path.attention)
                 handles.append(attention.register_forward_pre_hook(self._before_attention(index, stage)))
                 handles.append(attention.register_forward_hook(self._after_attention, always_call=True))
-        return handles
+        return handles + self._weighed(self.layers)
+
+    def _weighed(self, layers: nn.ModuleList) -> list[RemovableHandle]:
+        """Hooks on the attention of every layer from the first stage on that makes attention weigh sizes."""
+        first = min((index for index, stage in self.stages.items() if stage.method.weighs_sizes), default=len(layers))
+        return [
+            layer.get_submodule(self.path.attention).register_forward_pre_hook(self._weigh, with_kwargs=True)
+            for layer in layers[first:]
+        ]
 
     def settle(self) -> None:
         """Forget a call that was interrupted."""
@@ -197,6 +208,8 @@ class EncoderHooks:
         kept = take(slots.view(rows, count, -1), selection.kept, 1).flatten(1).sort(1).values
         call.patches = kept if call.patches is None else call.patches.gather(1, kept)
         call.states[call.patches.shape[1]] = call.patches
+        if call.bias is not None or (stage.method.weighs_sizes and selection.is_merge):
+            call.bias = self._bias(call, hidden.dtype)
         return torch.cat([hidden[:, :prefix], take(tokens, kept, 1)], dim=1)
 
     def _kept(self, stage: Stage, units: int, grid: tuple[int, int, int] | None) -> int:
@@ -211,6 +224,28 @@ class EncoderHooks:
         if measured.ndim == 2:
             return measured.gather(1, slots.flatten(1)).view(rows, count, size).mean(2)
         return take(measured, slots.flatten(1), 1).view(rows, count, -1)
+
+    def _bias(self, call: Encoded, dtype: torch.dtype) -> Tensor:
+        """log(size) of each patch that is left, 0 for prefix tokens. A patch of a unit stands for as many as its unit does."""
+        assert call.patches is not None
+        members = self.members.to(call.sizes.device)
+        sizes = torch.ones(call.rows, self.path.patches, device=call.sizes.device)
+        of_patch = call.sizes.repeat_interleave(members.shape[1], dim=1)
+        sizes = sizes.scatter(1, members[call.units].flatten(1), of_patch).gather(1, call.patches)
+        return torch.nn.functional.pad(sizes.log(), (self.path.prefix, 0))[:, None, None].to(dtype)
+
+    def _weigh(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Proportional attention: the log of sizes added to the scores, in the place of a mask, which encoders do not have."""
+        call = self._current()
+        if call is None or call.bias is None:
+            return None
+        implementation = observe.implementation(module)
+        if "flash" in implementation or "flex" in implementation:
+            raise UnsupportedCombination(
+                f"proportional=on adds log(size) to attention scores, which {implementation} does not take: load the vision "
+                "encoder with sdpa or eager, or leave proportional out"
+            )
+        return args, {**kwargs, "attention_mask": call.bias}
 
     def _before_attention(self, index: int, stage: Stage) -> Callable[..., None]:
         def run(module: nn.Module, args: tuple[Any, ...]) -> None:

@@ -63,6 +63,12 @@ class ProbeConfig:
         return getattr(self.__dict__["wrapped"], name)
 
 
+def implementation(module: nn.Module) -> str:
+    """The attention implementation that a module has, also while calls of it are measured."""
+    config = module.config.wrapped if isinstance(module.config, ProbeConfig) else module.config
+    return str(config._attn_implementation)  # type: ignore[union-attr]
+
+
 class EveryCall:
     """A callback that stays armed for all attention calls within one call of the module, which may have one per sequence."""
 
@@ -182,7 +188,7 @@ def column_means(query: Tensor, key: Tensor, mask: Any, scaling: float | None = 
     """Mean over heads and queries of the attention that each key receives in a layer without causality: [B, N], fp32.
 
     Args:
-        query, key: [B, H, N, D].   mask: [B or 1, 1, N, N] bool or added to the scores, or None.
+        query, key: [B, H, N, D].   mask: [B or 1, 1, N or 1, N] bool or added to the scores, or None.
         scaling: as the attention function gets it.
 
     Cost: O(H * N^2 * D) time, O(H * N) memory beyond a bounded chunk of rows.
@@ -194,7 +200,7 @@ def column_means(query: Tensor, key: Tensor, mask: Any, scaling: float | None = 
     for start in range(0, count, step):
         score = (query[:, :, start : start + step] @ transposed).float() * (scaling or width**-0.5)
         if mask is not None:
-            row = mask[:, :, start : start + step]
+            row = mask if mask.shape[2] == 1 else mask[:, :, start : start + step]
             score = score.masked_fill(~row, -torch.inf) if row.dtype == torch.bool else score + row
         total += score.softmax(-1).sum((1, 2))
     return total / (heads * count)

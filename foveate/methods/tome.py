@@ -1,8 +1,8 @@
 """ToMe: merge the most similar tokens, wherever they are.
 
 Bolya et al., ICLR 2023, arXiv:2210.09461, Sec. 3. Written from the paper.
-Differs: a budget below half is met by several rounds at one place; survivors stay in raster order; without proportional
-attention, which would need a bias in every later layer. In the decoder hidden states are compared, not keys.
+Differs: a budget below half is met by several rounds at one place; survivors stay in raster order; hidden states are compared,
+not keys; proportional attention is an option.
 """
 
 from __future__ import annotations
@@ -20,10 +20,21 @@ from foveate.ops.merging import bipartite_hosts, weighted_mean
 
 @dataclass(frozen=True)
 class Tome(TokenMethod):
-    """Bipartite soft matching: alternating tokens are linked to their most similar partner, the most similar links merge."""
+    """Bipartite soft matching: alternating tokens are linked to their most similar partner, the most similar links merge.
+
+    Attributes:
+        proportional: attention in this and all later encoder layers adds log(size) to the scores of each key (Sec. 3,
+            "Tracking token size"), as if merged tokens were still there as often. Inside encoders of one row per picture.
+    """
+
+    proportional: bool = False
 
     sites = (SiteKind.VISION_LAYER, SiteKind.PRE_LLM, SiteKind.LLM_LAYER)
     paper = "arXiv 2210.09461"
+
+    @property
+    def weighs_sizes(self) -> bool:
+        return self.proportional
 
     def select(self, view: TokenView, keep: int) -> Selection:
         if keep == view.token_count:

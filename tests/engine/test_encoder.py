@@ -16,7 +16,7 @@ from foveate import families
 from foveate.core.trace import MediumTrace, Trace
 from foveate.engine import compat, observe
 from foveate.engine.attach import Attachment
-from foveate.errors import PlanError
+from foveate.errors import PlanError, UnsupportedCombination
 from foveate.families import family_for
 from foveate.spec import Plan, stage_text
 from tests import tiny
@@ -37,6 +37,8 @@ PLANS = (
     "illava_v2(site=vision, layer=2, keep=0.4, recycle=0.3)",
     "partition(site=vision, layer=1, keep=0.6) | partition(site=vision, layer=3, keep=0.5)",
     "tome(site=vision, layer=0, keep=0.3)",
+    "tome(site=vision, layer=1, keep=0.4, proportional=on) | tome(site=vision, layer=3, keep=0.5, proportional=on)",
+    "tome(site=vision, layer=1, keep=0.6, proportional=on) | partition(site=vision, layer=3, keep=0.5)",
     "random(site=vision, layer=2, keep=0.5)",
     "uniform(site=vision, layer=0, keep=0.5)",
     "illava_v1(site=vision, layer=2, keep=0.6) | illava_v1(layer=2, keep=0.5)",
@@ -138,14 +140,17 @@ def dense_encoder(case: Case, trace: Trace, texts: list[str]) -> Iterator[None]:
     alive, maps = {}, {}
     for number, text in enumerate(texts):
         layer = int(text.partition("layer=")[2].partition(",")[0].rstrip(")"))
-        keep = torch.zeros(len(sequences), prefix + patches, dtype=torch.bool)
-        keep[:, :prefix] = True
+        # What attention adds to the scores of each key.
+        keep = torch.full((len(sequences), prefix + patches), torch.finfo(torch.float32).min)
+        keep[:, :prefix] = 0
+        weighs = any("proportional" in earlier for earlier in texts[: number + 1])
         change = torch.eye(prefix + patches).repeat(len(sequences), 1, 1)
         for row, (entry, piece) in enumerate(sequences):
             kept, own, arriving = stage_of(entry, number)
             here, there = (kept // count == piece), (arriving // count == piece)
             kept, arriving, own = kept[here] % count, arriving[there] % count, own[here][:, there]
-            keep[row, prefix + units[kept]] = True
+            parts = (entry.stages[number][1].to_dense()[here] != 0).sum(1)
+            keep[row, prefix + units[kept]] = parts.log()[:, None] if weighs else 0.0
             for member in units.T:
                 targets, sources = prefix + member[kept], prefix + member[arriving]
                 change[row, targets] = 0
@@ -163,7 +168,7 @@ def dense_encoder(case: Case, trace: Trace, texts: list[str]) -> Iterator[None]:
     def mask(index: int) -> Any:
         def run(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             now = [keep for layer, keep in alive.items() if layer <= index]
-            seen = torch.where(now[-1], 0.0, torch.finfo(torch.float32).min)[:, None, None]
+            seen = now[-1][:, None, None]
             seen = seen.expand(-1, 1, seen.shape[-1], -1)
             return args, {**kwargs, "attention_mask": seen}
 
@@ -241,7 +246,7 @@ def test_b_g_a_shorter_encoder_equals_a_masked_one(cases, plan, name, backend):
 @pytest.mark.parametrize("shortcut", [True, False])
 def test_a_keeping_everything_is_bit_identical(cases, name, shortcut):
     case = case_of(cases, name, "sdpa")
-    plan = Plan.parse("random(site=vision, layer=1, keep=100%) | tome(site=vision, layer=2, keep=100%)")
+    plan = Plan.parse("random(site=vision, layer=1, keep=100%) | tome(site=vision, layer=2, keep=100%, proportional=on)")
     plain = tiny.generate(case.model, case.inputs)
     with Attachment(case.model, plan, stage_text, shortcut=shortcut) as attachment:
         kept = tiny.generate(case.model, case.inputs)
@@ -356,9 +361,20 @@ def test_a_text_only_prompt_is_an_exact_no_op(cases):
         ("illava_v1(site=vision, layer=0, keep=0.5)", "first layer that works is 1"),
         ("random(site=vision, layer=1, keep=0.5, scope=sample)", "leave scope out"),
         ("random(site=vision, layer=1, keep=0.5, effect=mask)", "drop or merge"),
+        ("tome(layer=2, keep=0.5, proportional=on)", "leave proportional out"),
+        ("tome(site=pre_llm, keep=0.5, proportional=on)", "leave proportional out"),
     ],
 )
 def test_plans_without_meaning_are_refused(cases, plan, said):
     case = case_of(cases, "clip", "sdpa")
-    with pytest.raises(PlanError, match=said):
+    with pytest.raises((PlanError, UnsupportedCombination), match=said):
         foveate.attach(case.model, case.plan(plan))
+
+
+def test_a_kernel_that_takes_no_bias_is_refused(cases, monkeypatch):
+    case = case_of(cases, "clip", "sdpa")
+    tower = case.model.model.vision_tower
+    with torch.no_grad(), foveate.attach(case.model, "tome(site=vision, layer=0, keep=0.5, proportional=on)"):
+        monkeypatch.setattr(tower.config, "_attn_implementation_internal", "flash_attention_2")
+        with pytest.raises(UnsupportedCombination, match="load the vision encoder with sdpa or eager"):
+            case.model(**case.inputs)

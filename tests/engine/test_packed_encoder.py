@@ -14,7 +14,7 @@ import foveate
 from foveate import families
 from foveate.core.trace import MediumTrace, Trace
 from foveate.engine.attach import Attachment
-from foveate.errors import PlanError
+from foveate.errors import PlanError, UnsupportedCombination
 from foveate.families import family_for
 from foveate.spec import Plan, stage_text
 from tests import tiny
@@ -231,6 +231,8 @@ def test_a_stage_between_a_windowed_encoder_s_full_layer_and_the_ranking_is_refu
         foveate.attach(case.model, "random(site=vision, layer=2, keep=0.6) | illava_v1(site=vision, layer=3, keep=0.5)")
     with pytest.raises(PlanError, match="first layer that works is 2"):
         foveate.attach(case.model, "illava_v1(site=vision, layer=1, keep=0.5)")
+    with pytest.raises(UnsupportedCombination, match="packs all pictures into one sequence"):
+        foveate.attach(case.model, "tome(site=vision, layer=2, keep=0.5, proportional=on)")
 
 
 def test_every_packed_family_is_covered():

@@ -39,7 +39,7 @@ OPTIONS = {
         "query": st.sampled_from(["last", "text", "all"]) | WINDOW,
     },
     "partition": {"query": st.sampled_from(["last", "text", "all"]) | WINDOW},
-    "tome": {},
+    "tome": {"proportional": st.booleans()},
     "random": {"seed": st.integers(0, 2**32 - 1)},
     "pool": {"size": st.integers(2, 9)},
     "uniform": {},
