@@ -195,15 +195,16 @@ def run(questions: int, out: Path, folder: Path | None) -> None:
         # One character a question keeps the file small and every comparison paired.
         answers = "".join("1" if value else "0" for value in right)
         report["rows"].append({"name": row.name, **asdict(row), "accuracy": float(right.mean()), "right": answers})
-        _write(out, report)
+        write_results(out, report)
         print(f"{row.name:40s} {right.mean():.3f}", flush=True)
     if "position_bias" not in report:
         few = [[i for i, name in enumerate(prompts.tasks) if name == task][:BIAS_QUESTIONS] for task in set(prompts.tasks)]
         report["position_bias"] = position_bias(model, processor, [asked[i] for indices in few for i in indices])
-        _write(out, report)
+        write_results(out, report)
 
 
-def _write(out: Path, report: dict[str, Any]) -> None:
+def write_results(out: Path, report: dict[str, Any]) -> None:
+    """Write a raw file, whole or not at all."""
     part = out.with_suffix(".part")
     part.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     part.replace(out)
