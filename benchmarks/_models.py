@@ -60,6 +60,45 @@ def _qwen(text: dict[str, Any], hidden: int, layers: int) -> Any:
     return Qwen2_5_VLConfig(text_config={**text, "rope_parameters": rope}, vision_config=vision, **_IDS)
 
 
+def _siglip_encoder(side: int) -> Any:
+    """SigLIP-so400m/14 in front of next to no language model; `side` is 27 in the published one."""
+    from transformers import LlamaConfig, LlavaConfig, SiglipVisionConfig
+
+    return LlavaConfig(
+        text_config=LlamaConfig(**_text(1, 64, 64, 1, 1)), vision_config=SiglipVisionConfig(**_so400m(14 * side)),
+        image_token_id=_IDS["image_token_id"], image_seq_length=side**2, vision_feature_layer=-2,
+        vision_feature_select_strategy="full",
+    )  # fmt: skip
+
+
+def _so400m(pixels: int) -> dict[str, Any]:
+    return dict(
+        hidden_size=1152, intermediate_size=4304, num_hidden_layers=27, num_attention_heads=16, image_size=pixels,
+        patch_size=14, vision_use_head=False,
+    )  # fmt: skip
+
+
+def _qwen_encoder(side: int) -> Any:
+    """Qwen2.5-VL's encoder in front of next to no language model."""
+    config = _qwen(_text(1, 128, 64, 1, 1), 64, 4)
+    shape = dict(depth=32, hidden_size=1280, intermediate_size=3420, num_heads=16, fullatt_block_indexes=[7, 15, 23, 31])
+    for name, value in shape.items():
+        setattr(config.vision_config, name, value)
+    return config
+
+
+def _onevision(side: int) -> Any:
+    """LLaVA-OneVision-0.5B: SigLIP-so400m without its last layer, Qwen2-0.5B with a short vocabulary."""
+    from transformers import LlavaOnevisionConfig, Qwen2Config, SiglipVisionConfig
+
+    vision = SiglipVisionConfig(**{**_so400m(384), "num_hidden_layers": 26})
+    pinpoints = [[384 * across, 384 * down] for across in range(1, 7) for down in range(1, 7)]
+    return LlavaOnevisionConfig(
+        text_config=Qwen2Config(**_text(24, 896, 4864, 14, 2)), vision_config=vision,
+        image_token_index=_IDS["image_token_id"], video_token_index=_IDS["video_token_id"], image_grid_pinpoints=pinpoints,
+    )  # fmt: skip
+
+
 # Scaled-down shapes: the config for pictures of `side` x `side` visual tokens.
 SCALED: dict[str, Callable[[int], Any]] = {
     "llava-100m": lambda side: _llava(side, _text(12, 768, 2048, 12, 12), 256, 6),
@@ -67,6 +106,9 @@ SCALED: dict[str, Callable[[int], Any]] = {
     "llava-230m": lambda side: _llava(side, _text(16, 1024, 2816, 16, 16), 320, 6),
     "qwen2.5-vl-120m": lambda side: _qwen(_text(12, 768, 3072, 12, 2), 256, 4),
     "qwen2.5-vl-250m": lambda side: _qwen(_text(16, 1024, 3840, 16, 4), 320, 4),
+    "siglip-so400m": _siglip_encoder,
+    "qwen2.5-vl-encoder": _qwen_encoder,
+    "onevision-0.5b": _onevision,
     "smoke-llava": lambda side: _llava(side, _text(4, 32, 64, 4, 4), 32, 2),
     "smoke-qwen2.5-vl": lambda side: _qwen(_text(4, 64, 64, 4, 2), 32, 4),
 }
@@ -104,7 +146,7 @@ def prompt_for(name: str, visual_tokens: int, new_tokens: int = 1) -> Prompt:
     from transformers import AutoConfig
 
     if name in SCALED:
-        count, side = _squares(visual_tokens)
+        count, side = (0, 0) if name == "onevision-0.5b" else _squares(visual_tokens)
         config = SCALED[name](side)
     else:
         config = AutoConfig.for_model(**presets.load_preset(name))

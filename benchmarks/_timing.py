@@ -13,9 +13,12 @@ from torch import nn
 
 from foveate.engine import observe
 from foveate.engine import prefill as stages
+from foveate.engine.encoder import EncoderHooks
+from foveate.engine.packed_encoder import PackedEncoderHooks
 
 # What `part` names are called with: the functions that a plan's choice consists of.
 CHOOSING = ((observe, "attention_rows"), (stages, "run_stage"))
+ENCODER_CHOOSING = ((observe, "column_means"), (EncoderHooks, "_run"), (PackedEncoderHooks, "_run"))
 
 
 @dataclass(frozen=True)

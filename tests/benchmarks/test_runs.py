@@ -9,11 +9,13 @@ import pytest
 import torch
 
 from benchmarks import _models as models
-from benchmarks import decode, prefill, table
+from benchmarks import decode, prefill, table, vision_encoder
 from benchmarks._results import free_name
 from benchmarks._timing import Clock, Parts, turns
 from foveate.api import estimate
+from foveate.engine.attach import check_plan
 from foveate.families import family_for
+from foveate.spec import Plan
 
 CPU = torch.device("cpu")
 
@@ -216,3 +218,28 @@ def test_the_profile_puts_what_misses_theory_first():
     assert lines[4].startswith("| all | 11.00 | 6.25 | 0.568 | +0.75 |")
     assert [line.split(" | ")[0].removeprefix("| ") for line in lines[5:]] == ["copy", "gather", "mm"]
     assert "| gather | 0.00 | 0.25 | new | +0.25 | 0 | 1 |" in lines
+
+
+def test_the_vision_encoder_runs_and_its_page_says_what_the_file_says(tmp_path):
+    out, page = tmp_path / "v.json", tmp_path / "v.md"
+    vision_encoder.main(["run", "--smoke", "--rounds", "2", "--most-rounds", "2", "--out", str(out)])
+    run = json.loads(out.read_text())
+    (cell,) = run["cells"]
+    plain, plan = cell["rows"]
+    assert plan["theory"]["encoder"] < 1 and plan["summary"]["choosing"]["median_ms"] > 0
+    assert plain["summary"]["choosing"]["median_ms"] == 0
+    vision_encoder.main(["page", str(out), "--out", str(page)])
+    text = page.read_text()
+    assert f"{100 * plan['theory']['encoder']:.1f} %" in text and f"{100 * plan['summary']['encoder']['ratio']:.1f} % [" in text
+    assert "GPU cells: not measured." in text
+
+
+@pytest.mark.parametrize("name", ["siglip-so400m", "qwen2.5-vl-encoder"])
+def test_encoders_have_the_published_shapes(name):
+    config = models.prompt_for(name, vision_encoder.TOKENS[name]).config
+    published = {"siglip-so400m": (1152, 4304, 27), "qwen2.5-vl-encoder": (1280, 3420, 32)}[name]
+    vision = config.vision_config
+    depth = getattr(vision, "depth", None) or vision.num_hidden_layers
+    assert (vision.hidden_size, vision.intermediate_size, depth) == published
+    for plan in vision_encoder.PLANS[name]:
+        check_plan(Plan.parse(plan), family_for(config), config)
