@@ -193,7 +193,7 @@ def _overlays(model: Any, processor: Any) -> dict[str, Image.Image]:
 
 def _overlay_row(model: Any, processor: Any, picture: Image.Image, question: str) -> Image.Image:
     inputs = loading.prompt_inputs(model, processor, [picture], question)
-    seen = loading.as_seen(picture, processor)
+    seen = loading.as_seen(picture, processor.image_processor)
     panels = []
     for name, plan in PLANS.items():
         if plan == "none":
