@@ -185,13 +185,14 @@ def _decoding(path: Path, start: float) -> Iterator[Iterator[tuple[float, Any]]]
                 raise InputError(f"{path} has no pictures: it holds sound alone")
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
-            unit = stream.time_base
-            if unit is None:
+            if not stream.time_base:
                 raise InputError(f"{path} does not say when its frames are shown")
+            # Times are counted in such parts of a second.
+            part, whole = stream.time_base.numerator, stream.time_base.denominator
             first = stream.start_time or 0
             if start > 0:
-                container.seek(first + int(start / unit), stream=stream)
-            yield ((float((frame.pts - first) * unit), frame) for frame in container.decode(stream) if frame.pts is not None)
+                container.seek(first + int(start * whole / part), stream=stream)
+            yield (((frame.pts - first) * part / whole, frame) for frame in container.decode(stream) if frame.pts is not None)
     except av.FFmpegError as error:
         why = error.strerror or first_line(error)
         raise InputError(f"cannot read {path} as a video (mp4, mov, webm, mkv, avi): {why}") from None
