@@ -89,13 +89,16 @@ def hand_made(rows: int, columns: int, regions: list[list[int]]) -> tuple[Medium
 
 
 def test_regions_beside_each_other_have_different_colours():
-    # Sixteen blocks of 2 x 2.
-    blocks = [[8 * y + x, 8 * y + x + 1, 8 * y + x + 8, 8 * y + x + 9] for y in range(0, 8, 2) for x in range(0, 8, 2)]
-    entry, parts = hand_made(8, 8, blocks)
+    # Blocks of 2 x 2, seven in a row: those below each other would begin with the same of the seven colours.
+    across, size = 14, 14 * 6
+    blocks = [
+        [at, at + 1, at + across, at + across + 1] for y in range(0, 6, 2) for at in range(y * across, (y + 1) * across, 2)
+    ]
+    entry, parts = hand_made(6, across, blocks)
     (regions,) = regions_of(entry, parts)
     color = {token: regions.colors[hosts[0][0]] for token, hosts in regions.hosts().items()}
     owner = {token: hosts[0][0] for token, hosts in regions.hosts().items()}
-    sides = [(t, t + 1) for t in range(64) if t % 8 < 7] + [(t, t + 8) for t in range(56)]
+    sides = [(t, t + 1) for t in range(size) if t % across < across - 1] + [(t, t + across) for t in range(size - across)]
     assert all(color[a] != color[b] for a, b in sides if owner[a] != owner[b])
     assert len(set(color.values())) > 2
 
