@@ -7,6 +7,13 @@ TORCH := $(shell command -v nvidia-smi >/dev/null 2>&1 && echo "torch" || echo "
 
 .PHONY: demo test test-full test-versions test-gpu check install clean
 
+# Tests that open pages in a browser belong to the whole matrix: make test-full BROWSER=no leaves them out.
+BROWSER ?= yes
+CHROMIUM ?= /usr/bin/chromium
+ifeq ($(BROWSER),no)
+WITHOUT_BROWSER := and not browser
+endif
+
 # The oldest supported transformers, and those that inference engines pin.
 VERSIONS := 5.9.0 5.17.0 5.19.0
 
@@ -14,10 +21,10 @@ demo: install
 	@$(BIN)/foveate demo
 
 test: install
-	$(BIN)/python -m pytest -n 2 -m "not full and not gpu and not hub"
+	$(BIN)/python -m pytest -n 2 -m "not full and not gpu and not hub and not browser"
 
 test-full: install
-	$(BIN)/python -m pytest -n 2 -m "not gpu and not hub" --matrix
+	$(BIN)/python -m pytest -n 2 -m "not gpu and not hub $(WITHOUT_BROWSER)" --matrix --chromium "$(CHROMIUM)"
 
 # The anchor families on other versions of transformers, each in a folder of its own in front of the installed one.
 test-versions: install $(VERSIONS:%=.venv/transformers-%/.ready)

@@ -1,7 +1,19 @@
 """foveate: a faster, smaller vision-language model by sparsifying its context. Importing it changes nothing."""
 
 from foveate import methods
-from foveate.api import Answer, Attachment, Candidate, Report, attach, attention, compare, detach, estimate
+from foveate.api import (
+    Answer,
+    Attachment,
+    Candidate,
+    Report,
+    Video,
+    attach,
+    attention,
+    compare,
+    detach,
+    estimate,
+    load_video,
+)
 from foveate.core.budget import Budget
 from foveate.core.plan import Stage
 from foveate.core.site import Site
@@ -19,11 +31,13 @@ __all__ = [
     "Report",
     "Site",
     "Stage",
+    "Video",
     "__version__",
     "attach",
     "attention",
     "compare",
     "detach",
     "estimate",
+    "load_video",
     "methods",
 ]

@@ -26,6 +26,7 @@ def _one_thread() -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--anchors", action="store_true", help="run the three anchor families only")
+    parser.addoption("--chromium", default="/usr/bin/chromium", help="the browser that runs the tests marked 'browser'")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -1,9 +1,10 @@
-"""foveate demo: two tables and two pictures, offline, in about a minute."""
+"""foveate demo: two tables, two pictures and a video, offline, in about a minute."""
 
 from __future__ import annotations
 
 import json
 import platform
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,11 +15,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from foveate.api import Answer, attach, compare
-from foveate.cli import loading, tables
+from foveate.api import Answer, attach, compare, load_video
+from foveate.cli import loading, media, tables
+from foveate.cli.drawn import traced_parts
 from foveate.cost.estimate import CostEstimate
+from foveate.demo.clips import example_clip, write_clip
 from foveate.demo.evaluation import versions
 from foveate.demo.loading import ExamplePicture, example_pictures, load_demo
+from foveate.viz.kept import kept_film
 from foveate.viz.overlay import kept_overlay, stack, strip
 
 # The embedded model is small: at half of its eight decoder layers its attention says most.
@@ -45,6 +49,7 @@ def demo(
     _answers(console, model, processor)
     _speed(console, repeats, results)
     out.mkdir(parents=True, exist_ok=True)
+    _video(console, model, processor, out)
     for name, picture in _overlays(model, processor).items():
         picture.save(out / name)
         console.print(f"wrote {out / name}")
@@ -183,6 +188,25 @@ def speed_model() -> tuple[Any, dict[str, torch.Tensor]]:
     return model, inputs
 
 
+def _video(console: Console, model: Any, processor: Any, out: Path) -> None:
+    """A clip that is rendered, written as a video file, read back, asked about, and drawn."""
+    if find_spec("av") is None:
+        console.print("3. A video: left out, as it needs PyAV: pip install foveate[video]", markup=False)
+        return
+    clip, question = example_clip()
+    path, plan = out / "clip.mp4", f"fastv(layer={LAYER}, keep=0.5)"
+    write_clip(clip, path)
+    shown = [media.Shown(path, load_video(path))]
+    inputs = loading.prompt_inputs(model, processor, [one.content for one in shown], question.text)
+    plain, pruned = (_text(processor, answer) for answer in compare(model, inputs, [plan], _ANSWER_TOKENS, warm_up=False))
+    console.print(f"3. A video: {question.text} plain: {plain} FastV keep .5: {pruned}", markup=False, highlight=False)
+    with attach(model, plan) as attachment, torch.inference_mode():
+        model(**inputs)
+        trace = attachment.trace
+    kept_film(traced_parts(trace, shown, inputs, processor)).save(out / "kept-clip.png")
+    console.print(f"wrote {path}\nwrote {out / 'kept-clip.png'}")
+
+
 def _overlays(model: Any, processor: Any) -> dict[str, Image.Image]:
     """What each plan kept, on a rendered picture and on a photograph."""
     rendered = example_pictures()[0]
@@ -193,7 +217,7 @@ def _overlays(model: Any, processor: Any) -> dict[str, Image.Image]:
 
 def _overlay_row(model: Any, processor: Any, picture: Image.Image, question: str) -> Image.Image:
     inputs = loading.prompt_inputs(model, processor, [picture], question)
-    seen = loading.as_seen(picture, processor)
+    seen = loading.as_seen(picture, processor.image_processor)
     panels = []
     for name, plan in PLANS.items():
         if plan == "none":

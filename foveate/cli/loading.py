@@ -4,36 +4,19 @@ from __future__ import annotations
 
 import io
 import math
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from foveate.api import Video
+from foveate.api.pictures import first_line, load_image
+from foveate.cli.media import metadata, takes_videos
 from foveate.demo.loading import load_demo
 from foveate.errors import InputError, UnknownName
 
-# Far above what any processor keeps; beyond it decoding alone takes gigabytes.
-MAX_SIDE = 16_384
-# A last argument with such an ending is a picture, even when the file is missing.
-_PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-
-
-def split_arguments(arguments: Sequence[str]) -> tuple[list[Path], str]:
-    """The pictures and the question of `IMAGE... QUESTION`.
-
-    Raises:
-        InputError: if one of them is missing.
-    """
-    *names, question = arguments
-    if Path(question).suffix.lower() in _PICTURE_SUFFIXES or Path(question).is_file():
-        raise InputError(f"no question: '{question}' is a picture; write the question last, in quotes")
-    if not question.strip():
-        raise InputError("the question is empty: write it last, in quotes")
-    if not names:
-        raise InputError("no picture: write one or more picture files before the question")
-    return [Path(name) for name in names], question
+__all__ = ["as_seen", "downsampled", "load_image", "load_model", "png", "prompt_inputs"]
 
 
 def load_model(name: str | None) -> tuple[Any, Any]:
@@ -60,49 +43,30 @@ def load_model(name: str | None) -> tuple[Any, Any]:
         model = AutoModelForImageTextToText.from_pretrained(name, dtype="auto", **options)
         processor = AutoProcessor.from_pretrained(name)
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot load a model and its processor from '{name}': {_first_line(error)}") from None
+        raise InputError(f"cannot load a model and its processor from '{name}': {first_line(error)}") from None
     return model.eval(), processor
 
 
-def load_image(path: Path) -> Image.Image:
-    """Read a picture as RGB.
+def prompt_inputs(model: Any, processor: Any, media: Sequence[Image.Image | Video], question: str) -> dict[str, Any]:
+    """What the model's own processor makes of a chat turn with pictures or videos and a question, on the model's device.
 
-    Raises:
-        InputError: for a missing, empty, broken or oversized file.
+    A processor without videos gets their frames as pictures.
     """
-    if not path.is_file():
-        raise InputError(f"no picture at {path}")
-    if path.stat().st_size == 0:
-        raise InputError(f"{path} is empty (0 bytes)")
+    native = takes_videos(processor)
+    content: list[dict[str, Any]] = []
+    for medium in media:
+        if not isinstance(medium, Video):
+            content.append({"type": "image", "image": medium})
+        elif native:
+            content.append({"type": "video", "video": medium.frames})
+        else:
+            content += [{"type": "image", "image": frame} for frame in medium.frames]
+    turn = [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
+    videos = [medium for medium in media if isinstance(medium, Video)] if native else []
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the size check below is the stricter one
-            with Image.open(path) as opened:
-                width, height = opened.size
-                if max(width, height) > MAX_SIDE:
-                    raise InputError(
-                        f"{path} is {width} x {height} pixels; sides up to {MAX_SIDE} are read: scale it down first"
-                    )
-                return opened.convert("RGB")
-    except Image.DecompressionBombError:
-        raise InputError(f"{path} is too large: sides up to {MAX_SIDE} pixels are read, scale it down first") from None
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise InputError(f"cannot read {path} as a picture: {_first_line(error)}") from None
-
-
-def prompt_inputs(model: Any, processor: Any, pictures: Sequence[Image.Image], question: str) -> dict[str, Any]:
-    """What the model's own processor makes of a chat turn with pictures and a question, on the model's device."""
-    content = [{"type": "image", "image": picture} for picture in pictures] + [{"type": "text", "text": question}]
-    try:
-        made = processor.apply_chat_template(
-            [{"role": "user", "content": content}],
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-        )
-    except ValueError as error:
-        raise InputError(f"the model's processor refuses this prompt: {_first_line(error)}") from None
+        made = _with_videos(processor, turn, videos) if videos else _templated(processor, turn)
+    except (ValueError, ImportError) as error:  # video processors may need torchvision
+        raise InputError(f"the model's processor refuses this prompt: {first_line(error)}") from None
     inputs: dict[str, Any] = dict(made.to(model.device))
     for name, value in inputs.items():
         if name.startswith("pixel_values") and value.is_floating_point():
@@ -110,16 +74,42 @@ def prompt_inputs(model: Any, processor: Any, pictures: Sequence[Image.Image], q
     return inputs
 
 
-def downsampled(picture: Image.Image, keep: float) -> Image.Image:
-    """The control that needs no method: a picture with a `keep` share of the pixels."""
+def _templated(processor: Any, turn: list[dict[str, Any]]) -> Any:
+    return processor.apply_chat_template(turn, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt")
+
+
+def _with_videos(processor: Any, turn: list[dict[str, Any]], videos: Sequence[Video]) -> Any:
+    """The template's tokenizing call in two steps, as it cannot tell when sampled frames were taken."""
+    text = processor.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
+    images = [part["image"] for part in turn[0]["content"] if part["type"] == "image"]
+    begin = processor.tokenizer.bos_token
+    return processor(
+        text=[text],
+        images=[images] if images else None,
+        videos=[[video.frames for video in videos]],
+        video_metadata=[metadata(video) for video in videos],
+        do_sample_frames=False,
+        add_special_tokens=begin is None or not text.startswith(begin),
+        return_tensors="pt",
+    )
+
+
+def downsampled(medium: Image.Image | Video, keep: float) -> Image.Image | Video:
+    """The control that needs no method: a picture, or each frame of a video, with a `keep` share of the pixels."""
+    if isinstance(medium, Video):
+        return Video([_smaller(frame, keep) for frame in medium.frames], medium.seconds)
+    return _smaller(medium, keep)
+
+
+def _smaller(picture: Image.Image, keep: float) -> Image.Image:
     scale = math.sqrt(keep)
     size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
     return picture.resize(size, Image.Resampling.LANCZOS)
 
 
-def as_seen(picture: Image.Image, processor: Any) -> Image.Image:
-    """The part of the picture that reaches the model: CLIP processors crop the middle square."""
-    if not getattr(processor.image_processor, "do_center_crop", False):
+def as_seen(picture: Image.Image, rules: Any) -> Image.Image:
+    """The part of a picture that reaches the model: image (or video) processors like CLIP's crop the middle square."""
+    if not getattr(rules, "do_center_crop", False):
         return picture
     side = min(picture.size)
     left, top = (picture.width - side) // 2, (picture.height - side) // 2
@@ -131,8 +121,3 @@ def png(picture: Image.Image) -> bytes:
     out = io.BytesIO()
     picture.save(out, format="PNG")
     return out.getvalue()
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

@@ -5,19 +5,20 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from foveate.api import default_plan, estimate, resolve_config
+from foveate.api import Video, default_plan, estimate, resolve_config
 from foveate.api.cost import media_of
-from foveate.cli import tables
+from foveate.cli import media, tables
 from foveate.core.site import SiteKind
 from foveate.cost.estimate import CostEstimate, grid
 from foveate.errors import InputError
-from foveate.families import family_for
+from foveate.families import Family, family_for
 from foveate.spec import Plan
 
 GRID_KEEPS = (0.75, 0.5, 0.25, 0.125, 0.1)
@@ -30,7 +31,9 @@ def plan(
     model: Annotated[str, typer.Option(help="Preset, folder, hub id, or config folder.")] = "llava-1.5-7b",
     images: Annotated[str | None, typer.Option(help="Sizes in pixels, e.g. 1024x768,640x480.")] = None,
     visual_tokens: Annotated[int | None, typer.Option(min=1, help="Instead of images.")] = None,
-    frames: Annotated[int | None, typer.Option(min=1, help="Frames of one video of the size --images gives.")] = None,
+    frames: Annotated[
+        int | None, typer.Option(min=1, help="Frames of one video of the size --images gives, or of --video.")
+    ] = None,
     text_tokens: Annotated[int, typer.Option(min=0)] = 64,
     new_tokens: Annotated[int, typer.Option(min=0)] = 128,
     batch: Annotated[int, typer.Option(min=1)] = 1,
@@ -39,11 +42,23 @@ def plan(
     show_grid: Annotated[bool, typer.Option("--grid", help="LLM prefill FLOPs over layer x keep, as a heat map.")] = False,
     vs: Annotated[str | None, typer.Option(help="A second model without a plan, beside it.")] = None,
     as_json: Annotated[bool, typer.Option("--json")] = False,
+    video: Annotated[Path | None, typer.Option(help="A video file or a folder of frames, instead of sizes.")] = None,
+    fps: media.Fps = None,
+    max_frames: media.MaxFrames = media.MAX_FRAMES,
+    start: media.Start = 0.0,
+    end: media.End = None,
 ) -> None:
     """Visual tokens, FLOPs and KV bytes of a plan on a model, from its config alone."""
     config = resolve_config(model)
     parsed = default_plan(config) if spec is None else Plan.parse(spec)
     sizes = None if images is None else _sizes(images)
+    sampling = media.Sampling(frames, fps, max_frames, start, end)
+    if video is not None:
+        if images is not None or visual_tokens is not None:
+            raise InputError("give --video, or --images or --visual-tokens, not both")
+        sizes, frames = _of_video(family_for(config), sampling.load(video))
+    elif sampling != media.Sampling(frames):
+        raise InputError("--fps, --max-frames, --start and --end say which frames of --video to take, and there is none")
     workload: dict[str, Any] = dict(
         images=sizes,
         visual_tokens=visual_tokens,
@@ -60,8 +75,8 @@ def plan(
     if show_grid:
         family = family_for(config)
         layers = _grid_layers(family.decoder_shape(config).layers)
-        media = media_of(family, config, sizes, visual_tokens, frames)
-        cells = (layers, grid(family.model_shape(config), layers, GRID_KEEPS, media, text_tokens, convention))
+        shapes = media_of(family, config, sizes, visual_tokens, frames)
+        cells = (layers, grid(family.model_shape(config), layers, GRID_KEEPS, shapes, text_tokens, convention))
     console = tables.make_console()
     if as_json:
         out: dict[str, Any] = {"model": model, "plan": str(parsed), **result.to_json()}
@@ -84,6 +99,14 @@ def _sizes(text: str) -> list[tuple[int, int]]:
             raise InputError(f"--images {text}: write sizes as WIDTHxHEIGHT, e.g. 1024x768,640x480")
         sizes.append((int(match[1]), int(match[2])))
     return sizes
+
+
+def _of_video(family: Family, video: Video) -> tuple[list[tuple[int, int]], int | None]:
+    """The sizes of pictures, and the number of frames where the family has media that are videos."""
+    size, count = video.frames[0].size, len(video.frames)
+    # Where no video is said to exist, frames are pictures, as `foveate run` gives them to such a model.
+    takes_none = type(family).media_of_video is Family.media_of_video
+    return ([size] * count, None) if takes_none else ([size], count)
 
 
 def _grid_layers(total: int) -> list[int]:

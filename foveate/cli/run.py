@@ -1,21 +1,23 @@
-"""foveate run: pictures and a question -> an answer and what it took."""
+"""foveate run: pictures or videos and a question -> an answer and what it took."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
+from PIL import Image
 from rich.markup import escape
 
-from foveate.api import Answer, Candidate, compare, default_plan
-from foveate.cli import loading, tables
+from foveate.api import Answer, Candidate, Video, compare, default_plan
+from foveate.cli import loading, media, tables
 from foveate.core.plan import Stage
 from foveate.spec import Plan
 
 
 def run(
-    arguments: Annotated[list[str], typer.Argument(metavar="IMAGE... QUESTION", help="Pictures, then the question.")],
+    arguments: Annotated[list[str], typer.Argument(metavar=media.MEDIA_METAVAR, help=media.MEDIA_HELP)],
     model: Annotated[str | None, typer.Option(help="Folder or hub id; the embedded demo model if left out.")] = None,
     plan: Annotated[str | None, typer.Option(help='e.g. "fastv(layer=2, keep=0.5)", or "none".')] = None,
     compare_plans: Annotated[
@@ -24,18 +26,25 @@ def run(
     new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
     repeats: Annotated[int, typer.Option(min=1, help="Time each row this often and report medians.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    video: media.Videos = None,
+    frames: media.Frames = None,
+    fps: media.Fps = None,
+    max_frames: media.MaxFrames = media.MAX_FRAMES,
+    start: media.Start = 0.0,
+    end: media.End = None,
 ) -> None:
-    """Answer a question about pictures under a plan, and print one table of what it took."""
-    paths, question = loading.split_arguments(arguments)
-    pictures = [loading.load_image(path) for path in paths]
+    """Answer a question about pictures and videos under a plan, and print one table of what it took."""
+    paths, question = media.split_arguments(arguments, bool(video))
+    shown = media.load_all(paths, video, media.Sampling(frames, fps, max_frames, start, end))
+    contents = [one.content for one in shown]
     parsed = None if plan is None else Plan.parse(plan)
     loaded, processor = loading.load_model(model)
     parsed = parsed or default_plan(loaded.config)
-    inputs = loading.prompt_inputs(loaded, processor, pictures, question)
+    inputs = loading.prompt_inputs(loaded, processor, contents, question)
     console = tables.make_console()
     options: dict[str, Any] = {}
     if compare_plans:
-        rows = [Candidate(str(parsed), parsed), *_controls(parsed, loaded, processor, pictures, question)]
+        rows = [Candidate(str(parsed), parsed), *_controls(parsed, loaded, processor, contents, question)]
     else:
         rows = [Candidate(str(parsed), parsed)]
         if not as_json:
@@ -44,15 +53,19 @@ def run(
     texts = [_text(processor, answer) for answer in answers]
     if as_json:
         rows_json = [tables.answer_json(answer, text) for answer, text in zip(answers, texts, strict=True)]
-        console.print_json(json.dumps({"question": question, "pictures": [str(path) for path in paths], "rows": rows_json}))
+        pictures = [str(one.path) for one in shown if not isinstance(one.content, Video)]
+        videos = [{"path": str(one.path), "seconds": one.content.seconds} for one in shown if isinstance(one.content, Video)]
+        console.print_json(json.dumps({"question": question, "pictures": pictures, "videos": videos, "rows": rows_json}))
         return
-    title = f"{question} ({', '.join(path.name for path in paths) or 'no picture'})"
+    title = f"{question} ({media.names_of(shown)})"
     console.print(tables.answer_table(answers, texts, escape(title)))
     if not compare_plans:
         console.print("Times are of a first call, warm-up included; --compare measures side by side.", style="dim")
 
 
-def _controls(plan: Plan, model: Any, processor: Any, pictures: list[Any], question: str) -> list[Candidate]:
+def _controls(
+    plan: Plan, model: Any, processor: Any, contents: Sequence[Image.Image | Video], question: str
+) -> list[Candidate]:
     """Random, uniform and downsampling with the budget of the plan's last stage."""
     if not plan.stages:
         return []
@@ -65,7 +78,7 @@ def _controls(plan: Plan, model: Any, processor: Any, pictures: list[Any], quest
                 rows.append(Candidate(str(other), other))
         if last.budget.ratio is not None and len(plan.stages) == 1:
             keep = float(last.budget.ratio)
-            smaller = [loading.downsampled(picture, keep) for picture in pictures]
+            smaller = [loading.downsampled(content, keep) for content in contents]
             inputs = loading.prompt_inputs(model, processor, smaller, question)
             rows.append(Candidate(f"downsample the picture to {keep:g} of its pixels", Plan(), inputs))
     return rows

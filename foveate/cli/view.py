@@ -10,26 +10,24 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from PIL import Image
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
 from foveate.api import attach, attention
-from foveate.cli import loading, tables
+from foveate.cli import loading, media, tables
+from foveate.cli.drawn import stage_table, traced_parts, with_parts
 from foveate.core.attention import KINDS, AttentionStudy, Raters
 from foveate.core.layout import Medium
-from foveate.core.shape import MediumShape
 from foveate.errors import InputError
 from foveate.spec import Plan
 from foveate.viz.attention_page import Heading, attention_page
 from foveate.viz.attention_plot import KIND_NAMES, RATER_NAMES, allocation_plot, heat_map, layer_name
-from foveate.viz.kept import kept_stages
+from foveate.viz.kept import kept_film, kept_stages
 from foveate.viz.packages import require
-from foveate.viz.parts import Part, is_tiled, parts_of, tile_pictures
+from foveate.viz.parts import Part, groups_of, is_film
 
-_Arguments = Annotated[list[str], typer.Argument(metavar="IMAGE... QUESTION", help="Pictures, then the question.")]
+_Arguments = Annotated[list[str], typer.Argument(metavar=media.MEDIA_METAVAR, help=media.MEDIA_HELP)]
 _Model = Annotated[str | None, typer.Option(help="Folder or hub id; the embedded demo model if left out.")]
 _Out = Annotated[Path, typer.Option(help="Folder for the files.")]
 
@@ -41,24 +39,30 @@ def view_attention(
     new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 32,
     layers: Annotated[str | None, typer.Option(help="Decoder layers, e.g. 0,1,8..15; all if left out.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    video: media.Videos = None,
+    frames: media.Frames = None,
+    fps: media.Fps = None,
+    max_frames: media.MaxFrames = media.MAX_FRAMES,
+    start: media.Start = 0.0,
+    end: media.End = None,
 ) -> None:
     """Measure where the answer's tokens look: shares of system, visual, instruction and output tokens, and heat maps."""
-    paths, question = loading.split_arguments(arguments)
+    paths, question = media.split_arguments(arguments, bool(video))
     chosen = None if layers is None else _layers(layers)
     _check_folder(out)
     require("matplotlib", "jinja2")
-    pictures = [loading.load_image(path) for path in paths]
+    shown = media.load_all(paths, video, media.Sampling(frames, fps, max_frames, start, end))
     loaded, processor = loading.load_model(model)
-    inputs = loading.prompt_inputs(loaded, processor, pictures, question)
+    inputs = loading.prompt_inputs(loaded, processor, [one.content for one in shown], question)
     console = tables.make_console()
     with console.status("answering and measuring"):
         study = attention(loaded, inputs, new_tokens, chosen)
     answer = processor.tokenizer.decode(study.answers[0], skip_special_tokens=True).strip()
-    media = with_parts(study.layout.media, paths, pictures, inputs, processor)
-    numbers = _numbers(study, media, question, answer)
+    drawn = with_parts(study.layout.media, shown, inputs, processor)
+    numbers = _numbers(study, drawn, question, answer)
     with console.status("drawing"):
-        heading = Heading(question, answer, f"{type(loaded).__name__}, {', '.join(path.name for path in paths)}")
-        files = _attention_files(study, media, heading)
+        heading = Heading(question, answer, f"{type(loaded).__name__}, {media.names_of(shown)}")
+        files = _attention_files(study, drawn, heading)
     files["attention.json"] = (json.dumps(numbers) + "\n").encode("utf-8")
     _write(out, files)
     if as_json:
@@ -78,29 +82,33 @@ def view_kept(
     plan: Annotated[str, typer.Option(help='e.g. "fastv(layer=2, keep=0.5)".')],
     model: _Model = None,
     out: _Out = Path("kept-view"),
+    video: media.Videos = None,
+    frames: media.Frames = None,
+    fps: media.Fps = None,
+    max_frames: media.MaxFrames = media.MAX_FRAMES,
+    start: media.Start = 0.0,
+    end: media.End = None,
 ) -> None:
     """Draw which visual tokens each stage of a plan keeps of each picture."""
-    paths, question = loading.split_arguments(arguments)
+    paths, question = media.split_arguments(arguments, bool(video))
     parsed = Plan.parse(plan)
     if not parsed.stages:
         raise InputError(f"--plan {plan}: it has no stage, so it keeps everything; write a method")
     _check_folder(out)
-    pictures = [loading.load_image(path) for path in paths]
+    shown = media.load_all(paths, video, media.Sampling(frames, fps, max_frames, start, end))
     loaded, processor = loading.load_model(model)
-    inputs = loading.prompt_inputs(loaded, processor, pictures, question)
+    inputs = loading.prompt_inputs(loaded, processor, [one.content for one in shown], question)
     console = tables.make_console()
     with attach(loaded, parsed) as attachment:
         loaded.generate(**inputs, do_sample=False, max_new_tokens=1)
         trace = attachment.trace
-    media = with_parts([entry.medium for entry in trace.media], paths, pictures, inputs, processor)
-    files, table = {}, Table(title=str(parsed), title_justify="left")
-    for heading in ("picture", "visual tokens", *(escape(text) for text, _ in trace.media[0].stages)):
-        table.add_column(heading, overflow="fold", justify="left" if heading == "picture" else "right")
-    for number, (entry, path, (medium, parts)) in enumerate(zip(trace.media, paths, media, strict=True), start=1):
-        files[f"kept-{number}.png"] = loading.png(kept_stages(entry, parts))
-        table.add_row(escape(path.name), str(medium.shape.grid_tokens), *(str(len(kept)) for kept in entry.kept))
+    drawn = traced_parts(trace, shown, inputs, processor)
+    files = {}
+    for number, group in enumerate(groups_of(drawn), start=1):
+        picture = kept_film(group) if is_film(group) else kept_stages(*group[0])
+        files[f"kept-{number}.png"] = loading.png(picture)
     _write(out, files)
-    console.print(table)
+    console.print(stage_table(parsed, shown, drawn))
     _tell(console, out, files)
 
 
@@ -135,43 +143,14 @@ def _tell(console: Console, out: Path, files: Mapping[str, bytes]) -> None:
         console.print(f"wrote {out / name}", markup=False, highlight=False)
 
 
-def with_parts(
-    media: Sequence[Medium], paths: Sequence[Path], pictures: Sequence[Image.Image], inputs: Mapping[str, Any], processor: Any
-) -> list[tuple[Medium, list[Part]]]:
-    """The media, one for each picture, with what their tokens show."""
-    if len(media) != len(pictures):
-        raise InputError(f"the processor made {len(media)} media of {len(pictures)} pictures, so they cannot be drawn")
-    shapes = [medium.shape for medium in media]
-    tiles = _tiles(shapes, inputs, processor)
-    out = []
-    for medium, path, picture in zip(media, paths, pictures, strict=True):
-        shape = medium.shape
-        own, tiles = tiles[: len(shape.grids)], tiles[len(shape.grids) :]
-        whole = picture if shape.crops else loading.as_seen(picture, processor)
-        if not is_tiled(shape):
-            out.append((medium, parts_of(shape, path.name, [whole])))
-        else:
-            out.append((medium, parts_of(shape, path.name, own or [None])))
-    return out
-
-
-def _tiles(shapes: Sequence[MediumShape], inputs: Mapping[str, Any], processor: Any) -> list[Image.Image]:
-    """The tiles of all pictures, where families cut them into tiles."""
-    pixels, images = inputs.get("pixel_values"), processor.image_processor
-    mean, std = getattr(images, "image_mean", None), getattr(images, "image_std", None)
-    if not any(is_tiled(shape) for shape in shapes) or not isinstance(pixels, Tensor) or not mean or not std:
-        return []
-    return tile_pictures(pixels, shapes, mean, std)
-
-
 def _attention_files(
-    study: AttentionStudy, media: Sequence[tuple[Medium, Sequence[Part]]], heading: Heading
+    study: AttentionStudy, drawn: Sequence[tuple[Medium, Sequence[Part]]], heading: Heading
 ) -> dict[str, bytes]:
     files = {
-        "attention.html": attention_page(study, media, heading).encode("utf-8"),
+        "attention.html": attention_page(study, drawn, heading).encode("utf-8"),
         "allocation.png": allocation_plot(study, heading.question),
     }
-    for number, (medium, parts) in enumerate(media, start=1):
+    for number, (medium, parts) in enumerate(drawn, start=1):
         for place, part in enumerate(parts, start=1):
             name = f"{number}" if len(parts) == 1 else f"{number}-part-{place}"
             for kind in Raters:
@@ -182,7 +161,7 @@ def _attention_files(
 
 
 def _numbers(
-    study: AttentionStudy, media: Sequence[tuple[Medium, Sequence[Part]]], question: str, answer: str
+    study: AttentionStudy, drawn: Sequence[tuple[Medium, Sequence[Part]]], question: str, answer: str
 ) -> dict[str, Any]:
     """Everything that was measured, for programs. Shares are of 1; attention of grid tokens in raster order."""
     raters: dict[str, Any] = {}
@@ -192,7 +171,7 @@ def _numbers(
         raters[kind.value] = {
             "shares": _rows(study.shares(kind)[:, 0]),
             "per_token": _rows(study.efficiency(kind)[:, 0]),
-            "pictures": [_rows(study.received(kind, medium)) for medium, _ in media],
+            "pictures": [_rows(study.received(kind, medium)) for medium, _ in drawn],
         }
     return {
         "question": question,
@@ -203,7 +182,7 @@ def _numbers(
         "token_counts": study.token_counts()[0].tolist(),
         "pictures": [
             {"kind": medium.shape.kind, "grids": [list(grid) for grid in medium.shape.grids], "parts": [p.title for p in parts]}
-            for medium, parts in media
+            for medium, parts in drawn
         ],
         "raters": raters,
     }

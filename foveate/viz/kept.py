@@ -8,6 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from foveate.core.trace import MediumTrace
+from foveate.viz.film import FilmFrame, film_picture
 from foveate.viz.overlay import kept_overlay, stack, strip
 from foveate.viz.parts import Part
 
@@ -20,6 +21,17 @@ def kept_stages(entry: MediumTrace, parts: Sequence[Part]) -> Image.Image:
     return stack([_row(entry, part) for part in parts])
 
 
+def kept_film(media: Sequence[tuple[MediumTrace, Sequence[Part]]]) -> Image.Image:
+    """The frames of a video side by side, a line for each stage, and under each frame how much of it stayed."""
+    frames = []
+    for entry, parts in media:
+        for part in parts:
+            seen, grid, kept = _picture(part), (1, part.rows, part.columns), [kept_in(part, kept) for kept in entry.kept]
+            panels = [kept_overlay(seen, grid, own, _SIDE) for own in kept]
+            frames.append(FilmFrame(part, seen, panels, [len(own) for own in kept]))
+    return film_picture([stage for stage, _ in media[0][0].stages], frames)
+
+
 def kept_in(part: Part, kept: Tensor) -> list[int]:
     """Which tokens of a part are among a medium's kept ones [K]: raster indices within the part."""
     own: list[int] = (kept[(kept >= part.start) & (kept < part.stop)] - part.start).tolist()
@@ -29,7 +41,7 @@ def kept_in(part: Part, kept: Tensor) -> list[int]:
 def _row(entry: MediumTrace, part: Part) -> Image.Image:
     count = part.stop - part.start
     side = max(part.columns, min(_SIDE, round(_HIGHEST / part.aspect)))
-    seen = part.picture if part.picture is not None else Image.new("RGB", (part.columns * 8, part.rows * 8), (150, 150, 150))
+    seen = _picture(part)
     size = kept_overlay(seen, (1, part.rows, part.columns), [], side).size
     panels = [(f"{part.title}: {count} tokens", seen.convert("RGB").resize(size, Image.Resampling.LANCZOS))]
     for (stage, _), kept in zip(entry.stages, entry.kept, strict=True):
@@ -37,3 +49,7 @@ def _row(entry: MediumTrace, part: Part) -> Image.Image:
         overlay = kept_overlay(seen, (1, part.rows, part.columns), own, side)
         panels.append((f"{stage}: {len(own)}", overlay))
     return strip(panels)
+
+
+def _picture(part: Part) -> Image.Image:
+    return part.picture if part.picture is not None else Image.new("RGB", (part.columns * 8, part.rows * 8), (150, 150, 150))

@@ -10,7 +10,7 @@ from typing import Any
 from foveate.core.trace import MediumTrace
 from foveate.viz.attention_page import data_uri
 from foveate.viz.packages import require
-from foveate.viz.parts import Part
+from foveate.viz.parts import Part, groups_of
 from foveate.viz.regions import PALETTE, Regions, regions_of
 
 _TEMPLATE = Path(__file__).parent / "assets" / "merge.html.j2"
@@ -29,7 +29,8 @@ def merge_page(media: Sequence[tuple[MediumTrace, list[Part]]], heading: MergeHe
     """The page as text; it loads nothing. It reads the trace only, so it serves every plan.
 
     Args:
-        media: media of one prompt that met the same stages, each with the parts that are drawn of it.
+        media: media of one prompt that met the same stages, each with the parts that are drawn of it. The frames of a video
+            become a strip with a timeline.
         heading: texts.
 
     Raises:
@@ -42,20 +43,30 @@ def merge_page(media: Sequence[tuple[MediumTrace, list[Part]]], heading: MergeHe
     data = {
         "palette": PALETTE,
         "stages": stages,
-        "media": [_medium(entry, parts, regions_of(entry, parts)) for entry, parts in media],
+        "groups": [_group(group) for group in groups_of(media)],
     }
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
     return template.render(data=data, heading=heading)
 
 
+def _group(group: Sequence[tuple[MediumTrace, list[Part]]]) -> dict[str, Any]:
+    """A picture, or a video: one medium, or one for each frame."""
+    moment = group[0][1][0].moment
+    return {
+        "film": None if moment is None else moment.name,
+        "media": [_medium(entry, parts, regions_of(entry, parts)) for entry, parts in group],
+    }
+
+
 def _medium(entry: MediumTrace, parts: Sequence[Part], stages: Sequence[Regions]) -> dict[str, Any]:
     return {
-        "kind": entry.medium.shape.kind,
         "tokens": entry.medium.shape.grid_tokens,
         "parts": [
             {
                 "title": part.title,
+                "caption": part.title if part.moment is None else part.moment.label,
+                "seconds": None if part.moment is None else part.moment.seconds,
                 "rows": part.rows,
                 "columns": part.columns,
                 "start": part.start,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from PIL import Image, ImageColor, ImageDraw
 
 from foveate.core.trace import MediumTrace
+from foveate.viz.film import FilmFrame, film_picture
 from foveate.viz.overlay import kept_overlay, stack, strip
 from foveate.viz.parts import Part
 from foveate.viz.regions import PALETTE, Regions, regions_of
@@ -20,6 +21,17 @@ def merge_stages(entry: MediumTrace, parts: Sequence[Part]) -> Image.Image:
     """One row for each part: what the model sees, then the regions behind each stage. Captions say the stage and counts."""
     stages = regions_of(entry, list(parts))
     return stack([strip([_seen(part), *(_panel(regions, part) for regions in stages)]) for part in parts])
+
+
+def merge_film(media: Sequence[tuple[MediumTrace, Sequence[Part]]]) -> Image.Image:
+    """The frames of a video side by side, a line for each stage, and under each frame how much of it survived."""
+    frames = []
+    for entry, parts in media:
+        stages = regions_of(entry, list(parts))
+        for part in parts:
+            panels = [_panel(regions, part)[1] for regions in stages]
+            frames.append(FilmFrame(part, _picture(part), panels, [len(regions.in_part(part)) for regions in stages]))
+    return film_picture([stage for stage, _ in media[0][0].stages], frames)
 
 
 def _seen(part: Part) -> tuple[str, Image.Image]:

@@ -3,12 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import TypeVar
 
 from PIL import Image
 from torch import Tensor
 
 from foveate.core.shape import MediumShape
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where a part stands in a video.
+
+    Attributes:
+        film: number of the video among the pictures and videos of a prompt.
+        name: of the video.
+        first, last: the frames that the part shows, counted from 1; models may take several together.
+        total: frames of the video that the model got.
+        seconds: when the first of them is shown.
+    """
+
+    film: int
+    name: str
+    first: int
+    last: int
+    total: int
+    seconds: float
+
+    @property
+    def label(self) -> str:
+        """As people read it: `frame 3 of 8, 1.2 s`."""
+        frames = f"frame {self.first}" if self.first == self.last else f"frames {self.first}-{self.last}"
+        return f"{frames} of {self.total}, {self.seconds:.1f} s"
 
 
 @dataclass(frozen=True)
@@ -20,6 +50,7 @@ class Part:
         picture: what lies under the grid; None if that is not known.
         rows, columns: sides of the grid in tokens.
         start: number of its first token within the grid tokens of its medium.
+        moment: of a part of a video, where it stands in it.
     """
 
     title: str
@@ -27,6 +58,7 @@ class Part:
     rows: int
     columns: int
     start: int
+    moment: Moment | None = None
 
     @property
     def stop(self) -> int:
@@ -55,6 +87,50 @@ def parts_of(shape: MediumShape, title: str, pictures: Sequence[Image.Image | No
         parts.append(Part(name, picture, rows, columns, start))
         start = parts[-1].stop
     return parts
+
+
+def video_parts(
+    shape: MediumShape, name: str, film: int, pictures: Sequence[Image.Image], seconds: Sequence[float]
+) -> list[Part]:
+    """The parts of a medium that is a whole video.
+
+    Args:
+        shape: of the medium.
+        name: of the video.
+        film: number of the video among the pictures and videos of the prompt.
+        pictures, seconds: its frames and when they are shown. Of frames that the model takes together the first is drawn.
+    """
+    total, count = len(pictures), len(shape.pieces)
+    together = -(-total // count)
+    starts = [min(at * together, total - 1) for at in range(count)]  # the last frame is repeated to fill the last part
+    moments = [Moment(film, name, at + 1, min(at + together, total), total, seconds[at]) for at in starts]
+    parts = parts_of(shape, name, [pictures[at] for at in starts])
+    return [at_moment([part], moment)[0] for part, moment in zip(parts, moments, strict=True)]
+
+
+def at_moment(parts: Sequence[Part], moment: Moment) -> list[Part]:
+    """The parts of one frame, with where it stands in its video."""
+    numbers = [f", part {at} of {len(parts)}" if len(parts) > 1 else "" for at in range(1, len(parts) + 1)]
+    return [
+        replace(part, title=f"{moment.name}, {moment.label}{number}", moment=moment)
+        for part, number in zip(parts, numbers, strict=True)
+    ]
+
+
+def is_film(group: Sequence[tuple[T, list[Part]]]) -> bool:
+    """Whether media that belong together are a video."""
+    return group[0][1][0].moment is not None
+
+
+def groups_of(media: Sequence[tuple[T, list[Part]]]) -> list[list[tuple[T, list[Part]]]]:
+    """Media that belong together, in order: each picture alone, and the frames of each video."""
+
+    def key(numbered: tuple[int, tuple[T, list[Part]]]) -> tuple[bool, int]:
+        number, (_, parts) = numbered
+        moment = parts[0].moment
+        return (False, number) if moment is None else (True, moment.film)
+
+    return [[one for _, one in group] for _, group in groupby(enumerate(media), key)]
 
 
 def is_tiled(shape: MediumShape) -> bool:

@@ -11,6 +11,7 @@ from PIL import Image
 from foveate.cli.main import main
 from foveate.demo.model import build_model
 from foveate.demo.processor import build_processor
+from tests.clips import write_clip
 
 
 @pytest.fixture(scope="session")
@@ -41,3 +42,9 @@ def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str,
         return int(stop.value.code or 0), out, err
 
     return run
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> str:
+    """Ten frames in two seconds."""
+    return str(write_clip(tmp_path / "clip.mp4", size=(96, 96)))

@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from foveate import families
-from foveate.cli.view import with_parts
+from foveate.cli.drawn import with_parts
+from foveate.cli.media import Shown
 from foveate.core.layout import Layout
 from foveate.errors import InputError
 from foveate.viz import packages
@@ -144,8 +145,8 @@ def test_tiles_are_drawn_over_what_the_encoder_got_of_them():
     ids = torch.tensor([[placeholder] * first + [5] + [placeholder] * second])
     inputs = {"input_ids": ids, "pixel_values": pixels["pixel_values"]}
     media = media_of("internvl", config, inputs, first + second)
-    paths = [Path("a.png"), Path("b.png")]
-    (_, cut), (_, whole) = with_parts(media, paths, pictures, inputs, SimpleNamespace(image_processor=rules))
+    shown = [Shown(Path(name), picture) for name, picture in zip(("a.png", "b.png"), pictures, strict=True)]
+    (_, cut), (_, whole) = with_parts(media, shown, inputs, SimpleNamespace(image_processor=rules))
     corners = [tuple(part.picture.getpixel((2, 2))[::2]) for part in cut]
     assert corners[0] == (255, 0) and (0, 255) in corners
     assert cut[-1].picture.getpixel((2, 12))[0] > 200 and cut[-1].picture.getpixel((21, 12))[2] > 200  # the thumbnail
@@ -159,11 +160,12 @@ def test_grids_that_tiles_share_are_drawn_over_the_whole_picture():
     inputs = {"image_sizes": torch.tensor([[20, 40]])}
     shape = families.get("llava_next").media(config, inputs, {"image": 1})["image"][0]
     media = media_of("llava_next", config, inputs, shape.tokens)
-    ((_, parts),) = with_parts(media, [Path("a.png")], [picture], inputs, SimpleNamespace(image_processor=rules))
+    shown = [Shown(Path("a.png"), picture)]
+    ((_, parts),) = with_parts(media, shown, inputs, SimpleNamespace(image_processor=rules))
     assert rules.do_center_crop and len(parts) == 2
     assert all(part.picture.size == (40, 20) for part in parts)
 
 
 def test_media_that_are_not_the_pictures_are_refused():
     with pytest.raises(InputError, match="0 media of 1 pictures"):
-        with_parts([], [Path("a.png")], [halves(4, 4)], {}, None)
+        with_parts([], [Shown(Path("a.png"), halves(4, 4))], {}, SimpleNamespace(image_processor=None))
