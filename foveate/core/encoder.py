@@ -17,6 +17,8 @@ class EncoderPath:
         prefix: tokens in front of the patches (a class token), which always stay.
         unit: side of the square of patches that becomes one visual token; decisions are made on whole squares.
         used: how many of its layers the language model's features pass; a stage behind them would change nothing.
+        mixes: whether tokens are mixed with their neighbours between projector and prompt, where marks of tokens that are
+            gone would spread. What is left of a visual token then follows from the canvases of its medium.
     """
 
     tower: str
@@ -26,6 +28,7 @@ class EncoderPath:
     attention: str = "self_attn"
     prefix: int = 0
     unit: int = 1
+    mixes: bool = False
 
     @property
     def patches(self) -> int:

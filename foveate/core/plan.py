@@ -190,9 +190,19 @@ class Plan:
             tokens = stage.kept_of(tokens * unit, None) // unit if counts else stage.kept_of(tokens, None)
         return tokens
 
+    def leave_pieces(self, shape: MediumShape) -> list[int]:
+        """How many visual tokens of each piece of a medium leave the vision encoder, from shapes alone.
+
+        Where padding is cut away behind the encoder, what is left is taken to hold its share of the patches that stay; which
+        do is known at run time only. Without padding the count is exact.
+        """
+        if shape.canvases:
+            return [canvas.share(self.leave_encoder(canvas.patches)) for canvas in shape.canvases]
+        return [self.leave_encoder(h * w, shape.patches_per_token) for _, h, w in shape.pieces]
+
     def grid_tokens_per_layer(self, shapes: Sequence[MediumShape], layers: int) -> list[int]:
         """Grid tokens of all media of one sample that enter each of `layers` decoder layers. MASK shortens nothing."""
-        alive = [[self.leave_encoder(h * w, shape.patches_per_token) for _, h, w in shape.pieces] for shape in shapes]
+        alive = [self.leave_pieces(shape) for shape in shapes]
         by_layer = {stage.site.decoder_layer: stage for stage in self.stages if stage.effect is Effect.DROP}
         counts = []
         for layer in range(layers):

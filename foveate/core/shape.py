@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
+from foveate.core.canvas import Canvas
+
 
 @dataclass(frozen=True)
 class MediumShape:
@@ -20,6 +22,8 @@ class MediumShape:
         crops: grids of the further parts in token order, for images that are cut into crops besides an overview.
         tiles: (down, across), how the tiles of an image lie, where their places are known.
         pixels: (height, width) of the image, where its tiles are known.
+        canvases: for each of `pieces` how it is made of rows of the encoder; empty where the encoder has one row for each
+            piece, and its patches (or units of them) are the tokens.
     """
 
     kind: str
@@ -31,6 +35,7 @@ class MediumShape:
     crops: tuple[tuple[int, int, int], ...] = ()
     tiles: tuple[int, int] | None = None
     pixels: tuple[int, int] | None = None
+    canvases: tuple[Canvas, ...] = ()
 
     @property
     def grids(self) -> tuple[tuple[int, int, int], ...]:
@@ -48,8 +53,15 @@ class MediumShape:
         return sum(t * h * w for t, h, w in self.grids)
 
     @property
+    def encoder_rows(self) -> int:
+        """Rows of the encoder's batch, or frames in its packed sequence; some may hold padding alone and make no token."""
+        return len(self.encoder_sequences) if self.canvases else len(self.pieces)
+
+    @property
     def patches_per_token(self) -> int:
-        """Patches that the encoder makes one visual token of, 1 if `encoder_tokens` is not given."""
+        """Patches that stay or go together, as the encoder's own merger makes one visual token of them."""
+        if self.canvases:
+            return 1
         return max(1, self.encoder_tokens // max(1, self.grid_tokens))
 
     @property

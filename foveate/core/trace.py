@@ -10,6 +10,8 @@ from torch import Tensor
 
 from foveate.core.layout import Medium
 from foveate.core.selection import Selection
+from foveate.core.sparse import block, block_diagonal, product
+from foveate.core.tiled_trace import EncoderRecord, tiled_stages
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,8 @@ class MediumTrace:
     Attributes:
         medium: row, index, grid and columns.
         stages: (text of the stage, matrix [K, N]) where N counts the medium's original grid tokens and row i of the
-            matrix says which originals, with which weights, kept token i is made of. Sparse, on the CPU.
+            matrix says which originals, with which weights, kept token i is made of. Sparse, on the CPU. Where a model
+            lays patches out anew behind its encoder, see `tiled_trace`.
         kept: for each stage the original indices [K] of the surviving tokens, ascending.
     """
 
@@ -56,7 +59,7 @@ class MediumTrace:
     def _apply(self, stage: str, part: Tensor, kept: Tensor) -> None:
         before = self.stages[-1][1] if self.stages else None
         self.kept.append(self.kept_index[kept])
-        self.stages.append((stage, part if before is None else _product(part, before)))
+        self.stages.append((stage, part if before is None else product(part, before)))
 
 
 class Trace:
@@ -65,12 +68,13 @@ class Trace:
     def __init__(self) -> None:
         self._media: list[Medium] = []
         self._records: list[GroupRecord] = []
+        self._encoded: list[EncoderRecord] = []
         self._built: list[MediumTrace] | None = None
         self._gated: list[tuple[int, Tensor, Tensor]] = []
 
     def clear(self) -> None:
         """Forget everything, for a call that chooses anew."""
-        self._media, self._records, self._built, self._gated = [], [], None, []
+        self._media, self._records, self._encoded, self._built, self._gated = [], [], [], None, []
 
     def add_media(self, media: tuple[Medium, ...]) -> int:
         """Note the media of a pass and return the key of the first; the others follow."""
@@ -107,6 +111,11 @@ class Trace:
             known[:, span.stop :] = False  # guesses that were taken back
         return [own[there] for own, there in zip(kept, known, strict=True)]
 
+    def add_encoded(self, record: EncoderRecord) -> None:
+        """Note the encoder's stages of one medium, whose tokens are laid out anew behind the encoder."""
+        self._built = None
+        self._encoded.append(record)
+
     @property
     def media(self) -> list[MediumTrace]:
         """One entry per image or video, in the order in which the conversation met them."""
@@ -126,6 +135,10 @@ class Trace:
 
     def _build(self) -> list[MediumTrace]:
         built = [MediumTrace(medium) for medium in self._media]
+        for encoded in self._encoded:
+            for text, matrix, tokens in tiled_stages(self._media[encoded.medium].shape, encoded):
+                built[encoded.medium].stages.append((text, matrix))
+                built[encoded.medium].kept.append(tokens)
         pending: dict[tuple[str, int], list[tuple[Tensor, Tensor]]] = {}
         order: list[tuple[str, int]] = []
         for record in self._records:
@@ -139,13 +152,13 @@ class Trace:
                 slot = (record.stage, key)
                 if slot not in pending:
                     order.append(slot)
-                pending.setdefault(slot, []).append((_block(matrix, rows, start, count), kept[rows] - start))
+                pending.setdefault(slot, []).append((block(matrix, rows, start, count), kept[rows] - start))
         for stage, key in order:
             # The frames of a video are groups of their own; together they are one stage of one medium.
             parts = pending[(stage, key)]
             offsets = torch.tensor([0] + [part.shape[1] for part, _ in parts]).cumsum(0)
             kept = torch.cat([own + offset for (_, own), offset in zip(parts, offsets, strict=False)])
-            built[key]._apply(stage, _block_diagonal([part for part, _ in parts]), kept)
+            built[key]._apply(stage, block_diagonal([part for part, _ in parts]), kept)
         for entry in built:
             if not len(entry.kept_index):
                 _extend_empty(entry, built)
@@ -158,41 +171,7 @@ def _extend_empty(entry: MediumTrace, others: list[MediumTrace]) -> None:
     for other in others:
         stages = [stage for stage, _ in other.stages]
         if other.medium.row == entry.medium.row and len(stages) > len(met) and stages[: len(met)] == met:
-            nothing = _block_diagonal([])
+            nothing = block_diagonal([])
             for stage in stages[len(met) :]:
                 entry._apply(stage, nothing, torch.zeros(0, dtype=torch.long))
             return
-
-
-def _block(matrix: Tensor, rows: Tensor, start: int, count: int) -> Tensor:
-    """Rows `rows` and columns start..start+count of a coalesced sparse matrix; rows are consecutive."""
-    index, value = matrix.indices(), matrix.values()
-    first = int(rows[0]) if len(rows) else 0
-    inside = (index[0] >= first) & (index[0] < first + len(rows)) & (index[1] >= start) & (index[1] < start + count)
-    shifted = index[:, inside] - torch.tensor([[first], [start]])
-    return torch.sparse_coo_tensor(shifted, value[inside], (len(rows), count), check_invariants=False).coalesce()
-
-
-def _block_diagonal(parts: list[Tensor]) -> Tensor:
-    """Sparse block-diagonal matrix of sparse blocks."""
-    indices, values = [torch.zeros(2, 0, dtype=torch.long)], [torch.zeros(0, dtype=torch.float32)]
-    row, column = 0, 0
-    for part in parts:
-        indices.append(part.indices() + torch.tensor([[row], [column]]))
-        values.append(part.values())
-        row, column = row + part.shape[0], column + part.shape[1]
-    return torch.sparse_coo_tensor(torch.cat(indices, 1), torch.cat(values), (row, column), check_invariants=False).coalesce()
-
-
-def _product(part: Tensor, before: Tensor) -> Tensor:
-    """The product of two coalesced sparse matrices. (torch.sparse.mm would do, but warns about its beta state.)"""
-    (row, middle), weight = part.indices(), part.values()
-    (known_row, source), known_weight = before.indices(), before.values()
-    counts = torch.bincount(known_row, minlength=before.shape[0])
-    starts = counts.cumsum(0) - counts
-    repeats = counts[middle]
-    within = torch.arange(int(repeats.sum())) - (repeats.cumsum(0) - repeats).repeat_interleave(repeats)
-    entry = starts[middle].repeat_interleave(repeats) + within
-    index = torch.stack([row.repeat_interleave(repeats), source[entry]])
-    value = weight.repeat_interleave(repeats) * known_weight[entry]
-    return torch.sparse_coo_tensor(index, value, (part.shape[0], before.shape[1]), check_invariants=False).coalesce()

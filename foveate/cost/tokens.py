@@ -72,7 +72,7 @@ def unrounded_tokens_per_layer(plan: Plan, media: Sequence[MediumShape], layers:
     A ratio is the same for every scope. A fixed count is a whole number of tokens and is resolved as the engine does.
     """
     extra = separator_count(media)
-    alive = [[Fraction(plan.leave_encoder(h * w, medium.patches_per_token)) for _, h, w in medium.pieces] for medium in media]
+    alive = [[Fraction(count) for count in plan.leave_pieces(medium)] for medium in media]
     by_layer = {stage.site.decoder_layer: stage for stage in plan.stages if stage.effect is Effect.DROP}
     counts = []
     for layer in range(layers):

@@ -29,6 +29,7 @@ class Conversation:
         prefill_kv_bytes: bytes in the cache after the last prefill pass, read off the cache; None without a cache, or for a
             quantized one.
         encoded: images, crops and frames (`encoder.EncodedRow`) that no pass has met yet, in order.
+        pictures: those that were met, by (batch row, number) of their medium: chunks and steps without a cache come again.
         ignored: for each pass with labels, how many were predicted from pruned positions and left out of the loss.
     """
 
@@ -43,6 +44,7 @@ class Conversation:
     prefill_kv_bytes: int | None = None
     ignored: list[Tensor] = field(default_factory=list)
     encoded: list[Any] = field(default_factory=list)
+    pictures: dict[tuple[int, int], list[Any]] = field(default_factory=dict)
 
     def columns_in(self, cache: Any, queries: int) -> int:
         """Columns in a cache before a pass of `queries` columns.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate.core.plan import Stage
-from foveate.engine import forward, labels, prefill
+from foveate.engine import entrance, forward, labels, prefill
 from foveate.engine.cache import Announcement, SlotLayer
 from foveate.engine.forward import Pass
 from foveate.engine.gate import Gate
@@ -62,7 +62,8 @@ class DecoderHooks:
         texts: canonical text of each stage, for the trace.
         shortcut: skip stages that keep everything.
         masks: whether the plan's stage hides tokens instead of dropping them.
-        marked: whether stages inside the encoder mark columns that are gone.
+        marked: whether stages inside the encoder leave columns empty.
+        mixes: whether marks of empty columns could not reach the prompt (`EncoderPath.mixes`).
         gate: what decides which generated tokens are stored, if the plan has such a stage.
     """
 
@@ -75,10 +76,11 @@ class DecoderHooks:
         shortcut: bool,
         masks: bool,
         marked: bool = False,
+        mixes: bool = False,
         gate: Gate | None = None,
     ) -> None:
         self.owner, self.decoder, self.stages, self.texts = owner, decoder, stages, texts
-        self.shortcut, self.masks, self.marked, self.gate = shortcut, masks, marked, gate
+        self.shortcut, self.masks, self.marked, self.mixes, self.gate = shortcut, masks, marked, mixes, gate
         self.checked: set[int] = set()  # layers whose stage has answered well once
 
     @property
@@ -120,7 +122,7 @@ class DecoderHooks:
             else:
                 return None
         if self.marked and index == 0 and running.spans:
-            hidden = prefill.enter(running, hidden)
+            hidden = entrance.enter(running, hidden, self.mixes)
         stage = self.stages.get(index)
         if stage is not None and running.spans:
             check = self._check(index, hidden.device)

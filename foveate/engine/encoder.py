@@ -2,7 +2,8 @@
 
 Rows of tokens that are gone pass the projector as zeros and leave it as NaN: from there on nobody counts them, and whatever
 transformers does between the projector and the prompt (unpadding, splitting, scattering into placeholders) carries the mark
-along. In front of the first decoder layer the marks are read once and the columns dropped (`prefill.enter`).
+along. In front of the first decoder layer the marks are read once and the columns dropped (`entrance.enter`). Where neighbours
+are mixed behind the projector, zeros leave it instead of marks, and the entrance knows from the rows what is left of a token.
 """
 
 from __future__ import annotations
@@ -31,10 +32,14 @@ class EncodedRow:
     """One image, crop or frame that passed the encoder.
 
     Attributes:
-        sizes: [m] fp32, how many original units each unit that is left stands for.
+        count: units at first.
+        units: [m] long, numbers of those that are left, ascending, in raster order.
+        sizes: [m] fp32, how many original units each of them stands for.
         stages: (text of the stage, its answer, row of this one in it, units it chose from), in order.
     """
 
+    count: int
+    units: Tensor
     sizes: Tensor
     stages: list[tuple[str, Selection, int, int]]
 
@@ -277,7 +282,7 @@ class EncoderHooks:
             return None
         for row in range(call.rows):
             stages = [(text, selection, row, count) for text, selection, count in call.selections]
-            talk.encoded.append(EncodedRow(call.sizes[row], stages))
+            talk.encoded.append(EncodedRow(len(self.members), call.units[row], call.sizes[row], stages))
         if not call.changed:
             return None
         self._finished.set(call)
@@ -309,7 +314,7 @@ class EncoderHooks:
         rows = output.shape[1] - height * width
         if rows:  # the class token is shown to the language model too
             gone = torch.cat([gone.new_zeros(call.rows, rows), gone], dim=1)
-        return output.masked_fill(gone[..., None], torch.nan)
+        return output.masked_fill(gone[..., None], 0.0 if self.path.mixes else torch.nan)
 
 
 def _members(path: EncoderPath) -> Tensor:

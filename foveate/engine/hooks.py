@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from foveate.core.encoder import PackedPath
+from foveate.core.encoder import EncoderPath, PackedPath
 from foveate.core.layout import Layout, Role
 from foveate.core.plan import Effect, Plan, Scope, Stage
 from foveate.core.site import SiteKind
@@ -104,7 +104,15 @@ class Hooks:
                 watch = self.watches.setdefault(probed, Watch(owner, probed, self.masks, rotates))
                 watch.wanted.append((layer, rows))
         self.decoder_hooks = DecoderHooks(
-            owner, self.decoder, self.stages, texts, shortcut, self.masks, self.encoder is not None, self.gate
+            owner,
+            self.decoder,
+            self.stages,
+            texts,
+            shortcut,
+            self.masks,
+            marked=path is not None,
+            mixes=isinstance(path, EncoderPath) and path.mixes,
+            gate=self.gate,
         )
         self.soft = None if soft is None else SoftHooks(owner, plan, modules, soft)
         shortens = not self.masks and soft is None

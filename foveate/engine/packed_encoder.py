@@ -310,7 +310,7 @@ class PackedEncoderHooks:
         self._leave()
         if call is None or talk is None or output is None:
             return None
-        talk.encoded += [EncodedRow(frame.sizes, frame.selections) for frame in call.frames]
+        talk.encoded += [EncodedRow(len(frame.order), frame.left, frame.sizes, frame.selections) for frame in call.frames]
         state = getattr(output, "last_hidden_state", None)
         if call.left is not None and isinstance(state, Tensor) and state.shape[0] != call.units * call.unit:
             full = state.new_zeros(call.units * call.unit, state.shape[1])

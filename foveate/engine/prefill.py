@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -147,81 +146,6 @@ def run_stage(running: Pass, stage: Stage, layer: int, text: str, hidden: Tensor
                 running.lengths[span.row] -= count - selection.kept.shape[1]
     running.spans = sorted(survivors, key=lambda span: (span.row, span.medium, span.frame))
     return shorten(running, layer, changed)
-
-
-def enter(running: Pass, hidden: Tensor) -> Tensor:
-    """Drop the columns that the encoder's stages emptied; returns the states [B, n', D] of the others. Waits once.
-
-    Args:
-        running: the pass; its spans, lengths and `alive` are brought up to date.
-        hidden: [B, S, D] states entering the first decoder layer, NaN where a visual token is gone.
-    """
-    assert running.dead is not None
-    sizes = _meet_encoder(running)
-    gone = hidden[..., 0].isnan()
-    on_host = gone.cpu()
-    if not bool(on_host.any()):
-        return hidden
-    running.dead |= gone
-    survivors = []
-    for span in running.spans:
-        kept = torch.nonzero(~on_host[span.row, span.columns.cpu()]).flatten()
-        running.lengths[span.row] -= span.count - len(kept)
-        index = kept.to(hidden.device, non_blocking=True)
-        survivors.append(
-            replace(
-                span,
-                grid=span.grid if len(kept) == span.count else None,
-                owner=span.owner[index],
-                columns=span.columns[index],
-                coords=span.coords[index],
-                sizes=_sizes_of(span, sizes, len(kept)),
-                count=len(kept),
-            )
-        )
-    running.spans = [span for span in survivors if span.count]
-    shorter = shorten(running, 0, hidden)
-    alive = running.alive
-    assert alive is not None
-    # A hole of a shorter row may be a marked column, and 0 * nan is nan.
-    return shorter if alive.all_valid else shorter.masked_fill(~alive.valid[..., None], 0)
-
-
-def _meet_encoder(running: Pass) -> dict[int, list[Tensor]]:
-    """Note the encoder's stages in the trace; returns, by key of the medium, the sizes [m] of each crop's or frame's tokens."""
-    talk, sizes = running.conversation, {}
-    rows = list(talk.encoded)
-    talk.encoded.clear()
-    assert running.layout is not None
-    media = running.layout.media
-    pieces = sum(len(medium.shape.pieces) for medium in media)
-    # Beams and return sequences share one encoding where transformers encodes before it repeats the prompt.
-    copies = pieces // len(rows) if rows and pieces % len(rows) == 0 else 1
-    if len(rows) * copies != pieces:
-        return {}
-    start, of_sample = 0, {}
-    numbered = enumerate(media, start=running.first_medium)
-    # Transformers encodes all images of a call, then all videos.
-    for key, medium in sorted(numbered, key=lambda entry: entry[1].shape.kind == "video"):
-        count = len(medium.shape.pieces)
-        sample = (medium.row // copies, medium.index)
-        if sample not in of_sample:
-            of_sample[sample] = rows[start : start + count]
-            start += count
-        own = of_sample[sample]
-        sizes[key] = [encoded.sizes for encoded in own]
-        for encoded in own:
-            for text, selection, row, count in encoded.stages:
-                talk.trace.add(GroupRecord(text, torch.full((count,), key), selection, row))
-    return sizes
-
-
-def _sizes_of(span: Span, sizes: dict[int, list[Tensor]], count: int) -> Tensor:
-    """Sizes [n] of a span's survivors; ones where tokens were laid out anew behind the encoder."""
-    of_medium = sizes.get(int(span.owner[0]), [])
-    own = of_medium if sum(len(part) for part in of_medium) == count else of_medium[span.frame : span.frame + 1]
-    found = torch.cat(own) if own else span.sizes[:0]
-    return found if len(found) == count else torch.ones(count, device=span.sizes.device)
 
 
 def choose_hidden(running: Pass, stage: Stage, layer: int, text: str, rows: int, columns: int, check: bool) -> Tensor:

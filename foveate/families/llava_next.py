@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from foveate.core.encoder import EncoderPath
+from foveate.core.canvas import Canvas
 from foveate.core.shape import MediumShape, ModelShape, RowsPer
 from foveate.errors import InputError, UnsupportedModel
 from foveate.families._base import TINY_TEXT, TINY_VISION, TinyMedium
@@ -34,9 +34,6 @@ class LlavaNext(Llava):
                 "vision_feature_select_strategy='full' keeps the class token of every tile, which leaves no grid to unpad: "
                 "checkpoints with CLIP say 'default'"
             )
-
-    def encoder(self, config: Any) -> EncoderPath | None:
-        return None  # tiles are stitched, unpadded and mixed with newlines behind the encoder
 
     def media(self, config: Any, inputs: Mapping[str, Any], columns: Mapping[str, int]) -> dict[str, list[MediumShape]]:
         return {"image": self._images(config, inputs, columns["image"])}
@@ -68,10 +65,13 @@ class LlavaNext(Llava):
         base = self.image(config)
         tile, side = config.vision_config.image_size, base.grid[1]
         down, across = (length // tile for length in select_best_resolution((height, width), config.image_grid_pinpoints))
-        h, w = self._shrunk(config, *_unpadded(down * side, across * side, height, width))
+        box = _unpadded(down * side, across * side, height, width)
+        h, w = self._shrunk(config, *box[2:])
+        overview, tiles = Canvas.of_row((side, side), (side, side)), Canvas((down, across), (side, side), box, (h, w))
         return replace(
             base,
             crops=((1, h, w),) if h * w else (),
+            canvases=(overview, tiles) if h * w else (overview,),
             separators=tuple(base.tokens + (w + 1) * row + w for row in range(h)),
             encoder_tokens=base.encoder_tokens * (1 + down * across),
             encoder_sequences=base.encoder_sequences * (1 + down * across),
@@ -112,13 +112,14 @@ class LlavaNext(Llava):
         )
 
 
-def _unpadded(h: int, w: int, height: int, width: int) -> tuple[int, int]:
-    """Rows and columns of an h x w grid that show the image of these sides in pixels, as transformers rounds them."""
+def _unpadded(h: int, w: int, height: int, width: int) -> tuple[int, int, int, int]:
+    """The box (top, left, height, width) of an h x w grid that shows an image of these sides in pixels."""
+    # Rounded as transformers rounds.
     if width / height > w / h:
-        shown = int(round(height * (w / width), 7))
-        return h - (h - shown) // 2 * 2, w
-    shown = int(round(width * (h / height), 7))
-    return h, w - (w - shown) // 2 * 2
+        padding = (h - int(round(height * (w / width), 7))) // 2
+        return padding, 0, h - 2 * padding, w
+    padding = (w - int(round(width * (h / height), 7))) // 2
+    return 0, padding, h, w - 2 * padding
 
 
 def _padded(medium: TinyMedium, tiles: int) -> TinyMedium:

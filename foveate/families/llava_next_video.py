@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from foveate.core.encoder import EncoderPath
 from foveate.core.shape import LinearShape, MediumShape, ModelShape, RowsPer
 from foveate.errors import InputError
 from foveate.families._base import TinyMedium
@@ -25,6 +26,9 @@ class LlavaNextVideo(LlavaNext):
     title = "LLaVA-NeXT-Video"
     placeholders = {"image": "image_token_id", "video": "video_token_id"}
     notes = "anyres images with newline tokens, pooled frames"
+
+    def encoder(self, config: Any) -> EncoderPath | None:
+        return None  # neighbours are pooled behind the encoder
 
     def media(self, config: Any, inputs: Mapping[str, Any], columns: Mapping[str, int]) -> dict[str, list[MediumShape]]:
         shapes = [self._video(config, frames) for frames in frames_of_videos(inputs, columns["video"])]

@@ -1,0 +1,165 @@
+"""In front of the first decoder layer: what the stages inside the vision encoder left of each medium, and of its columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from foveate.core.layout import Layout, Medium
+from foveate.core.shape import MediumShape
+from foveate.core.tiled_trace import EncoderRecord
+from foveate.core.trace import GroupRecord
+from foveate.engine.encoder import EncodedRow
+from foveate.engine.forward import Pass, Span
+from foveate.engine.prefill import shorten
+from foveate.errors import InputError
+
+
+def enter(running: Pass, hidden: Tensor, mixes: bool) -> Tensor:
+    """Drop the columns that the encoder's stages emptied; returns the states [B, n', D] of the others. Waits once.
+
+    Args:
+        running: the pass; its spans, lengths and `alive` are brought up to date.
+        hidden: [B, S, D] states entering the first decoder layer. Where a visual token is gone they are NaN, or, where the
+            model `mixes` neighbours, the linear map that it applies has met zeros in place of what is gone: divided by the
+            part of the token that is left, they are the mean of the rest.
+    """
+    assert running.dead is not None and running.layout is not None
+    met = _meet_encoder(running)
+    if mixes:
+        coverage = _at_columns(running, hidden, met, {key: [torch.ones_like(row.sizes) for row in met[key]] for key in met})
+        partly = (coverage > 0) & (coverage < 1)
+    else:
+        coverage = (~hidden[..., 0].isnan()).float()
+    on_host = coverage.cpu()
+    gone = on_host == 0
+    media = dict(enumerate(running.layout.media, start=running.first_medium))
+    for key, rows in met.items():
+        if mixes:
+            _choose(media[key], rows, on_host, gone)
+        _note(running, key, media[key], rows, gone)
+    if mixes and bool(((on_host > 0) & (on_host < 1)).any()):
+        mean = (hidden.float() / coverage.clamp(min=1e-6)[..., None]).to(hidden.dtype)
+        hidden = torch.where(partly[..., None], mean, hidden)
+    if not bool(gone.any()):
+        return hidden
+    running.dead |= gone.to(hidden.device, non_blocking=True)
+    sizes = _at_columns(running, hidden, met, {key: [row.sizes for row in met[key]] for key in met})
+    running.spans = [left for span in running.spans if (left := _left(running, span, gone, sizes)).count]
+    shorter = shorten(running, 0, hidden)
+    alive = running.alive
+    assert alive is not None
+    # A hole of a shorter row may be a marked column, and 0 * nan is nan.
+    return shorter if alive.all_valid else shorter.masked_fill(~alive.valid[..., None], 0)
+
+
+def _left(running: Pass, span: Span, gone: Tensor, sizes: Tensor) -> Span:
+    """What is left of a span; columns [B, S] that are `gone` are known on the host."""
+    kept = torch.nonzero(~gone[span.row, span.columns.cpu()]).flatten()
+    running.lengths[span.row] -= span.count - len(kept)
+    index = kept.to(span.columns.device, non_blocking=True)
+    columns = span.columns[index]
+    return replace(
+        span,
+        grid=span.grid if len(kept) == span.count else None,
+        owner=span.owner[index],
+        columns=columns,
+        coords=span.coords[index],
+        sizes=sizes[span.row, columns],
+        count=len(kept),
+    )
+
+
+def _meet_encoder(running: Pass) -> dict[int, list[EncodedRow]]:
+    """The encoder's rows of each medium of this pass, by the medium's key in the trace.
+
+    Raises:
+        InputError: if the encoder saw more or fewer pictures than the prompt has.
+    """
+    talk = running.conversation
+    assert running.layout is not None
+    in_generate = bool(talk.inputs) and talk.layout is not None
+    pictures = talk.pictures if in_generate else {}
+    if talk.encoded:
+        rows = list(talk.encoded)
+        talk.encoded.clear()
+        if in_generate:
+            assert talk.layout is not None
+            pictures = talk.pictures = _dealt(rows, talk.layout, talk.copies)
+        else:
+            pictures = _dealt(rows, running.layout, 1)
+    numbered = enumerate(running.layout.media, start=running.first_medium)
+    return {key: pictures[at] for key, medium in numbered if (at := (medium.row, medium.index)) in pictures}
+
+
+def _dealt(rows: list[EncodedRow], layout: Layout, copies: int) -> dict[tuple[int, int], list[EncodedRow]]:
+    """Rows of the encoder by (batch row, number) of their medium, where each sample of the layout has `copies` batch rows.
+
+    Beams and return sequences share one encoding where transformers encodes before it repeats the prompt.
+    """
+    expected = sum(medium.shape.encoder_rows for medium in layout.media)
+    if len(rows) == expected * copies:
+        layout, copies = layout.repeated(copies), 1
+    elif len(rows) != expected:
+        raise InputError(
+            f"the vision encoder saw {len(rows)} images, crops or frames in this conversation, but the prompt's media have "
+            f"{expected}: give each picture of the prompt once, and encode others outside of the conversation"
+        )
+    dealt, start = {}, 0
+    # Transformers encodes all images of a call, then all videos.
+    for medium in sorted(layout.media, key=lambda medium: medium.shape.kind == "video"):
+        stop = start + medium.shape.encoder_rows
+        for copy in range(copies):
+            dealt[medium.row * copies + copy, medium.index] = rows[start:stop]
+        start = stop
+    return dealt
+
+
+def _at_columns(running: Pass, hidden: Tensor, met: dict[int, list[EncodedRow]], values: dict[int, list[Tensor]]) -> Tensor:
+    """[B, S] fp32: at each visual token what the model makes of a number for each unit that is left, 1 everywhere else."""
+    assert running.layout is not None
+    out = torch.ones(hidden.shape[:2], device=hidden.device)
+    for key, medium in enumerate(running.layout.media, start=running.first_medium):
+        rows = met.get(key, [])
+        if any(len(row.units) < row.count for row in rows):
+            columns = medium.columns.to(hidden.device, non_blocking=True)
+            out[medium.row, columns] = _spread(medium.shape, rows, values[key]).to(hidden.device)
+    return out
+
+
+def _spread(shape: MediumShape, rows: Sequence[EncodedRow], values: Sequence[Tensor]) -> Tensor:
+    """[n] a number for each grid token of a medium, from those of the units that are left in its rows of the encoder."""
+    full = [
+        value.new_zeros(row.count).scatter(0, row.units, value) for row, value in zip(rows, values, strict=True)
+    ]  # [units] each
+    if not shape.canvases:
+        return torch.cat(full)
+    parts, start = [], 0
+    for canvas in shape.canvases:
+        parts.append(canvas.spread(torch.stack(full[start : start + canvas.rows])))
+        start += canvas.rows
+    return torch.cat(parts)
+
+
+def _choose(medium: Medium, rows: Sequence[EncodedRow], coverage: Tensor, gone: Tensor) -> None:
+    """Mark in `gone` [B, S] the tokens of shrunk grids that their budget leaves no room for."""
+    token, start = 0, 0
+    for canvas in medium.shape.canvases:
+        columns = medium.columns[token : token + canvas.tokens]
+        gone[medium.row, columns] = ~canvas.choose(coverage[medium.row, columns], len(rows[start].units))
+        token, start = token + canvas.tokens, start + canvas.rows
+
+
+def _note(running: Pass, key: int, medium: Medium, rows: Sequence[EncodedRow], gone: Tensor) -> None:
+    """Note the encoder's stages in the trace."""
+    trace = running.conversation.trace
+    if medium.shape.canvases:
+        kept = torch.nonzero(~gone[medium.row, medium.columns]).flatten()
+        trace.add_encoded(EncoderRecord(key, tuple(tuple(row.stages) for row in rows), kept))
+        return
+    for row in rows:
+        for text, selection, group, count in row.stages:
+            trace.add(GroupRecord(text, torch.full((count,), key), selection, group))

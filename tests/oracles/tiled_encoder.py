@@ -1,0 +1,289 @@
+"""Encoders whose tokens are laid out anew behind them, and their references.
+
+The reference knows nothing of how a family lays its tokens out: it sends one-hot features through the model's own code to
+learn which patches each visual token is made of, and replays the methods' answers at full length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from foveate import families
+from foveate.core.selection import Selection
+from foveate.core.trace import MediumTrace, Trace
+from foveate.engine import compat
+from foveate.families import family_for
+from tests import tiny
+from tests.core.test_trace import dense
+from tests.families.features import on_grid
+
+WEIGHTS = 1e-5
+
+
+def deeper(family: str) -> Any:
+    """A family's tiny config with five encoder layers and 36 patches in a tile."""
+    config = families.get(family).tiny_config()
+    config.vision_config.num_hidden_layers, config.vision_config.image_size = 5, 24
+    if hasattr(config, "image_grid_pinpoints"):
+        config.image_grid_pinpoints = [[24, 48], [48, 24], [48, 48]]
+    return config
+
+
+def pictures(maker: tiny.Maker) -> list[tiny.Row]:
+    """A wide image; a high one with padding and a nearly square one, which some families shrink; none."""
+    return tiny.ragged_rows(maker, 3)
+
+
+def with_videos(maker: tiny.Maker) -> list[tiny.Row]:
+    """A video; an image and a video; two images, an image twice."""
+    video = "video"
+    return [
+        tiny.Row([maker.text(5), maker.picture(kind=video), maker.text(7)]),
+        tiny.Row([maker.text(3), maker.picture(2), maker.text(4), maker.picture(kind=video), maker.text(5)]),
+        tiny.Row([maker.text(2), maker.picture(1), maker.text(2), maker.picture(0), maker.text(9)]),
+    ]
+
+
+CASES: dict[str, tuple[str, Callable[[tiny.Maker], list[tiny.Row]]]] = {
+    "next": ("llava_next", pictures),
+}
+
+
+class Case:
+    """A model and a batch of prompts."""
+
+    def __init__(self, name: str, backend: str, side: str = "left") -> None:
+        self.name, (self.family, rows) = name, CASES[name]
+        config = deeper(self.family)
+        self.model = tiny.tiny_model(self.family, backend, config=config)
+        self.maker = tiny.Maker(self.family, config=config)
+        self.rows = rows(self.maker)
+        self.inputs = self.maker.inputs(self.rows, side)
+        path = family_for(config).encoder(config)
+        assert path is not None
+        self.path = path
+        with torch.no_grad():  # attention that is all but uniform ranks by rounding
+            for parameter in self.model.get_submodule(path.tower).parameters():
+                if parameter.ndim >= 2 and parameter.std() < 0.05:
+                    parameter.mul_(6.0)
+
+    @property
+    def projector(self) -> nn.Module:
+        return self.model.get_submodule(self.path.projector)
+
+
+class Replay:
+    """One call of the encoder at full length: what the answers of its stages mean for each of its rows.
+
+    Attributes:
+        alive: by layer, [R, patches] bool from there on.
+        changes: by layer, [R, patches, patches] what replaces the states that enter it.
+        wholes: for each stage [R, patches, patches], rows of patches that are gone zero: what is made of what.
+    """
+
+    def __init__(self, answers: list[tuple[int, Selection, int]], patches: int) -> None:
+        self.alive: dict[int, Tensor] = {}
+        self.changes: dict[int, Tensor] = {}
+        self.wholes: list[Tensor] = []
+        rows = len(answers[0][1].kept)
+        left = torch.arange(patches).expand(rows, -1)
+        for layer, selection, count in answers:
+            change = torch.eye(patches).repeat(rows, 1, 1)
+            alive = torch.zeros(rows, patches, dtype=torch.bool)
+            for row in range(rows):
+                kept = left[row, selection.kept[row]]
+                change[row, kept] = 0
+                change[row, kept[:, None], left[row]] = dense(selection, count, row)
+                alive[row, kept] = True
+            before = self.wholes[-1] if self.wholes else torch.eye(patches).expand(rows, -1, -1)
+            self.wholes.append(change @ before * alive[..., None])
+            self.alive[layer], self.changes[layer] = alive, change
+            left = left.gather(1, selection.kept)
+
+    @property
+    def last(self) -> Tensor:
+        """[R * patches] bool, alive behind the last stage."""
+        return self.alive[max(self.alive)].flatten()
+
+    def whole(self, stage: int) -> Tensor:
+        """[R * patches, R * patches]."""
+        return torch.block_diag(*self.wholes[stage])
+
+
+def replays(case: Case, plan: str, asked: list[tuple[int, Selection, int]]) -> list[Replay]:
+    """The calls of the encoder in one pass: of images, then of videos."""
+    stages, calls = plan.count("site=vision"), len(kinds_of(case))
+    return [Replay(asked[stages * call : stages * (call + 1)], case.path.patches) for call in range(calls)]
+
+
+def kinds_of(case: Case) -> list[str]:
+    names = {"image": "pixel_values", "video": "pixel_values_videos"}
+    return [kind for kind, name in names.items() if name in case.inputs]
+
+
+@contextmanager
+def hooked(*handles: Any) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def made_of(case: Case, kind: str, trace: Trace) -> list[Tensor]:
+    """[grid tokens, R * patches] for each image or video of the call, learned from the model: the map behind its projector."""
+    wanted = ("pixel_values", "image_sizes", "batch_num_images") if kind == "image" else ("pixel_values_videos",)
+    call = {name: case.inputs[name] for name in wanted if name in case.inputs}
+    encode = case.model.model.get_image_features if kind == "image" else case.model.model.get_video_features
+    columns: list[list[Tensor]] = []
+    start = [0]
+
+    def one_hot(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        rows, patches, width = output.shape
+        hot = torch.zeros(rows * patches, width)
+        number = torch.arange(start[0], min(start[0] + width, rows * patches))
+        hot[number, number - start[0]] = 1
+        start[0] += width
+        return hot.view(output.shape)
+
+    patches = sum(entry.medium.shape.encoder_rows for entry in trace if entry.medium.shape.kind == kind) * case.path.patches
+    with torch.no_grad(), hooked(case.projector.register_forward_hook(one_hot)):
+        while start[0] < patches:
+            columns.append(list(encode(**call).pooler_output))
+    whole = [torch.cat(parts, dim=-1)[:, :patches] for parts in zip(*columns, strict=True)]
+    shapes = [entry.medium.shape for entry in trace if entry.medium.shape.kind == kind]
+    return [matrix[on_grid(shape)] for matrix, shape in zip(whole, shapes, strict=True)]
+
+
+@contextmanager
+def dense_encoder(case: Case, calls: list[Replay]) -> Iterator[None]:
+    """The plain encoder at full length: merged states in place, dead keys masked, dead rows zero behind the projector."""
+    prefix, tower = case.path.prefix, case.model.get_submodule(case.path.tower)
+    running = [-1]
+
+    def next_call(*_: Any) -> None:
+        running[0] = (running[0] + 1) % len(calls)
+
+    def now() -> Replay:
+        return calls[running[0]]
+
+    def substitute(index: int) -> Any:
+        def run(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            hidden = args[0] if args else kwargs["hidden_states"]
+            hidden = torch.cat([hidden[:, :prefix], now().changes[index] @ hidden[:, prefix:]], dim=1)
+            return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
+
+        return run
+
+    def mask(index: int) -> Any:
+        def run(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            alive = next(now().alive[layer] for layer in sorted(now().alive, reverse=True) if layer <= index)
+            alive = nn.functional.pad(alive, (prefix, 0), value=True)
+            seen = torch.where(alive, 0.0, torch.finfo(torch.float32).min)[:, None, None]
+            return args, {**kwargs, "attention_mask": seen.expand(-1, 1, seen.shape[-1], -1)}
+
+        return run
+
+    def zero(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        return output * now().last.view(*output.shape[:2], 1)
+
+    layers = compat.encoder_layers(tower)
+    handles = [tower.register_forward_pre_hook(next_call), case.projector.register_forward_hook(zero)]
+    for index in calls[0].changes:
+        handles.append(layers[index].register_forward_pre_hook(substitute(index), with_kwargs=True))
+    for index in range(min(calls[0].changes), len(layers)):
+        attention = layers[index].get_submodule(case.path.attention)
+        handles.append(attention.register_forward_pre_hook(mask(index), with_kwargs=True))
+    with hooked(*handles):
+        yield
+
+
+@contextmanager
+def divided(case: Case, by: Tensor) -> Iterator[None]:
+    """What enters the language model divided by [B, S]; columns behind S are left alone."""
+
+    def run(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        states = kwargs["inputs_embeds"]
+        whole = nn.functional.pad(by, (0, states.shape[1] - by.shape[1]), value=1.0)
+        return args, {**kwargs, "inputs_embeds": states / whole[..., None]}
+
+    with hooked(tiny.decoder_of(case.model).register_forward_pre_hook(run, with_kwargs=True)):
+        yield
+
+
+def of_kind(trace: Trace, kind: str) -> list[MediumTrace]:
+    return [entry for entry in trace if entry.medium.shape.kind == kind]
+
+
+def layer_of(text: str) -> int:
+    inside = "site=vision" in text or "site=pre_llm" in text
+    return 0 if inside else int(text.partition("layer=")[2].partition(",")[0].rstrip(")"))
+
+
+def alive_columns(case: Case, trace: Trace) -> dict[int, Tensor]:
+    """{decoder layer: [B, S] bool} of what each stage left, those of the encoder at layer 0."""
+    alive: dict[int, Tensor] = {}
+    for number, (text, _) in enumerate(trace.media[0].stages):
+        columns = torch.ones(case.inputs["input_ids"].shape, dtype=torch.bool)
+        for entry in trace:
+            gone = torch.ones(entry.medium.shape.grid_tokens, dtype=torch.bool)
+            gone[entry.kept[number]] = False
+            columns[entry.medium.row, entry.medium.columns[gone]] = False
+        alive[layer_of(text)] = columns
+    return alive
+
+
+def merges_in_decoder(case: Case, trace: Trace) -> dict[int, Tensor]:
+    """{layer: [B, S, S]} of the merges of the last stage, if it merges in front of a decoder layer."""
+    text = trace.media[0].stages[-1][0]
+    if "illava" not in text or "site=vision" in text:
+        return {}
+    change = torch.eye(case.inputs["input_ids"].shape[1]).repeat(len(case.inputs["input_ids"]), 1, 1)
+    for record in trace._records:
+        if record.stage == text:
+            entry = trace.media[int(record.owner[0])]
+            kept, arriving = (entry.medium.columns[entry.kept[at]] for at in (-1, -2))
+            change[entry.medium.row, kept] = 0
+            change[entry.medium.row, kept[:, None], arriving] = dense(record.selection, len(arriving), record.group)
+    return {layer_of(text): change}
+
+
+def half_up(numerator: int, denominator: int) -> int:
+    return max(1, (2 * numerator + denominator) // (2 * denominator))
+
+
+def check_kept(case: Case, entry: MediumTrace, covered: Tensor, patches: int, kept: Tensor) -> None:
+    """Tokens that stay behind the encoder: all that something is left of; of shrunk grids the share with the most left."""
+    start = 0
+    for t, h, w in entry.medium.shape.pieces:
+        own = covered[start : start + t * h * w]
+        stays = torch.zeros(len(own), dtype=torch.bool)
+        stays[kept[(kept >= start) & (kept < start + len(own))] - start] = True
+        partial = ((own > WEIGHTS) & (own < 1 - WEIGHTS)).any()
+        if case.path.mixes and (partial or int(stays.sum()) < int((own > WEIGHTS).sum())):
+            assert int(stays.sum()) == min(half_up(len(own) * patches, case.path.patches), int((own > WEIGHTS).sum()))
+            assert not (~stays).any() or float(own[stays].min()) >= float(own[~stays].max()) - 1e-4
+        else:
+            assert torch.equal(stays, own > WEIGHTS)
+        start += len(own)
+    assert start == len(covered)
+
+
+def told_in_tokens(matrix: Tensor, call: Replay, stage: int, kept: Tensor) -> Tensor:
+    """[K, grid tokens] what kept tokens are made of: patches that a token shows are itself, others where they weigh most."""
+    alive = call.alive[list(call.alive)[stage]].flatten()
+    means = matrix[kept] * alive
+    patches = means / means.sum(1, keepdim=True) @ call.whole(stage)  # [K, patches]
+    told = torch.zeros(len(kept), len(matrix))
+    for number, token in enumerate(kept.tolist()):
+        for patch in torch.nonzero(patches[number]).flatten().tolist():
+            if matrix[token, patch] > WEIGHTS:
+                told[number, token] += patches[number, patch]
+            elif (matrix[:, patch] > WEIGHTS).any():
+                told[number, int(matrix[:, patch].argmax())] += patches[number, patch]
+    return told
