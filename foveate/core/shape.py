@@ -129,7 +129,6 @@ class EncoderShape:
         patch_inputs: numbers in one patch, channels * height * width (* frames): the inputs of the patch embedding.
         windowed_layers: the layers that attend within windows only.
         prefix_tokens: tokens in front of the patches of each sequence (CLS, registers); no patch embedding makes them.
-        unit: patches that become one visual token and stay or go together (4 for a 2 x 2 merger).
         pooling: tokens that one output averages, where the average is a matrix product over the whole sequence; else 0.
     """
 
@@ -142,7 +141,6 @@ class EncoderShape:
     windowed_layers: tuple[int, ...] = ()
     prefix_tokens: int = 0
     pooling: int = 0
-    unit: int = 1
 
 
 class RowsPer(str, Enum):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from foveate.core.encoder import EncoderPath
@@ -66,7 +65,7 @@ class InternVL(TiledFamily):
         return ModelShape(
             family="internvl",
             decoder=self.decoder_shape(config),
-            encoder=replace(self.encoder_shape(config, prefix_tokens=1), unit=int(1 / config.downsample_ratio) ** 2),
+            encoder=self.encoder_shape(config, prefix_tokens=1),
             projector=(LinearShape(shuffled, text.hidden_size), LinearShape(text.hidden_size, text.hidden_size)),
         )
 

@@ -50,7 +50,7 @@ SHAPES = {
     "internvl3-8b": ModelShape(
         "internvl",
         DecoderShape(28, 3584, 18944, 28, 4, 128, vocabulary=151674, layer_windows=(None,) * 28),
-        replace(CLIP_L, unit=4),
+        CLIP_L,
         (LinearShape(4096, 3584), LinearShape(3584, 3584)),
     ),
     "aya-vision-8b": ModelShape(
