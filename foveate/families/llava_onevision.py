@@ -7,9 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from foveate.core.canvas import Canvas
+from foveate.core.encoder import EncoderPath
 from foveate.core.shape import MediumShape, ModelShape, RowsPer
 from foveate.errors import InputError
 from foveate.families._base import TINY_TEXT, TINY_VISION
+from foveate.families.llava import vit_path
 from foveate.families.llava_next import LlavaNext
 from foveate.families.llava_next_video import LlavaNextVideo
 
@@ -21,6 +24,10 @@ class LlavaOnevision(LlavaNextVideo):
     title = "LLaVA-OneVision"
     host_inputs = ("image_sizes", "batch_num_images")
     notes = "anyres images of bounded size, several images without tiles, pooled frames, newline tokens"
+
+    def encoder(self, config: Any) -> EncoderPath | None:
+        # Tiles beyond the bound and all frames are shrunk behind the projector.
+        return replace(vit_path(config, self._side(config)), mixes=True)
 
     def _of_call(self, config: Any, sizes: list[tuple[int, int]], inputs: Mapping[str, Any]) -> list[MediumShape]:
         counts = inputs.get("batch_num_images")
@@ -38,8 +45,8 @@ class LlavaOnevision(LlavaNextVideo):
 
     def _untiled(self, config: Any) -> MediumShape:
         """One of several images in a prompt: an overview and one newline token."""
-        base = self.image(config)
-        return replace(base, separators=(base.tokens,))
+        base, side = self.image(config), self._side(config)
+        return replace(base, separators=(base.tokens,), canvases=(Canvas.of_row(side, side),))
 
     def _shrunk(self, config: Any, h: int, w: int) -> tuple[int, int]:
         most = int(config.vision_aspect_ratio.removeprefix("anyres_max_"))
@@ -47,8 +54,14 @@ class LlavaOnevision(LlavaNextVideo):
         return (int(h // ratio), int(w // ratio)) if ratio > 1.1 else (h, w)
 
     def _video(self, config: Any, frames: int) -> MediumShape:
-        shape = super()._video(config, frames)
-        return replace(shape, separators=(shape.tokens,))
+        shape, side = super()._video(config, frames), self._side(config)
+        canvas = Canvas.of_row(side, shape.grid[1:])
+        return replace(shape, separators=(shape.tokens,), canvases=(canvas,) * frames)
+
+    def _side(self, config: Any) -> tuple[int, int]:
+        """(h, w) patches of each tile or frame."""
+        _, height, width = self.image(config).grid
+        return height, width
 
     def _pooled(self, config: Any, side: int) -> int:
         return -(-side // 2)

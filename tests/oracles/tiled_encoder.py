@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from foveate import families
 from foveate.core.selection import Selection
 from foveate.core.trace import MediumTrace, Trace
 from foveate.engine import compat
-from foveate.families import family_for
+from foveate.families import TinyMedium, family_for
 from tests import tiny
 from tests.core.test_trace import dense
 from tests.families.features import on_grid
@@ -31,6 +32,8 @@ def deeper(family: str) -> Any:
     config.vision_config.num_hidden_layers, config.vision_config.image_size = 5, 24
     if hasattr(config, "image_grid_pinpoints"):
         config.image_grid_pinpoints = [[24, 48], [48, 24], [48, 48]]
+    if hasattr(config, "vision_aspect_ratio"):
+        config.vision_aspect_ratio = "anyres_max_2"  # the nearly square picture is shrunk, the others are not
     return config
 
 
@@ -49,8 +52,26 @@ def with_videos(maker: tiny.Maker) -> list[tiny.Row]:
     ]
 
 
+class Several(tiny.Maker):
+    """Says how many images each prompt has: several have no tiles, but a newline token each."""
+
+    def inputs(self, rows: list[tiny.Row], side: str = "left", mask: bool = True) -> dict[str, Tensor]:
+        counts = [sum(isinstance(piece, TinyMedium) for piece in row.pieces) for row in rows]
+        inputs = super().inputs(
+            [self._untiled(row) if count > 1 else row for row, count in zip(rows, counts, strict=True)], side, mask
+        )
+        return inputs | ({"batch_num_images": torch.tensor(counts)} if any(counts) else {})
+
+    def _untiled(self, row: tiny.Row) -> tiny.Row:
+        pieces = [replace(p, ids=p.ids[: 36 + 1]) if isinstance(p, TinyMedium) else p for p in row.pieces]
+        return tiny.Row(pieces)
+
+
 CASES: dict[str, tuple[str, Callable[[tiny.Maker], list[tiny.Row]]]] = {
     "next": ("llava_next", pictures),
+    "onevision": ("llava_onevision", pictures),
+    "onevision-several": ("llava_onevision", pictures),
+    "onevision-video": ("llava_onevision", with_videos),
 }
 
 
@@ -61,7 +82,7 @@ class Case:
         self.name, (self.family, rows) = name, CASES[name]
         config = deeper(self.family)
         self.model = tiny.tiny_model(self.family, backend, config=config)
-        self.maker = tiny.Maker(self.family, config=config)
+        self.maker = (Several if name.endswith("several") else tiny.Maker)(self.family, config=config)
         self.rows = rows(self.maker)
         self.inputs = self.maker.inputs(self.rows, side)
         path = family_for(config).encoder(config)
@@ -257,21 +278,21 @@ def half_up(numerator: int, denominator: int) -> int:
     return max(1, (2 * numerator + denominator) // (2 * denominator))
 
 
-def check_kept(case: Case, entry: MediumTrace, covered: Tensor, patches: int, kept: Tensor) -> None:
+def check_kept(case: Case, entry: MediumTrace, matrix: Tensor, call: Replay, kept: Tensor) -> None:
     """Tokens that stay behind the encoder: all that something is left of; of shrunk grids the share with the most left."""
-    start = 0
+    patches, start = int(call.alive[max(call.alive)][0].sum()), 0
     for t, h, w in entry.medium.shape.pieces:
-        own = covered[start : start + t * h * w]
+        own = matrix[start : start + t * h * w]
+        covered = own @ call.last.float()
         stays = torch.zeros(len(own), dtype=torch.bool)
         stays[kept[(kept >= start) & (kept < start + len(own))] - start] = True
-        partial = ((own > WEIGHTS) & (own < 1 - WEIGHTS)).any()
-        if case.path.mixes and (partial or int(stays.sum()) < int((own > WEIGHTS).sum())):
-            assert int(stays.sum()) == min(half_up(len(own) * patches, case.path.patches), int((own > WEIGHTS).sum()))
-            assert not (~stays).any() or float(own[stays].min()) >= float(own[~stays].max()) - 1e-4
+        if (own > WEIGHTS).sum(1).max() > 1:
+            assert int(stays.sum()) == min(half_up(len(own) * patches, case.path.patches), int((covered > WEIGHTS).sum()))
+            assert stays.all() or float(covered[stays].min()) >= float(covered[~stays].max()) - 1e-4
         else:
-            assert torch.equal(stays, own > WEIGHTS)
+            assert torch.equal(stays, covered > WEIGHTS)
         start += len(own)
-    assert start == len(covered)
+    assert start == len(matrix)
 
 
 def told_in_tokens(matrix: Tensor, call: Replay, stage: int, kept: Tensor) -> Tensor:

@@ -148,3 +148,18 @@ def test_the_estimate_counts_whole_squares_of_patches() -> None:
     assert set(ratio["visual_tokens_per_layer"]["plan"]) == {512}
     assert count["encoder_tokens_per_layer"]["plan"][12:14] == [4096, 512]
     assert set(count["visual_tokens_per_layer"]["plan"]) == {128}
+
+
+def test_the_estimate_counts_each_tile_and_frame_of_onevision() -> None:
+    preset, sizes = "llava-onevision-7b", {(384, 384): 2, (2304, 2304): 37}
+    for size, tiles in sizes.items():
+        cost = foveate.estimate(preset, "illava(preset=onevision-image)", images=[size], text_tokens=10)
+        assert cost.encoder_tokens[1][5:11] == tuple(tiles * left for left in (729, 637, 545, 453, 361, 361))
+        plain, plan = (tokens[0] for tokens in cost.visual_tokens_per_layer)
+        # 361 of 729 patches of each tile, and the same share of the 81 x 81 tokens that 36 tiles are shrunk to.
+        newlines, grid = (27, 729) if tiles == 2 else (81, 81 * 81)
+        assert (plain, plan) == (729 + grid + newlines, 361 + round(grid * 361 / 729) + newlines)
+    video = foveate.estimate(preset, "illava(preset=onevision-video)", images=[(640, 360)], frames=8, text_tokens=10)
+    assert video.encoder_tokens[1][3:8] == tuple(8 * left for left in (729, 637, 545, 453, 361))
+    # 14 x 14 tokens of each frame keep the share of its patches, half up.
+    assert [tokens[0] for tokens in video.visual_tokens_per_layer] == [8 * 196 + 1, 8 * 97 + 1]
