@@ -4,30 +4,37 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from foveate.core.canvas import Canvas
+
 
 @dataclass(frozen=True)
 class EncoderPath:
     """A vision encoder whose layers take [B, prefix + h * w, D] and attend within each row. Paths are dotted, from the top.
 
     Attributes:
-        tower: the module whose output holds the features, with the full number of tokens.
+        towers: the modules whose output holds the features, with the full number of tokens; several, of one shape, where
+            images and videos have encoders of their own.
         projector: the module behind it whose output rows are visual tokens.
         attention: the attention module within an encoder layer.
         grid: (h, w) patches of each row.
         prefix: tokens in front of the patches (a class token), which always stay.
         unit: side of the square of patches that becomes one visual token; decisions are made on whole squares.
         used: how many of its layers the language model's features pass; a stage behind them would change nothing.
+        pooler: a module in front of the projector that shrinks each row it gets, as `pooled` says; not all rows pass it.
+        pooled: what it makes of a row.
         mixes: whether tokens are mixed with their neighbours between projector and prompt, where marks of tokens that are
             gone would spread. What is left of a visual token then follows from the canvases of its medium.
     """
 
-    tower: str
+    towers: tuple[str, ...]
     projector: str
     grid: tuple[int, int]
     used: int
     attention: str = "self_attn"
     prefix: int = 0
     unit: int = 1
+    pooler: str = ""
+    pooled: Canvas | None = None
     mixes: bool = False
 
     @property

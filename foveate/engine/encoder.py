@@ -58,6 +58,7 @@ class Encoded:
         states: by number of patches, which ones a hidden state of that length holds.
         selections: (text of the stage, its answer, units it chose from), in order.
         observed: what was measured, by the layer of the stage that asked.
+        emptied: [B, n] bool, tokens that are gone where the encoder's output was pooled; None where it was not.
     """
 
     rows: int
@@ -69,6 +70,12 @@ class Encoded:
     states: dict[int, Tensor] = field(default_factory=dict)
     selections: list[tuple[str, Selection, int]] = field(default_factory=list)
     observed: dict[tuple[int, Observation], Tensor] = field(default_factory=dict)
+    emptied: Tensor | None = None
+
+    def gone(self, count: int, device: torch.device) -> Tensor:
+        """[B, count] bool, units that are not left."""
+        gone = torch.ones(self.rows, count, dtype=torch.bool, device=device)
+        return gone.scatter(1, self.units.to(device), False)
 
     @property
     def changed(self) -> bool:
@@ -101,28 +108,28 @@ class EncoderHooks:
         shortcut: bool,
     ) -> None:
         self.owner, self.path, self.stages, self.texts, self.shortcut = owner, path, stages, texts, shortcut
-        self.tower = model.get_submodule(path.tower)
+        self.towers = {tower: compat.encoder_layers(tower) for tower in map(model.get_submodule, path.towers)}
         self.projector = model.get_submodule(path.projector)
-        self.layers = compat.encoder_layers(self.tower)
+        self.pooler = model.get_submodule(path.pooler) if path.pooler else None
         self.members = _members(path)
         self.checked: set[int] = set()
         self._finished: ContextVar[Encoded | None] = ContextVar("foveate_encoded", default=None)
 
     def install(self) -> list[RemovableHandle]:
         """Register every hook."""
-        handles = [
-            self.tower.register_forward_pre_hook(self._before_tower, with_kwargs=True),
-            self.tower.register_forward_hook(self._after_tower, always_call=True),
-            self.projector.register_forward_hook(self._after_projector),
-        ]
-        for index, stage in self.stages.items():
-            layer = self.layers[index]
-            handles.append(layer.register_forward_pre_hook(self._before_layer(index, stage), with_kwargs=True))
-            if stage.method.needs():
-                attention = self.layers[index - 1].get_submodule(self.path.attention)
-                handles.append(attention.register_forward_pre_hook(self._before_attention(index, stage)))
-                handles.append(attention.register_forward_hook(self._after_attention, always_call=True))
-        return handles + self._weighed(self.layers)
+        handles = [self.projector.register_forward_hook(self._after_projector)]
+        if self.pooler is not None:
+            handles.append(self.pooler.register_forward_hook(self._after_pooler))
+        for tower, layers in self.towers.items():
+            handles.append(tower.register_forward_pre_hook(self._before_tower, with_kwargs=True))
+            handles.append(tower.register_forward_hook(self._after_tower, always_call=True))
+            for index, stage in self.stages.items():
+                handles.append(layers[index].register_forward_pre_hook(self._before_layer(index, stage), with_kwargs=True))
+            handles += self._weighed(layers)
+        for index, attention in self._probed():
+            handles.append(attention.register_forward_pre_hook(self._before_attention(index, self.stages[index])))
+            handles.append(attention.register_forward_hook(self._after_attention, always_call=True))
+        return handles
 
     def _weighed(self, layers: nn.ModuleList) -> list[RemovableHandle]:
         """Hooks on the attention of every layer from the first stage on that makes attention weigh sizes."""
@@ -132,13 +139,21 @@ class EncoderHooks:
             for layer in layers[first:]
         ]
 
+    def _probed(self) -> list[tuple[int, nn.Module]]:
+        """For each stage that ranks by attention its layer and the attention module of the layer below."""
+        return [
+            (index, layers[index - 1].get_submodule(self.path.attention))
+            for layers in self.towers.values()
+            for index, stage in self.stages.items()
+            if stage.method.needs()
+        ]
+
     def settle(self) -> None:
         """Forget a call that was interrupted."""
         self._leave()
         self._finished.set(None)
-        for index in self.stages:
-            if index:
-                observe.disarm(self.layers[index - 1].get_submodule(self.path.attention))
+        for _, attention in self._probed():
+            observe.disarm(attention)
 
     def _talk(self) -> conversation.Conversation | None:
         """The conversation that this call belongs to; without one somebody wants plain features."""
@@ -303,15 +318,27 @@ class EncoderHooks:
         full[:, :prefix] = state[:, :prefix]
         return full.scatter(1, index[..., None].expand(-1, -1, state.shape[2]), state[:, prefix:])
 
+    def _after_pooler(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        """Make each pooled token [rows, tokens, D] the mean of what is left of it, and say which ones stay."""
+        call, canvas = self._finished.get(), self.path.pooled
+        if call is None:
+            return None
+        assert canvas is not None
+        if call.units.shape[1] == canvas.patches:
+            call.emptied = torch.zeros(output.shape[:2], dtype=torch.bool, device=output.device)
+            return None
+        alive = ~call.gone(len(self.members), output.device)
+        coverage = canvas.spread(alive[:, None].float())
+        call.emptied = ~canvas.choose(coverage, call.units.shape[1])
+        return (output.float() / coverage.clamp(min=1e-6)[..., None]).to(output.dtype)
+
     def _after_projector(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
         call = self._finished.get()
         self._finished.set(None)
         if call is None:
             return None
-        height, width = self.path.unit_grid
-        gone = torch.ones(call.rows, height * width, dtype=torch.bool, device=output.device)
-        gone = gone.scatter(1, call.units.to(output.device), False)
-        rows = output.shape[1] - height * width
+        gone = call.emptied if call.emptied is not None else call.gone(len(self.members), output.device)
+        rows = output.shape[1] - gone.shape[1]
         if rows:  # the class token is shown to the language model too
             gone = torch.cat([gone.new_zeros(call.rows, rows), gone], dim=1)
         return output.masked_fill(gone[..., None], 0.0 if self.path.mixes else torch.nan)

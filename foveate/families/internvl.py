@@ -44,7 +44,7 @@ class InternVL(TiledFamily):
         vision, unit = config.vision_config, int(1 / config.downsample_ratio)
         h, w = (size // patch for size, patch in zip(vision.image_size, vision.patch_size, strict=True))
         return EncoderPath(
-            tower="model.vision_tower",
+            towers=("model.vision_tower",),
             projector="model.multi_modal_projector",
             attention="attention",
             grid=(h, w),

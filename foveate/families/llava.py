@@ -78,7 +78,7 @@ class Llava(FixedGridFamily):
 def vit_path(config: Any, grid: tuple[int, int]) -> EncoderPath:
     """The CLIP or SigLIP encoder of LLaVA and its successors."""
     return EncoderPath(
-        tower="model.vision_tower",
+        towers=("model.vision_tower",),
         projector="model.multi_modal_projector",
         grid=grid,
         used=used_layers(config.vision_config.num_hidden_layers, config.vision_feature_layer),

@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
+from foveate.core.canvas import Canvas
 from foveate.core.encoder import EncoderPath
 from foveate.core.shape import LinearShape, MediumShape, ModelShape, RowsPer
-from foveate.errors import InputError
+from foveate.errors import InputError, UnsupportedCombination
 from foveate.families._base import TinyMedium
-from foveate.families.llava import frames_of_videos
+from foveate.families.llava import frames_of_videos, vit_path
 from foveate.families.llava_next import LlavaNext
 
 # Videos of one call are stacked, so they have equally many frames.
@@ -28,7 +29,12 @@ class LlavaNextVideo(LlavaNext):
     notes = "anyres images with newline tokens, pooled frames"
 
     def encoder(self, config: Any) -> EncoderPath | None:
-        return None  # neighbours are pooled behind the encoder
+        if config.spatial_pool_mode != "average":
+            raise UnsupportedCombination(
+                f"spatial_pool_mode='{config.spatial_pool_mode}': only an average can do without patches that are gone; leave "
+                "site=vision out, site=pre_llm works"
+            )
+        return replace(vit_path(config, self._side(config)), pooler="model.vision_resampler", pooled=self._frame(config))
 
     def media(self, config: Any, inputs: Mapping[str, Any], columns: Mapping[str, int]) -> dict[str, list[MediumShape]]:
         shapes = [self._video(config, frames) for frames in frames_of_videos(inputs, columns["video"])]
@@ -41,18 +47,25 @@ class LlavaNextVideo(LlavaNext):
 
     def _video(self, config: Any, frames: int) -> MediumShape:
         """The shape of any video of so many frames."""
-        base = self.image(config)
-        side = self._pooled(config, base.grid[1])
+        base, canvas = self.image(config), self._frame(config)
         return replace(
             base,
             kind="video",
-            grid=(frames, side, side),
+            grid=(frames, *canvas.grid),
+            canvases=(canvas,) * frames,
             encoder_tokens=base.encoder_tokens * frames,
             encoder_sequences=base.encoder_sequences * frames,
         )
 
-    def _pooled(self, config: Any, side: int) -> int:
-        return side // int(config.spatial_pool_stride)
+    def _side(self, config: Any) -> tuple[int, int]:
+        """(h, w) patches of each tile or frame."""
+        _, height, width = self.image(config).grid
+        return height, width
+
+    def _frame(self, config: Any) -> Canvas:
+        """How a frame's patches become visual tokens."""
+        (height, width), stride = self._side(config), int(config.spatial_pool_stride)
+        return Canvas.of_row((height, width), (height // stride, width // stride), stride)
 
     def model_shape(self, config: Any) -> ModelShape:
         shape = super().model_shape(config)

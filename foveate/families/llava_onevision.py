@@ -54,17 +54,12 @@ class LlavaOnevision(LlavaNextVideo):
         return (int(h // ratio), int(w // ratio)) if ratio > 1.1 else (h, w)
 
     def _video(self, config: Any, frames: int) -> MediumShape:
-        shape, side = super()._video(config, frames), self._side(config)
-        canvas = Canvas.of_row(side, shape.grid[1:])
-        return replace(shape, separators=(shape.tokens,), canvases=(canvas,) * frames)
+        shape = super()._video(config, frames)
+        return replace(shape, separators=(shape.tokens,))
 
-    def _side(self, config: Any) -> tuple[int, int]:
-        """(h, w) patches of each tile or frame."""
-        _, height, width = self.image(config).grid
-        return height, width
-
-    def _pooled(self, config: Any, side: int) -> int:
-        return -(-side // 2)
+    def _frame(self, config: Any) -> Canvas:
+        height, width = self._side(config)
+        return Canvas.of_row((height, width), (-(-height // 2), -(-width // 2)))
 
     def model_shape(self, config: Any) -> ModelShape:
         # Frames are projected before they are pooled.

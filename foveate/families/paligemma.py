@@ -29,7 +29,7 @@ class PaliGemma(FixedGridFamily):
 
     def encoder(self, config: Any) -> EncoderPath | None:
         return EncoderPath(
-            tower="model.vision_tower",
+            towers=("model.vision_tower",),
             projector="model.multi_modal_projector",
             grid=self.image(config).grid[1:],
             used=config.vision_config.num_hidden_layers,

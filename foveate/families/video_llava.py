@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
+from foveate.core.encoder import EncoderPath
 from foveate.core.shape import MediumShape, ModelShape, RowsPer
 from foveate.errors import InputError
 from foveate.families._base import TinyMedium
-from foveate.families.llava import Llava, frames_of_videos
+from foveate.families.llava import Llava, frames_of_videos, vit_path
 
 # Videos of one call are stacked, so they have equally many frames.
 _TINY_FRAMES = 2
@@ -26,8 +27,8 @@ class VideoLlava(Llava):
     placeholders = {"image": "image_token_id", "video": "video_token_id"}
     notes = "images and videos with encoders of their own, a class token in front of each frame"
 
-    def encoder(self, config: Any) -> None:
-        return None  # images and videos pass encoders of their own
+    def encoder(self, config: Any) -> EncoderPath | None:
+        return replace(vit_path(config, self.image(config).grid[1:]), towers=("model.image_tower", "model.video_tower"))
 
     def media(self, config: Any, inputs: Mapping[str, Any], columns: Mapping[str, int]) -> dict[str, list[MediumShape]]:
         # Processors call the pixels of images by a name of their own; so do models before transformers 5.23.

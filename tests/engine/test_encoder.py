@@ -174,7 +174,7 @@ def dense_encoder(case: Case, trace: Trace, texts: list[str]) -> Iterator[None]:
 
         return run
 
-    layers = compat.encoder_layers(case.model.get_submodule(case.path.tower))
+    layers = compat.encoder_layers(case.model.get_submodule(case.path.towers[0]))
     handles = [layers[index].register_forward_pre_hook(substitute(index), with_kwargs=True) for index in maps]
     for index in range(min(alive), len(layers)):
         attention = layers[index].get_submodule(case.path.attention)
@@ -300,7 +300,7 @@ def test_f_detaching_leaves_no_hook_and_the_same_answers(cases):
 
 def test_the_encoder_really_gets_shorter_and_gives_back_its_full_length(cases):
     case = case_of(cases, "clip", "sdpa")
-    tower = case.model.get_submodule(case.path.tower)
+    tower = case.model.get_submodule(case.path.towers[0])
     seen: list[int] = []
     handles = [
         layer.register_forward_hook(lambda _, args, out: seen.append(args[0].shape[1])) for layer in tower.encoder.layers
@@ -325,7 +325,7 @@ def test_features_that_a_call_returns_carry_no_mark(cases):
 
 def test_column_means_equal_eager_attention(cases):
     case = case_of(cases, "clip", "eager")
-    tower = case.model.get_submodule(case.path.tower)
+    tower = case.model.get_submodule(case.path.towers[0])
     pixels = case.inputs["pixel_values"]
     with torch.no_grad():
         eager = tower(pixels, output_attentions=True).attentions[1]

@@ -72,6 +72,8 @@ CASES: dict[str, tuple[str, Callable[[tiny.Maker], list[tiny.Row]]]] = {
     "onevision": ("llava_onevision", pictures),
     "onevision-several": ("llava_onevision", pictures),
     "onevision-video": ("llava_onevision", with_videos),
+    "next-video": ("llava_next_video", with_videos),
+    "video-llava": ("video_llava", with_videos),
 }
 
 
@@ -89,9 +91,19 @@ class Case:
         assert path is not None
         self.path = path
         with torch.no_grad():  # attention that is all but uniform ranks by rounding
-            for parameter in self.model.get_submodule(path.tower).parameters():
-                if parameter.ndim >= 2 and parameter.std() < 0.05:
-                    parameter.mul_(6.0)
+            for tower in self.towers:
+                for parameter in tower.parameters():
+                    if parameter.ndim >= 2 and parameter.std() < 0.05:
+                        parameter.mul_(6.0)
+
+    @property
+    def towers(self) -> list[nn.Module]:
+        return [self.model.get_submodule(tower) for tower in self.path.towers]
+
+    @property
+    def pooler(self) -> nn.Module | None:
+        """What pools frames in front of the projector."""
+        return self.model.get_submodule(self.path.pooler) if self.path.pooler else None
 
     @property
     def projector(self) -> nn.Module:
@@ -143,8 +155,7 @@ def replays(case: Case, plan: str, asked: list[tuple[int, Selection, int]]) -> l
 
 
 def kinds_of(case: Case) -> list[str]:
-    names = {"image": "pixel_values", "video": "pixel_values_videos"}
-    return [kind for kind, name in names.items() if name in case.inputs]
+    return ["image"] + ["video"] * ("pixel_values_videos" in case.inputs)
 
 
 @contextmanager
@@ -157,35 +168,47 @@ def hooked(*handles: Any) -> Iterator[None]:
 
 
 def made_of(case: Case, kind: str, trace: Trace) -> list[Tensor]:
-    """[grid tokens, R * patches] for each image or video of the call, learned from the model: the map behind its projector."""
-    wanted = ("pixel_values", "image_sizes", "batch_num_images") if kind == "image" else ("pixel_values_videos",)
-    call = {name: case.inputs[name] for name in wanted if name in case.inputs}
+    """[grid tokens, R * patches] for each image or video of the call, learned from the model: the map behind its encoder."""
+    names = {
+        "image": ("pixel_values", "pixel_values_images", "image_sizes", "batch_num_images"),
+        "video": ("pixel_values_videos",),
+    }
+    call = {name: case.inputs[name] for name in names[kind] if name in case.inputs}
     encode = case.model.model.get_image_features if kind == "image" else case.model.model.get_video_features
-    columns: list[list[Tensor]] = []
-    start = [0]
+    shapes = [entry.medium.shape for entry in trace if entry.medium.shape.kind == kind]
+    patches, start = sum(shape.encoder_rows for shape in shapes) * case.path.patches, [0]
 
-    def one_hot(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        rows, patches, width = output.shape
-        hot = torch.zeros(rows * patches, width)
-        number = torch.arange(start[0], min(start[0] + width, rows * patches))
+    def one_hot(features: Tensor) -> Tensor:
+        rows, tokens, width = features.shape
+        hot = torch.zeros(patches, width)
+        number = torch.arange(start[0], min(start[0] + width, patches))
         hot[number, number - start[0]] = 1
         start[0] += width
-        return hot.view(output.shape)
+        return nn.functional.pad(hot.view(rows, -1, width), (0, 0, tokens - case.path.patches, 0))
 
-    patches = sum(entry.medium.shape.encoder_rows for entry in trace if entry.medium.shape.kind == kind) * case.path.patches
-    with torch.no_grad(), hooked(case.projector.register_forward_hook(one_hot)):
+    if kind == "video" and case.pooler is not None:
+        handles = [
+            case.pooler.register_forward_pre_hook(lambda _, args: (one_hot(args[0]),)),
+            case.projector.register_forward_hook(lambda _, args, output: args[0]),
+        ]
+    else:
+        handles = [case.projector.register_forward_hook(lambda _, args, output: one_hot(output))]
+    columns: list[list[Tensor]] = []
+    with torch.no_grad(), hooked(*handles):
         while start[0] < patches:
-            columns.append(list(encode(**call).pooler_output))
+            found = encode(**call).pooler_output
+            columns.append(list(found.flatten(0, -2).chunk(len(shapes)) if isinstance(found, Tensor) else found))
     whole = [torch.cat(parts, dim=-1)[:, :patches] for parts in zip(*columns, strict=True)]
-    shapes = [entry.medium.shape for entry in trace if entry.medium.shape.kind == kind]
     return [matrix[on_grid(shape)] for matrix, shape in zip(whole, shapes, strict=True)]
 
 
 @contextmanager
 def dense_encoder(case: Case, calls: list[Replay]) -> Iterator[None]:
-    """The plain encoder at full length: merged states in place, dead keys masked, dead rows zero behind the projector."""
-    prefix, tower = case.path.prefix, case.model.get_submodule(case.path.tower)
-    running = [-1]
+    """The plain encoder at full length: merged states in place, dead keys masked, dead rows zero behind the projector.
+
+    Frames that are pooled in front of the projector are means of what lives there.
+    """
+    prefix, running = case.path.prefix, [-1]
 
     def next_call(*_: Any) -> None:
         running[0] = (running[0] + 1) % len(calls)
@@ -211,15 +234,28 @@ def dense_encoder(case: Case, calls: list[Replay]) -> Iterator[None]:
         return run
 
     def zero(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        return output * now().last.view(*output.shape[:2], 1)
+        alive = now().last.view(len(output), -1)
+        shown = output.shape[1] - alive.shape[1]  # the class token, or fewer tokens where frames were pooled
+        return output if shown < 0 else output * nn.functional.pad(alive, (shown, 0), value=True)[..., None]
 
-    layers = compat.encoder_layers(tower)
-    handles = [tower.register_forward_pre_hook(next_call), case.projector.register_forward_hook(zero)]
-    for index in calls[0].changes:
-        handles.append(layers[index].register_forward_pre_hook(substitute(index), with_kwargs=True))
-    for index in range(min(calls[0].changes), len(layers)):
-        attention = layers[index].get_submodule(case.path.attention)
-        handles.append(attention.register_forward_pre_hook(mask(index), with_kwargs=True))
+    def pool(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        rows, count, width = args[0].shape
+        side, alive = round(count**0.5), now().last.view(len(output), -1, 1)
+        both = torch.cat([args[0] * alive, alive.float()], dim=-1).transpose(1, 2).reshape(rows, width + 1, side, side)
+        pooled = nn.functional.avg_pool2d(both, 2).flatten(2).transpose(1, 2)
+        return torch.where(pooled[..., -1:] > 0, pooled[..., :-1] / pooled[..., -1:], 0.0)
+
+    handles = [case.projector.register_forward_hook(zero)]
+    if case.pooler is not None:
+        handles.append(case.pooler.register_forward_hook(pool))
+    for tower in case.towers:
+        layers = compat.encoder_layers(tower)
+        handles.append(tower.register_forward_pre_hook(next_call))
+        for index in calls[0].changes:
+            handles.append(layers[index].register_forward_pre_hook(substitute(index), with_kwargs=True))
+        for index in range(min(calls[0].changes), len(layers)):
+            attention = layers[index].get_submodule(case.path.attention)
+            handles.append(attention.register_forward_pre_hook(mask(index), with_kwargs=True))
     with hooked(*handles):
         yield
 
