@@ -7,13 +7,17 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import foveate
 from foveate import families
 from foveate.core.selection import Selection
+from foveate.core.view import TokenView
 from foveate.engine import encoder as encoder_hooks
+from foveate.engine import prefill
 from foveate.engine.attach import Attachment
 from foveate.errors import InputError, UnsupportedCombination
+from foveate.families import llava_next
 from foveate.spec import Plan, stage_text
 from tests import tiny
 from tests.oracles.dense_reference import dense_reference
@@ -78,7 +82,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, Selection, int]]:
     return found
 
 
-@pytest.mark.parametrize("backend", ["sdpa", "eager"])
+@pytest.mark.parametrize("backend", ["sdpa", pytest.param("eager", marks=pytest.mark.full)])
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("plan", PLANS)
 def test_b_g_a_shorter_encoder_equals_a_masked_one(case_of, asked, plan, name, backend):
@@ -134,6 +138,33 @@ def test_the_trace_says_what_each_token_is_made_of(case_of, asked, plan, name):
                 if "random" in plan:  # nothing is merged
                     assert torch.equal(told.indices()[1], kept)
     assert "next" not in name or not plan.startswith("tome") or lost, "some tokens took patches of padding in"
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_later_stages_know_how_many_patches_a_token_stands_for(case_of, asked, monkeypatch, name):
+    case, plan = case_of(name), "partition(site=vision, layer=1, keep=0.4) | random(site=pre_llm, keep=0.5)"
+    views: dict[int, TokenView] = {}
+    plain = prefill.ask
+
+    def ask(stage: Any, view: TokenView, keep: int, check: bool) -> Selection:
+        answer = plain(stage, view, keep, check)
+        views[id(answer)] = view
+        return answer
+
+    monkeypatch.setattr(prefill, "ask", ask)
+    with torch.no_grad(), foveate.attach(case.model, plan) as attachment:
+        case.model(**case.inputs)
+        trace = attachment.trace
+    expected: dict[int, Tensor] = {}
+    for kind, call in zip(kinds_of(case), replays(case, plan, asked), strict=True):
+        patches = (call.whole(0) > 0).sum(1).float()
+        for entry, matrix in zip(of_kind(trace, kind), made_of(case, kind, trace), strict=True):
+            expected[trace.media.index(entry)] = (matrix @ patches)[entry.kept[0]]
+    records = [record for record in trace._records if "pre_llm" in record.stage]
+    assert len(records) == len(trace)
+    for record in records:
+        sizes = views[id(record.selection)].sizes[record.group]
+        torch.testing.assert_close(sizes, expected[int(record.owner[0])], atol=WEIGHTS, rtol=WEIGHTS)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -270,6 +301,20 @@ def test_pictures_that_are_not_in_the_prompt_are_refused(case_of, name):
             with pytest.raises(InputError, match="encode others outside of the conversation"):
                 case.model(**case.inputs)
         assert not case.model(**case.inputs).logits.isnan().any()
+
+
+@pytest.mark.parametrize("name", ["next", "onevision"])
+def test_tiles_that_show_padding_alone_make_no_token(case_of, asked, monkeypatch, name):
+    monkeypatch.setattr(llava_next, "_TINY_SIZES", ((1, 100),))
+    case = case_of(name)
+    inputs = case.maker.inputs([tiny.Row([case.maker.text(4), case.maker.picture(0), case.maker.text(6)])])
+    with torch.no_grad(), foveate.attach(case.model, PLANS[3]) as attachment:
+        pruned = case.model(**inputs).logits
+        (entry,) = attachment.trace
+    assert [len(answer.kept) for _, answer, _ in asked] == [3, 3]
+    assert entry.medium.shape.grids == ((1, 6, 6),)
+    assert torch.equal(entry.kept_index, asked[0][1].kept[0][asked[1][1].kept[0]])
+    assert not pruned.isnan().any()
 
 
 def test_only_an_average_of_frames_can_do_without_patches():
