@@ -26,6 +26,9 @@ def enter(running: Pass, hidden: Tensor, mixes: bool) -> Tensor:
         hidden: [B, S, D] states entering the first decoder layer. Where a visual token is gone they are NaN, or, where the
             model `mixes` neighbours, the linear map that it applies has met zeros in place of what is gone: divided by the
             part of the token that is left, they are the mean of the rest.
+
+    Raises:
+        InputError: if the encoder saw other pictures than the prompt has, or another conversation saw them.
     """
     assert running.dead is not None and running.layout is not None
     met = _meet_encoder(running)
@@ -37,6 +40,9 @@ def enter(running: Pass, hidden: Tensor, mixes: bool) -> Tensor:
     on_host = coverage.cpu()
     gone = on_host == 0
     media = dict(enumerate(running.layout.media, start=running.first_medium))
+    if len(met) < len(media):
+        unknown = [medium for key, medium in media.items() if key not in met]
+        _check_unknown(unknown, ~hidden.any(-1).cpu() if mixes else gone)
     for key, rows in met.items():
         if mixes:
             _choose(media[key], rows, on_host, gone)
@@ -54,6 +60,15 @@ def enter(running: Pass, hidden: Tensor, mixes: bool) -> Tensor:
     assert alive is not None
     # A hole of a shorter row may be a marked column, and 0 * nan is nan.
     return shorter if alive.all_valid else shorter.masked_fill(~alive.valid[..., None], 0)
+
+
+def _check_unknown(media: Sequence[Medium], empty: Tensor) -> None:
+    """Refuse media that the encoder's stages shortened where nobody knows how: columns [B, S] of theirs are empty."""
+    if any(bool(empty[medium.row, medium.columns].any()) for medium in media):
+        raise InputError(
+            "features of a picture were shortened by this plan in another conversation, which alone knows what they are made "
+            "of: encode pictures inside the call or conversation that reads them, or under attachment.disabled()"
+        )
 
 
 def _left(running: Pass, span: Span, gone: Tensor, sizes: Tensor) -> Span:

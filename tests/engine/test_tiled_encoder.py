@@ -303,6 +303,25 @@ def test_pictures_that_are_not_in_the_prompt_are_refused(case_of, name):
         assert not case.model(**case.inputs).logits.isnan().any()
 
 
+@pytest.mark.since((5, 23), "before, models do not take pictures that were encoded before the call")
+@pytest.mark.parametrize("name", ["next", "onevision", "onevision-several"])
+def test_pictures_that_another_conversation_shortened_are_refused(case_of, name):
+    case = case_of(name)
+    pixels = {key: case.inputs[key] for key in ("pixel_values", "image_sizes", "batch_num_images") if key in case.inputs}
+    prompt = {key: value for key, value in case.inputs.items() if key != "pixel_values"}
+    with torch.no_grad(), foveate.attach(case.model, PLANS[0]) as attachment:
+        with attachment.conversation():
+            encoded = case.model.get_image_features(**pixels)
+            kept = case.model(**prompt, mm_encoder_outputs={"image": encoded}).logits
+        assert len(attachment.trace.media[0].stages) == 1
+        assert torch.equal(kept, case.model(**case.inputs).logits)
+        with pytest.raises(InputError, match="shortened by this plan in another conversation"):
+            case.model(**prompt, mm_encoder_outputs={"image": encoded})
+        plain = case.model.get_image_features(**pixels)
+        case.model(**prompt, mm_encoder_outputs={"image": plain})
+        assert not attachment.trace.media[0].stages, "they were encoded without the plan"
+
+
 @pytest.mark.parametrize("name", ["next", "onevision"])
 def test_tiles_that_show_padding_alone_make_no_token(case_of, asked, monkeypatch, name):
     monkeypatch.setattr(llava_next, "_TINY_SIZES", ((1, 100),))
