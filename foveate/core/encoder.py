@@ -22,6 +22,8 @@ class EncoderPath:
         used: how many of its layers the language model's features pass; a stage behind them would change nothing.
         pooler: a module in front of the projector that shrinks each row it gets, as `pooled` says; not all rows pass it.
         pooled: what it makes of a row.
+        middle: the second norm and the MLP within a layer that computes x + attention(norm(x)), then x + mlp(norm(x)); None
+            for other layers, in whose middle no stage can stand.
         mixes: whether tokens are mixed with their neighbours between projector and prompt, where marks of tokens that are
             gone would spread. What is left of a visual token then follows from the canvases of its medium.
     """
@@ -36,6 +38,7 @@ class EncoderPath:
     pooler: str = ""
     pooled: Canvas | None = None
     mixes: bool = False
+    middle: tuple[str, str] | None = None
 
     @property
     def patches(self) -> int:

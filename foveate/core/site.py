@@ -19,6 +19,13 @@ class SiteKind(str, Enum):
     DECODE = "decode"
 
 
+class Point(str, Enum):
+    """Where a stage in front of an encoder block stands: right before it, or in the middle of the block below."""
+
+    BEFORE = "before"
+    MID = "mid"
+
+
 LAYERED = (SiteKind.VISION_LAYER, SiteKind.LLM_LAYER, SiteKind.DECODE)
 
 
@@ -27,16 +34,20 @@ class Site:
     """A place, with a layer index (counted from 0) where the place has layers.
 
     `LLM_LAYER(k)`: the tokens are gone *before* decoder layer k runs, so k >= 1; for k = 0 there is PRE_LLM.
+    `VISION_LAYER(i)` with `point` MID: they are gone between the attention and the MLP of block i - 1 (iLLaVA's own place).
     """
 
     kind: SiteKind
     layer: int | None = None
+    point: Point = Point.BEFORE
 
     def __post_init__(self) -> None:
         if (self.layer is not None) != (self.kind in LAYERED):
             raise PlanError(f"site {self.kind.value}: {'needs a layer' if self.kind in LAYERED else 'takes no layer'}")
         if self.kind is SiteKind.LLM_LAYER and self.layer == 0:
             raise PlanError("layer=0: no decoder layer has run yet; write site=pre_llm to act before the LLM")
+        if self.point is Point.MID and (self.kind is not SiteKind.VISION_LAYER or self.layer == 0):
+            raise PlanError("point=mid is the middle of the encoder block below the stage: write site=vision and layer >= 1")
         if self.layer is not None and self.layer < 0:
             raise PlanError(f"layer={self.layer}: layers are counted from 0, a layer is never negative")
 
@@ -58,4 +69,5 @@ class Site:
         return self.layer if self.kind is SiteKind.LLM_LAYER else None
 
     def __str__(self) -> str:
-        return self.kind.value if self.layer is None else f"{self.kind.value}({self.layer})"
+        layer = "" if self.layer is None else f"({self.layer}{', mid' if self.point is Point.MID else ''})"
+        return self.kind.value + layer

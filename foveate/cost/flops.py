@@ -14,6 +14,7 @@ from fractions import Fraction
 from foveate.core.method import Method
 from foveate.core.plan import Effect, Plan
 from foveate.core.shape import DecoderShape, EncoderShape, LinearShape, MediumShape, ModelShape, RowsPer
+from foveate.core.site import Point
 from foveate.core.view import AttentionRows, Importance
 from foveate.cost.tokens import encoder_sequences_per_layer
 from foveate.errors import InputError
@@ -102,11 +103,14 @@ def encoder_flops(encoder: EncoderShape, medium: MediumShape, plan: Plan = _PLAI
     if not tokens:
         return 0
     matrices = 3 if encoder.gated_mlp else 2
-    weights = 4 * encoder.hidden**2 + matrices * encoder.hidden * encoder.intermediate
+    attention, mlp = 4 * encoder.hidden**2, matrices * encoder.hidden * encoder.intermediate
     total = matmul_flops(patch_count(encoder, medium), encoder.patch_inputs, encoder.hidden)
-    for layer, lengths in enumerate(encoder_sequences_per_layer(plan, encoder, medium)):
+    by_layer = encoder_sequences_per_layer(plan, encoder, medium)
+    for layer, lengths in enumerate(by_layer):
         own = sum(lengths)
-        total += matmul_flops(own, 1, weights)
+        above = plan.encoder_stages.get(layer + 1)
+        halfway = above is not None and above.site.point is Point.MID  # this layer's MLP sees what is left for the next one
+        total += matmul_flops(own, 1, attention) + matmul_flops(sum(by_layer[layer + 1]) if halfway else own, 1, mlp)
         total += encoder_attention_flops(encoder, medium, layer, lengths)
     return total + _pooling(encoder, medium.encoder_sequences or (tokens,))
 

@@ -14,7 +14,7 @@ from torch import nn
 from foveate.core.encoder import PackedPath
 from foveate.core.learned import LearnedMethod
 from foveate.core.plan import Effect, Plan, Scope, Stage
-from foveate.core.site import SiteKind
+from foveate.core.site import Point, SiteKind
 from foveate.core.trace import Trace
 from foveate.engine import compat, conversation, observe
 from foveate.engine.base import base_model
@@ -135,6 +135,10 @@ def _check_encoder_stage(stage: Stage, family: Family, config: Any) -> None:
     if stage.method.weighs_sizes and isinstance(path, PackedPath):
         raise UnsupportedCombination(
             f"{family.title} packs all pictures into one sequence, whose kernels take no log(size): leave proportional out"
+        )
+    if stage.site.point is Point.MID and getattr(path, "middle", None) is None:
+        raise UnsupportedCombination(
+            f"point=mid: the encoder blocks of {family.title} are not split between attention and MLP; leave point out"
         )
     full = [at for at in range(path.used) if at not in getattr(path, "windowed", ())]
     if stage.method.needs() and not any(at < layer for at in full):

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,8 +21,10 @@ from torch.utils.hooks import RemovableHandle
 from foveate.core.encoder import EncoderPath
 from foveate.core.plan import Stage
 from foveate.core.selection import Selection, merge_values
+from foveate.core.site import Point
 from foveate.core.view import Importance, Keys, Observation, TokenView
 from foveate.engine import compat, conversation, forward, observe
+from foveate.engine.middle import Middle
 from foveate.engine.prefill import ask
 from foveate.engine.projection import take
 from foveate.errors import UnsupportedCombination
@@ -113,6 +116,12 @@ class EncoderHooks:
         self.pooler = model.get_submodule(path.pooler) if path.pooler else None
         self.members = _members(path)
         self.checked: set[int] = set()
+        self.middles = [
+            Middle(layers[index - 1], *path.middle, partial(self._in_middle, index, stage))
+            for layers in self.towers.values()
+            for index, stage in stages.items()
+            if stage.site.point is Point.MID and path.middle is not None
+        ]
         self._finished: ContextVar[Encoded | None] = ContextVar("foveate_encoded", default=None)
 
     def install(self) -> list[RemovableHandle]:
@@ -124,8 +133,11 @@ class EncoderHooks:
             handles.append(tower.register_forward_pre_hook(self._before_tower, with_kwargs=True))
             handles.append(tower.register_forward_hook(self._after_tower, always_call=True))
             for index, stage in self.stages.items():
-                handles.append(layers[index].register_forward_pre_hook(self._before_layer(index, stage), with_kwargs=True))
+                if stage.site.point is Point.BEFORE:
+                    handles.append(layers[index].register_forward_pre_hook(self._before_layer(index, stage), with_kwargs=True))
             handles += self._weighed(layers)
+        for middle in self.middles:
+            handles += middle.install()
         for index, attention in self._probed():
             handles.append(attention.register_forward_pre_hook(self._before_attention(index, self.stages[index])))
             handles.append(attention.register_forward_hook(self._after_attention, always_call=True))
@@ -154,6 +166,8 @@ class EncoderHooks:
         self._finished.set(None)
         for _, attention in self._probed():
             observe.disarm(attention)
+        for middle in self.middles:
+            middle.settle()
 
     def _talk(self) -> conversation.Conversation | None:
         """The conversation that this call belongs to; without one somebody wants plain features."""
@@ -189,6 +203,10 @@ class EncoderHooks:
             return ((shorter, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": shorter})
 
         return run
+
+    def _in_middle(self, index: int, stage: Stage, hidden: Tensor) -> Tensor:
+        call = self._current()
+        return hidden if call is None else self._run(call, index, stage, hidden)
 
     def _run(self, call: Encoded, index: int, stage: Stage, hidden: Tensor) -> Tensor:
         """Run a stage; returns the states [B, prefix + n', D] of what stays."""

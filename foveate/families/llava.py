@@ -75,6 +75,10 @@ class Llava(FixedGridFamily):
         )
 
 
+# Of CLIP and SigLIP layers.
+VIT_MIDDLE = ("layer_norm2", "mlp")
+
+
 def vit_path(config: Any, grid: tuple[int, int]) -> EncoderPath:
     """The CLIP or SigLIP encoder of LLaVA and its successors."""
     return EncoderPath(
@@ -83,6 +87,7 @@ def vit_path(config: Any, grid: tuple[int, int]) -> EncoderPath:
         grid=grid,
         used=used_layers(config.vision_config.num_hidden_layers, config.vision_feature_layer),
         prefix=prefix_tokens(config.vision_config),
+        middle=VIT_MIDDLE,
     )
 
 

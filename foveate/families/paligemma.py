@@ -12,6 +12,7 @@ from foveate.core.encoder import EncoderPath
 from foveate.core.shape import LinearShape, MediumShape, ModelShape
 from foveate.core.site import SiteKind
 from foveate.families._base import NO_PIXELS, TINY_TEXT, TINY_VISION, FixedGridFamily, TinyMedium
+from foveate.families.llava import VIT_MIDDLE
 
 
 class PaliGemma(FixedGridFamily):
@@ -33,6 +34,7 @@ class PaliGemma(FixedGridFamily):
             projector="model.multi_modal_projector",
             grid=self.image(config).grid[1:],
             used=config.vision_config.num_hidden_layers,
+            middle=VIT_MIDDLE,
         )
 
     def model_shape(self, config: Any) -> ModelShape:

@@ -1,7 +1,7 @@
 """iLLaVA: merge inside the vision encoder and inside the LLM. Wang et al., arXiv:2412.06263.
 
 The authors' program merges inside an encoder block, between its attention and its MLP; here the merge stands in front of the
-next block, so that one MLP runs at the old length.
+next block, so that one MLP runs at the old length. `point=mid` is the authors' place, for CLIP and SigLIP.
 
 Presets hold the numbers of the authors' scripts, except those in `SCALED`. The papers also report LLaVA-NeXT and InternVL,
 without the numbers of their layers; those presets are ours: the one for LLaVA-OneVision, its layers moved in proportion to the
@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 from foveate import methods
 from foveate.core.budget import Budget, Rounding
 from foveate.core.plan import Stage
-from foveate.core.site import Site, SiteKind
+from foveate.core.site import Point, Site, SiteKind
 from foveate.errors import SpecError, UnknownName, did_you_mean
 from foveate.recipes import Recipe
 
@@ -92,6 +92,7 @@ class Illava(Recipe):
         vit_keep: one budget per block, of the tokens that arrive; counts are of patches.
         llm_layers: decoder layers in front of which the LLM's merges stand.
         llm_keep: one budget per decoder layer, of the tokens that arrive.
+        point: "before" merges in front of the block behind the one that ranks, "mid" between that one's attention and MLP.
         ramp: option of v1: which of the removed tokens weighs most.
         mode, recycle, partners, absorb: options of v2.
         query: whose attention ranks in the LLM, as for fastv.
@@ -104,6 +105,7 @@ class Illava(Recipe):
     vit_keep: tuple[Budget, ...] = ()
     llm_layers: tuple[int, ...] = ()
     llm_keep: tuple[Budget, ...] = ()
+    point: str = "before"
     ramp: str = "least"
     mode: int = 3
     recycle: float = 0.05
@@ -132,10 +134,12 @@ class Illava(Recipe):
             raise SpecError(
                 f"illava merges nowhere: write preset={next(iter(PRESETS))}, or vit_layers and vit_keep, or llm_..."
             )
+        if settings.point not in [point.value for point in Point]:
+            raise SpecError(f"illava(point={settings.point}): before and mid are known")
         options = settings._options()
         method = methods.get(VARIANTS[settings.variant or "v2"])(**options)
         inside = [
-            Stage(Site(SiteKind.VISION_LAYER, layer + 1), method, budget)
+            Stage(Site(SiteKind.VISION_LAYER, layer + 1, Point(settings.point)), method, budget)
             for layer, budget in zip(settings.vit_layers, settings.vit_keep, strict=True)
         ]
         behind = [

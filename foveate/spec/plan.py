@@ -13,14 +13,14 @@ from foveate.core.layout import Role
 from foveate.core.method import Method
 from foveate.core.plan import Effect, Scope, Stage
 from foveate.core.plan import Plan as CorePlan
-from foveate.core.site import Site, SiteKind
+from foveate.core.site import Point, Site, SiteKind
 from foveate.errors import FoveateError, SpecError, UnknownName, did_you_mean
 from foveate.spec import stored
 from foveate.spec.grammar import Call, Value, parse_calls
 from foveate.spec.words import read_budget, read_fields, shown, write_fields
 
 _LAYER_DIGITS = 6
-_RESERVED = ("layer", "site", "keep", "scope", "role", "effect", "rounding")
+_RESERVED = ("layer", "site", "point", "keep", "scope", "role", "effect", "rounding")
 
 
 class Plan(CorePlan):
@@ -101,6 +101,7 @@ def stage_text(stage: Stage) -> str:
     else:
         words.append(f"site={stage.site.kind.value}")
         words += [f"layer={stage.site.layer}"] if stage.site.layer is not None else []
+    words += [f"point={stage.site.point.value}"] if stage.site.point is not Point.BEFORE else []
     if stage.budget is not None:
         words.append(f"keep={stage.budget}")
         words += [f"rounding={stage.budget.rounding.value}"] if stage.budget.rounding is not Rounding.HALF_UP else []
@@ -148,6 +149,7 @@ def _usual_role(method: Method) -> Role:
 
 def _site(method: Method, words: dict[str, Value]) -> Site:
     name, layer = method.name, None
+    point = _choice(Point, words.get("point"), "point", Point.BEFORE)
     if "layer" in words:
         text = _text(words["layer"])
         if not (text.isascii() and text.isdigit() and len(text) <= _LAYER_DIGITS):
@@ -156,9 +158,9 @@ def _site(method: Method, words: dict[str, Value]) -> Site:
     if "site" not in words:
         if layer is None:
             raise SpecError(f"{name} needs a place: layer=2 (before decoder layer 2) or site=pre_llm (before the LLM)")
-        return Site(_usual_site(method), layer)
+        return Site(_usual_site(method), layer, point)
     kind = _choice(SiteKind, words["site"], "site", SiteKind.PRE_LLM)
-    return Site(kind, layer)
+    return Site(kind, layer, point)
 
 
 def _choice(options: Any, value: Value | None, word: str, default: Any) -> Any:

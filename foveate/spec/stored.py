@@ -12,7 +12,7 @@ from foveate.core.budget import Budget, Rounding, Unit
 from foveate.core.layout import Role
 from foveate.core.method import Method
 from foveate.core.plan import Effect, Scope, Stage
-from foveate.core.site import Site, SiteKind
+from foveate.core.site import Point, Site, SiteKind
 from foveate.errors import FoveateError, SpecError, did_you_mean
 
 FORMAT_VERSION = 1
@@ -52,6 +52,7 @@ def _write_stage(stage: Stage) -> dict[str, Any]:
         "options": {field.name: _plain(getattr(stage.method, field.name)) for field in fields(stage.method)},
         "site": stage.site.kind.value,
         "layer": stage.site.layer,
+        **({"point": stage.site.point.value} if stage.site.point is not Point.BEFORE else {}),
         "keep": None if stage.budget is None else _write_budget(stage.budget),
         "scope": stage.scope.value,
         "role": stage.role.name.lower(),
@@ -80,7 +81,7 @@ def _write_budget(budget: Budget) -> dict[str, Any]:
 
 
 def _read_stage(data: Any) -> Stage:
-    _check_keys(data, "a stage", _STAGE_KEYS)
+    _check_keys(data, "a stage", (*_STAGE_KEYS, "point"))
     for key in _STAGE_KEYS:
         if key not in data:
             raise SpecError(f"'{key}' is missing")
@@ -89,7 +90,7 @@ def _read_stage(data: Any) -> Stage:
         raise SpecError(f"layer={layer!r}: a layer is a whole number or null")
     roles = {role.name.lower(): role for role in Role}
     return Stage(
-        site=Site(_one_of(SiteKind, data, "site"), layer),
+        site=Site(_one_of(SiteKind, data, "site"), layer, _one_of(Point, {"point": "before", **data}, "point")),
         method=_read_method(data["method"], data["options"]),
         budget=None if data["keep"] is None else _read_budget(data["keep"]),
         scope=_one_of(Scope, data, "scope"),
