@@ -16,7 +16,6 @@ from typing import Any
 
 import foveate
 from foveate.cost.estimate import CostEstimate
-from foveate.errors import FoveateError
 
 _MARKS = re.compile(r"(<!-- counts -->\n).*?(<!-- /counts -->)", re.DOTALL)
 _IMAGES = ((384, 384), (640, 480), (672, 672), (1024, 768), (1280, 720), (1920, 1080), (2048, 2048))
@@ -62,17 +61,12 @@ def _row(case: Case) -> tuple[str, ...]:
     plan = f"illava(preset={case.preset})"
     workload: dict[str, Any] = dict(images=[case.size], frames=case.frames, text_tokens=case.text_tokens, new_tokens=0)
     theirs = foveate.estimate(case.model, plan, convention="illava-v1", **workload)
-    try:
-        ours = foveate.estimate(case.model, plan, **workload)
-    except FoveateError:
-        ours = None
+    ours = foveate.estimate(case.model, plan, **workload)
     pairs = [cell for pair in zip(_cells(theirs), _cells(ours), strict=True) for cell in pair]
     return f"{case.model}, `{case.preset}`", case.medium, *pairs
 
 
-def _cells(cost: CostEstimate | None) -> tuple[str, ...]:
-    if cost is None:
-        return ("not served",) * 4
+def _cells(cost: CostEstimate) -> tuple[str, ...]:
     plain, planned = cost.visual_tokens_per_layer
     return (
         " -> ".join(f"{count:,}" for count in _steps(cost.encoder_tokens[1])),
