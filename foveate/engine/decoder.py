@@ -33,6 +33,11 @@ def project_rotary(running: Pass, alive: Alive, kwargs: dict[str, Any]) -> None:
             kwargs[name] = running.once(("positions", id(alive)), source, make)
 
 
+def _with_states(hidden: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The arguments of a layer's call with other hidden states."""
+    return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
+
+
 def in_compiled_step(states: Tensor, cache: Any) -> bool:
     """Whether torch.compile is tracing a decode step on a static cache: no stage acts, and the cache knows all it takes.
 
@@ -133,7 +138,8 @@ class DecoderHooks:
         alive = running.alive_on(hidden.device)
         gated = gate is not None and running.rejected is not None
         if alive is None and not isinstance(stored, SlotLayer) and not gated:
-            return None
+            # Nothing is gone, but what stands between two patches may have been laid out anew behind the encoder.
+            return _with_states(hidden, args, kwargs)
         slots = None if cache is None else slot_layer(cache, index)
         if alive is not None:
             project_rotary(running, alive, kwargs)
@@ -143,9 +149,7 @@ class DecoderHooks:
             kwargs["attention_mask"] = gate.project(running, slots, hidden, mask, self._implementation)
         else:
             kwargs["attention_mask"] = self._announce(running, slots, hidden, mask)
-        if args:
-            return (hidden, *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": hidden}
+        return _with_states(hidden, args, kwargs)
 
     def _announce(self, running: Pass, slots: SlotLayer | None, hidden: Tensor, mask: Any) -> Any:
         """Tell a cache layer what arrives; returns the layer's mask."""

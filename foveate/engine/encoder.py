@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from foveate.core.encoder import EncoderPath
+from foveate.core.layout import Layout
 from foveate.core.plan import Stage
 from foveate.core.selection import Selection, merge_values
 from foveate.core.site import Point
 from foveate.core.view import Importance, Keys, Observation, TokenView
-from foveate.engine import compat, conversation, forward, observe
+from foveate.engine import compat, conversation, forward, layout, observe
 from foveate.engine.middle import Middle
 from foveate.engine.prefill import ask
 from foveate.engine.projection import take
@@ -53,6 +54,7 @@ class Encoded:
 
     Attributes:
         rows: rows of the batch: images, crops or frames.
+        keys: a number for each, the same alone and in company.
         device: where its tokens are.
         units: [B, m] units that are left, ascending; all of them at first.
         sizes: [B, m] fp32, how many original units each stands for.
@@ -65,6 +67,7 @@ class Encoded:
     """
 
     rows: int
+    keys: tuple[int, ...]
     device: torch.device
     units: Tensor
     sizes: Tensor
@@ -99,6 +102,7 @@ class EncoderHooks:
         stages: the plan's encoder stages by layer.
         texts: canonical text of each stage, for the trace.
         shortcut: skip stages that keep everything.
+        layout_of: the layout of a conversation's prompt, as far as it is known.
     """
 
     def __init__(
@@ -109,8 +113,10 @@ class EncoderHooks:
         stages: Mapping[int, Stage],
         texts: Mapping[Stage, str],
         shortcut: bool,
+        layout_of: Callable[[conversation.Conversation], Layout | None],
     ) -> None:
         self.owner, self.path, self.stages, self.texts, self.shortcut = owner, path, stages, texts, shortcut
+        self.layout_of = layout_of
         self.towers = {tower: compat.encoder_layers(tower) for tower in map(model.get_submodule, path.towers)}
         self.projector = model.get_submodule(path.projector)
         self.pooler = model.get_submodule(path.pooler) if path.pooler else None
@@ -183,13 +189,15 @@ class EncoderHooks:
     def _before_tower(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._leave()
         self._finished.set(None)
-        if self._talk() is None:
+        talk = self._talk()
+        if talk is None:
             return
         pixels: Tensor = args[0] if args else kwargs["pixel_values"]
         count = self.path.unit_grid[0] * self.path.unit_grid[1]
         units = torch.arange(count, device=pixels.device).expand(pixels.shape[0], -1)
         sizes = torch.ones(pixels.shape[0], count, device=pixels.device)
-        _calls.set((*_calls.get(), (self.owner, Encoded(pixels.shape[0], pixels.device, units, sizes))))
+        keys = layout.encoder_keys(self.layout_of(talk), len(talk.encoded), pixels.shape[0])
+        _calls.set((*_calls.get(), (self.owner, Encoded(pixels.shape[0], keys, pixels.device, units, sizes))))
 
     def _before_layer(self, index: int, stage: Stage) -> Callable[..., Any]:
         def run(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -231,7 +239,7 @@ class EncoderHooks:
             coords=torch.stack([call.units * 0, call.units // width, call.units % width], dim=-1),
             grid=grid,
             sizes=call.sizes,
-            group_keys=tuple(range(rows)),
+            group_keys=call.keys,
             observed={need: self._of_units(call.observed[(index, need)], slots) for need in stage.method.needs()},
         )
         check = index not in self.checked or hidden.device.type == "cpu"

@@ -85,9 +85,9 @@ class Hooks:
         self.encoder: EncoderHooks | PackedEncoderHooks | None = None
         if path is not None:
             self.encoder = (
-                PackedEncoderHooks(owner, model, path, inside, texts, shortcut)
+                PackedEncoderHooks(owner, model, path, inside, texts, shortcut, self._known_layout)
                 if isinstance(path, PackedPath)
-                else EncoderHooks(owner, model, path, inside, texts, shortcut)
+                else EncoderHooks(owner, model, path, inside, texts, shortcut, self._known_layout)
             )
         self.gate = None if plan.gate is None else Gate(plan.gate)
         acting = [*self.stages, *([] if self.gate is None else [self.gate.layer])]
@@ -269,6 +269,16 @@ class Hooks:
         talk.copies = _row_count(call) // talk.layout.roles.shape[0]
         prompt_layout = talk.layout.repeated(talk.copies)
         return prompt_layout.columns_between(past, past + running.queries).extended(running.queries)
+
+    def _known_layout(self, talk: Conversation) -> Layout | None:
+        """The layout of the prompt where the encoder runs; generate() may encode pictures before it calls the model."""
+        running = forward.current(self.owner)
+        if running is not None and not talk.inputs:
+            return running.layout
+        fresh = talk.inputs.get("past_key_values") is None and isinstance(talk.inputs.get("input_ids"), Tensor)
+        if talk.layout is None and fresh:
+            talk.layout = self._find(Pass(self.owner, talk, queries=0), talk.inputs, talk.inputs)
+        return talk.layout
 
     def _text_layout(self, running: Pass, call: Mapping[str, Any]) -> Layout:
         """The layout of a call without media."""

@@ -144,3 +144,24 @@ def _media_by_row(codes: Tensor, kinds: list[str], shapes: Mapping[str, list[Med
             "build the prompt with the processor's chat template"
         )
     return rows
+
+
+# More frames than any video has: the keys of two groups of one row never meet.
+FRAMES = 1 << 20
+
+
+def encoder_keys(layout: Layout | None, start: int, rows: int) -> tuple[int, ...]:
+    """A number for each of `rows` images, crops or frames that the vision encoder is given, behind `start` earlier ones.
+
+    It follows from the place within the own row of the batch, so that seeded methods draw alike alone and in company. Where the
+    prompt is not known yet, pictures are counted.
+    """
+    if layout is not None:
+        each = sum(medium.shape.encoder_rows for medium in layout.media)
+        copies = (start + rows) // each if each and (start + rows) % each == 0 else 1
+        # Transformers encodes all images of a call, then all videos.
+        media = sorted(layout.repeated(copies).media, key=lambda medium: medium.shape.kind == "video")
+        keys = [medium.index * FRAMES + piece for medium in media for piece in range(medium.shape.encoder_rows)]
+        if len(keys) >= start + rows:
+            return tuple(keys[start : start + rows])
+    return tuple(range(start, start + rows))

@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from foveate.core.encoder import PackedPath
+from foveate.core.layout import Layout
 from foveate.core.plan import Stage
 from foveate.core.selection import Selection, merge_values
 from foveate.core.view import Importance, Keys, Observation, TokenView
-from foveate.engine import compat, conversation, forward, observe
+from foveate.engine import compat, conversation, forward, layout, observe
 from foveate.engine.encoder import EncodedRow
 from foveate.engine.prefill import ask
 
@@ -57,6 +58,7 @@ class Packed:
 
     Attributes:
         frames: its images and frames, in order.
+        keys: a number for each, the same alone and in company.
         unit: patches of a unit.
         units: units at full length.
         left: [n] places of the units that are left, ascending; None while all are.
@@ -66,6 +68,7 @@ class Packed:
     """
 
     frames: list[Frame]
+    keys: tuple[int, ...]
     unit: int
     units: int
     left: Tensor | None = None
@@ -109,8 +112,10 @@ class PackedEncoderHooks:
         stages: Mapping[int, Stage],
         texts: Mapping[Stage, str],
         shortcut: bool,
+        layout_of: Callable[[conversation.Conversation], Layout | None],
     ) -> None:
         self.owner, self.path, self.stages, self.texts, self.shortcut = owner, path, stages, texts, shortcut
+        self.layout_of = layout_of
         self.tower = model.get_submodule(path.tower)
         self.layers = compat.encoder_layers(self.tower)
         self.probed = {
@@ -155,7 +160,8 @@ class PackedEncoderHooks:
 
     def _before_tower(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._leave()
-        if self._talk() is None:
+        talk = self._talk()
+        if talk is None:
             return
         pixels: Tensor = args[0] if args else kwargs["hidden_states"]
         grids: Tensor = args[1] if len(args) > 1 else kwargs["grid_thw"]
@@ -171,7 +177,8 @@ class PackedEncoderHooks:
                 left = torch.arange(size, device=pixels.device)
                 frames.append(Frame(grid, order[start : start + size], left, torch.ones(size, device=pixels.device)))
                 start += size
-        _calls.set((*_calls.get(), (self.owner, Packed(frames, unit, units))))
+        keys = layout.encoder_keys(self.layout_of(talk), len(talk.encoded), len(frames))
+        _calls.set((*_calls.get(), (self.owner, Packed(frames, keys, unit, units))))
 
     def _before_layer(self, index: int) -> Callable[..., Any]:
         def run(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -221,7 +228,7 @@ class PackedEncoderHooks:
                 everything = Selection(torch.arange(len(frame.left), device=hidden.device)[None])
                 frame.selections.append((text, everything, 0, len(frame.left)))
             return hidden
-        numbers = {id(frame): number for number, frame in enumerate(call.frames)}
+        numbers = {id(frame): number for number, frame in zip(call.keys, call.frames, strict=True)}
         check = index not in self.checked or hidden.device.type == "cpu"
         for (count, grid, keep), frames in buckets.items():
             places = torch.stack([frame.places for frame in frames])

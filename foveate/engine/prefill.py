@@ -14,11 +14,9 @@ from foveate.core.selection import Selection, merge_values
 from foveate.core.trace import GroupRecord
 from foveate.core.view import Importance, Observation, TokenView
 from foveate.engine.forward import Pass, Span
+from foveate.engine.layout import FRAMES
 from foveate.engine.projection import Alive, take
 from foveate.errors import MethodError
-
-# More frames than any video has: the keys of two groups of one row never meet.
-_FRAMES = 1 << 20
 
 
 def begin(running: Pass, layout: Layout, device: torch.device, by_piece: bool) -> None:
@@ -204,7 +202,7 @@ def _view(
         coords=torch.stack([span.coords for span in spans]),
         grid=grid,
         sizes=torch.stack([span.sizes for span in spans]),
-        group_keys=tuple(span.medium * _FRAMES + span.frame for span in spans),
+        group_keys=tuple(span.medium * FRAMES + span.frame for span in spans),
         observed=observed,
         predictor=placed(running.modules.get(stage), features),
     )
