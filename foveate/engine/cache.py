@@ -105,8 +105,10 @@ class DynamicSlots(SlotLayer):
     _prefix: Tensor | None
     _tail: int
     logical: int
-    # Tokens that arrived under a gate since its rejected slots were last taken away, and whether slots can be taken away.
+    # Tokens that arrived under a gate since its rejected slots were last taken away, whether any ever did, and whether slots
+    # can be taken away.
     loose: int = 0
+    gated: bool = False
     forgets: bool = True
 
     def begin(self) -> None:
@@ -145,7 +147,7 @@ class DynamicSlots(SlotLayer):
             raise AttachError(PRUNED_WITHOUT_PLAN)
         arriving = key_states.shape[-2]
         if announced.after is not None:
-            self._prefix, self._tail, self.all_valid = announced.after, 0, False
+            self._prefix, self._tail, self.all_valid, self.gated = announced.after, 0, False, True
             self.loose += arriving
             self._descend(announced.lineage)
         elif announced.positions is not None:
@@ -184,7 +186,7 @@ class DynamicSlots(SlotLayer):
         index, valid = pack(keep, lengths)
         self.keys, self.values = take(self.keys, index, 2), take(self.values, index, 2)
         self._prefix, self._tail = torch.where(valid, positions.gather(1, index), -1), 0
-        self.all_valid, self.lineage = min(lengths) == max(lengths) and self.loose == 0, next(_own_lineage)
+        self.all_valid, self.lineage = min(lengths) == max(lengths) and not self.gated, next(_own_lineage)
 
     def repack(self, index: Tensor, positions: Tensor, step: int) -> None:
         """Keep the slots `index` [B, K], which hold `positions` [B, K], for a gate; `step` names the same for other layers."""
@@ -211,7 +213,7 @@ class DynamicSlots(SlotLayer):
         """Empty the layer."""
         super().reset()  # type: ignore[misc]
         self._prefix, self._tail, self.logical = None, 0, 0
-        self.all_valid, self.pad_free, self.lineage, self.loose = True, True, _PLAIN, 0
+        self.all_valid, self.pad_free, self.lineage, self.loose, self.gated = True, True, _PLAIN, 0, False
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Permute rows, as beam search does."""

@@ -117,7 +117,7 @@ class DecoderHooks:
         cache = kwargs.get("past_key_values")
         mask = kwargs.get("attention_mask")
         stored = cache.layers[index] if cache is not None and index < len(cache.layers) else None
-        gate = self.gate if self.gate is not None and running.numbers is not None and index >= self.gate.layer else None
+        gate = self.gate if self.gate is not None and self.gate.concerns(running, index, stored) else None
         if running.layout is None and running.queries == 1 and mask is None and gate is None:
             # A decode step whose slots all count: nothing to project. This path runs for every token and layer.
             if isinstance(stored, SlotLayer):
@@ -186,7 +186,7 @@ class DecoderHooks:
             )
 
         lineage = None if slots is None else (slots.lineage, slots.slots, slots.is_sliding)
-        return running.once(("mask", id(alive), lineage), mask, make)
+        return running.once(("mask", id(alive), lineage, hidden.device), mask, make)
 
     def _compiled_step(self, index: int, hidden: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A decode step under torch.compile: only a pruned layer's mask has to be brought to its slots."""

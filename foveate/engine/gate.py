@@ -98,8 +98,12 @@ class Gate:
         self.stage, self.method, self.layer = stage, stage.method, stage.site.layer
         self.keep = None if stage.budget is None else float(stage.budget.ratio or 0)
 
+    def concerns(self, running: Pass, index: int, stored: Any) -> bool:
+        """Whether a layer judges tokens in this pass, or holds slots that were judged before and may still be seen."""
+        return index >= self.layer and (running.numbers is not None or (isinstance(stored, DynamicSlots) and stored.gated))
+
     def decide(self, running: Pass, hidden: Tensor) -> Tensor:
-        """Judge the answer's tokens of a pass; returns the hidden states of those that go on.
+        """Judge the answer's tokens of a pass, if it has any; returns the hidden states of those that go on.
 
         Without a cache, rejected tokens other than the last are not computed further.
 
@@ -107,8 +111,10 @@ class Gate:
             running: the pass; `rejected` is set.
             hidden: [B, n, D] states entering the stage's layer.
         """
-        assert running.numbers is not None
         batch, device = hidden.shape[0], hidden.device
+        if running.numbers is None:
+            running.rejected = torch.zeros(batch, running.queries, dtype=torch.bool, device=device)
+            return hidden
         numbers = running.numbers.to(device).expand(batch, -1)
         alive = running.alive_on(device)
         features = hidden if alive is None else take(hidden, alive.slot_of, 1)
@@ -154,7 +160,7 @@ class Gate:
         first_key = None if slots is None else slots.first_key(running.queries)
         lineage = None if slots is None else (slots.lineage, slots.slots, slots.is_sliding)
         alive = running.alive_on(hidden.device)
-        key = ("gate", id(alive), lineage)
+        key = ("gate", id(alive), lineage, hidden.device)
         own_mask, after, step = running.once(
             key, mask, lambda: self._project(running, slots, hidden, mask, implementation, first_key)
         )
@@ -167,29 +173,27 @@ class Gate:
         self, running: Pass, slots: DynamicSlots | None, hidden: Tensor, mask: Any, implementation: str, first_key: int | None
     ) -> tuple[Any, Tensor, int]:
         """The mask of the layers that share these slots, the marked columns [B, P] they hold then, their lineage's step."""
+        assert running.rejected is not None
         batch, device = hidden.shape[0], hidden.device
         alive, past, queries = running.alive_on(device), running.past, running.queries
         if alive is None:
             asking = torch.arange(past, past + queries, device=device).expand(batch, -1)
-            rejected = running.rejected
+            rejected = running.rejected.to(device)
         else:
             asking = alive.columns(past)
-            rejected = None if running.rejected is None else running.rejected.gather(1, alive.index)
-        new = asking if rejected is None else mark(asking, rejected.to(device))
+            rejected = running.rejected.to(device).gather(1, alive.index)
+        new = mark(asking, rejected)
         before = new[:, :0] if slots is None else slots.positions(batch, device)
         marked = torch.cat([before, new], dim=1)
         visible = columns_of(marked) if slots is None else slots.cut(columns_of(marked), queries)
         seen = marked if slots is None else slots.cut(marked, queries)
         projected = project_mask(mask, visible, alive, past, queries, False, False, implementation, hidden.dtype, first_key)
-        if isinstance(projected, Tensor) and projected.ndim == 2 and queries > 1 and not self._fits_one_mask(running, slots):
+        if isinstance(projected, Tensor) and projected.ndim == 2 and queries > 1 and running.numbers is not None:
             raise UnsupportedCombination(
                 f"{self.method.name} under flash attention: several tokens of an answer in one pass see different keys, and a "
                 "flash mask is the same for all of them; use sdpa"
             )
         return see(projected, seen, asking, self.method.recent), marked, hash(("gate", past, queries))
-
-    def _fits_one_mask(self, running: Pass, slots: DynamicSlots | None) -> bool:
-        return running.rejected is None and self.method.recent == 1
 
     def _clean(self, running: Pass, slots: DynamicSlots, hidden: Tensor) -> None:
         """Take rejected slots away that no later token sees. Layers with equal slots share one wait."""
@@ -200,6 +204,6 @@ class Gate:
             index, valid = pack(keep, keep.sum(1).tolist())
             return index, torch.where(valid, marked.gather(1, index), -1), hash(("clean", running.past))
 
-        key = ("clean", slots.lineage, slots.slots, slots.is_sliding)
+        key = ("clean", slots.lineage, slots.slots, slots.is_sliding, hidden.device)
         index, marked, step = running.once(key, running, plan)
         slots.repack(index.to(slots.keys.device), marked, step)

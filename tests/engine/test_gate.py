@@ -223,9 +223,12 @@ def test_b_i_on_every_other_family(model_of, family, text):
     test_b_i_decoding_equals_a_masked_plain_model_that_reads_the_whole_answer(model_of, family, text, "sdpa")
 
 
-def test_guesses_of_assisted_decoding_are_gated_as_if_they_came_one_by_one(model_of):
+@pytest.mark.parametrize("clean_every", [2, 64])
+@pytest.mark.parametrize("text", PLANS[:4])
+def test_guesses_of_assisted_decoding_are_gated_as_if_they_came_one_by_one(model_of, monkeypatch, text, clean_every):
+    monkeypatch.setattr(gate_module, "CLEAN_EVERY", clean_every)
     model, inputs = model_of("llava"), prompt("llava", batch=1)
-    with foveate.attach(model, PLANS[0].format(l=2)):
+    with foveate.attach(model, text.format(l=2, m=3)):
         plain = answers(model, inputs)
         assisted = answers(model, inputs, prompt_lookup_num_tokens=3)
     assert torch.equal(plain.sequences, assisted.sequences)
@@ -241,12 +244,16 @@ def test_beams_take_their_slots_along(model_of):
     assert torch.equal(cached, uncached)
 
 
-def test_a_second_turn_sees_what_the_first_one_stored(model_of):
+@pytest.mark.parametrize("clean_every", [2, 64])
+@pytest.mark.parametrize("options", ["", ", recent=3"])
+def test_a_second_turn_sees_what_the_first_one_stored(model_of, monkeypatch, options, clean_every):
+    monkeypatch.setattr(gate_module, "CLEAN_EVERY", clean_every)
+    plan = f"random_gate(layer=2, keep=0.5{options})"
     model, maker = model_of("llava"), tiny.Maker("llava")
     inputs = maker.inputs([tiny.Row([maker.text(5), maker.picture(), maker.text(7)])])
     length = inputs["input_ids"].shape[1]
     question = maker.text(6)[None]
-    with foveate.attach(model, PLANS[0].format(l=2)) as attachment:
+    with foveate.attach(model, plan) as attachment:
         first = answers(model, inputs)
         kept = torch.stack(attachment.trace.answer_kept)
         ids = torch.cat([first.sequences, question], dim=1)
@@ -280,7 +287,7 @@ def test_labels_say_where_an_answer_begins(model_of):
     for row in range(3):
         assert len(decided[row]) == int((labels[row] != -100).sum())
         rejected[row, labels[row] != -100] = ~decided[row]
-    with torch.no_grad(), gated_reference(model, 2, rejected):
+    with torch.no_grad(), gated_reference(model, 2, rejected, 3 if options else 1):
         reference = model(**inputs, use_cache=False).logits
     real = inputs["attention_mask"].bool()
     torch.testing.assert_close(gated[real], reference[real], atol=LOGITS, rtol=0)
