@@ -266,7 +266,7 @@ def test_a_second_turn_sees_what_the_first_one_stored(model_of, monkeypatch, opt
     rejected[:, length : length + kept.shape[1]] = ~kept
     rejected[:, ids.shape[1] :] = ~later
     whole = {**inputs, "input_ids": second.sequences[:, :-1], "attention_mask": torch.ones_like(second.sequences[:, :-1])}
-    with torch.no_grad(), gated_reference(model, 2, rejected):
+    with torch.no_grad(), gated_reference(model, 2, rejected, 3 if options else 1):
         logits = model(**whole, use_cache=False).logits
     for step in range(TOKENS):
         torch.testing.assert_close(second.logits[step], logits[:, ids.shape[1] - 1 + step], atol=LOGITS, rtol=0)
@@ -287,7 +287,7 @@ def test_labels_say_where_an_answer_begins(model_of):
     for row in range(3):
         assert len(decided[row]) == int((labels[row] != -100).sum())
         rejected[row, labels[row] != -100] = ~decided[row]
-    with torch.no_grad(), gated_reference(model, 2, rejected, 3 if options else 1):
+    with torch.no_grad(), gated_reference(model, 2, rejected):
         reference = model(**inputs, use_cache=False).logits
     real = inputs["attention_mask"].bool()
     torch.testing.assert_close(gated[real], reference[real], atol=LOGITS, rtol=0)
