@@ -37,7 +37,8 @@ def balance(module: nn.Module, states: Tensor) -> None:
     """Shift a predictor's last bias until it keeps half of the tokens [G, N, hidden]."""
     with torch.no_grad():
         margin = module(states.float())[..., 0] - module(states.float())[..., 1]
-        [*module.parameters()][-1][1] += margin.median()
+        middle = margin.flatten().sort().values[margin.numel() // 2 - 1 :][:2].mean()  # between two tokens, not on one
+        [*module.parameters()][-1][1] += middle
 
 
 def states_entering(model: nn.Module, layer: int, inputs: dict[str, Tensor]) -> Tensor:

@@ -100,7 +100,7 @@ class Attachment(engine.Attachment):
     def _estimate(self, talk: Conversation) -> CostEstimate | None:
         if talk.past:
             return None
-        if not all(stage.budget is None or stage.budget.is_fixed for stage in self.plan.stages):
+        if any(stage.budget is not None and not stage.budget.is_fixed for stage in self.plan.stages):
             return None
         row = talk.trace.media[0].medium.row if len(talk.trace) else 0
         shapes = [entry.medium.shape for entry in talk.trace.sample(row)]

@@ -12,6 +12,7 @@ import torch
 from foveate import families, methods
 from foveate.api.attach import attach
 from foveate.core.budget import Budget
+from foveate.core.layout import Role
 from foveate.core.learned import LearnedMethod
 from foveate.core.method import Method, StepMethod, TokenMethod
 from foveate.core.plan import Effect, Scope, Stage
@@ -63,7 +64,8 @@ def method_capabilities() -> list[MethodCapability]:
         method = methods.get(name)()
         counts_itself = isinstance(method, TokenMethod) and method.fixed_count((1, 4, 4)) is not None
         gates_itself = isinstance(method, StepMethod) and not method.takes_keep
-        budget = None if counts_itself or gates_itself else Budget.of_ratio(0.5)
+        half = Budget(threshold=0.5) if Role.VISUAL not in method.roles else Budget.of_ratio(0.5)
+        budget = None if counts_itself or gates_itself else half
         sites = tuple(kind.value for kind in SiteKind if _works(partial(_stage_at, kind, method, budget)))
         options = ", ".join(f"{field.name}={_shown(field.default)}" for field in fields(method))
         rows.append(

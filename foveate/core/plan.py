@@ -70,6 +70,10 @@ class Stage:
         if not fixes_count and self.budget is None:
             raise BudgetError(f"{name} needs keep, e.g. keep=0.5 (what stays)")
         by_threshold = self.budget is not None and not self.budget.is_fixed
+        if self.role is not Role.VISUAL and (not by_threshold or self.effect is Effect.MASK or self.scope is not Scope.MEDIUM):
+            raise BudgetError(
+                f"{name}: how many tokens of a text stay follows from the text: write keep=threshold:0.5, no scope, no effect"
+            )
         if by_threshold and method.thresholds and self.effect is Effect.MASK:
             raise BudgetError(f"{name}: effect=mask keeps a count; write keep=0.5 or keep=144")
         if by_threshold and not method.thresholds:
@@ -137,7 +141,7 @@ class Plan:
         gates = [stage for stage in self.stages if stage.site.kind is SiteKind.DECODE]
         if len(gates) > 1:
             raise PlanError(f"{gates[1].method.name} at {gates[1].site}: a plan has one stage that gates decoding")
-        keys = [(_ORDER.index(stage.site.kind), stage.site.layer or 0) for stage in self.stages]
+        keys = [(_ORDER.index(stage.site.kind), stage.site.layer or 0, int(stage.role)) for stage in self.stages]
         for before, after, stage in zip(keys, keys[1:], self.stages[1:], strict=False):
             if before == after:
                 raise PlanError(f"two stages act at {stage.site}: join them or move one")
@@ -146,7 +150,8 @@ class Plan:
         for before_stage, stage in zip(self.stages, self.stages[1:], strict=False):
             if stage.method.needs_grid:
                 raise PlanError(f"{stage.method.name} needs the whole grid: put it before the stage that drops tokens")
-            ranks_apart = before_stage.site.kind is SiteKind.VISION_LAYER or stage is self.gate
+            on_text = Role.VISUAL not in (stage.role, before_stage.role) or stage.role is not before_stage.role
+            ranks_apart = before_stage.site.kind is SiteKind.VISION_LAYER or on_text
             if not ranks_apart and _SCOPES.index(stage.scope) < _SCOPES.index(before_stage.scope):
                 raise PlanError(
                     f"scope={stage.scope.value} after scope={before_stage.scope.value}: what arrives is uneven by then; "
@@ -203,7 +208,8 @@ class Plan:
     def grid_tokens_per_layer(self, shapes: Sequence[MediumShape], layers: int) -> list[int]:
         """Grid tokens of all media of one sample that enter each of `layers` decoder layers. MASK shortens nothing."""
         alive = [self.leave_pieces(shape) for shape in shapes]
-        by_layer = {stage.site.decoder_layer: stage for stage in self.stages if stage.effect is Effect.DROP}
+        dropping = [stage for stage in self.stages if stage.effect is Effect.DROP and stage.role is Role.VISUAL]
+        by_layer = {stage.site.decoder_layer: stage for stage in dropping}
         counts = []
         for layer in range(layers):
             stage = by_layer.get(layer)

@@ -71,10 +71,12 @@ class Trace:
         self._encoded: list[EncoderRecord] = []
         self._built: list[MediumTrace] | None = None
         self._gated: list[tuple[int, Tensor, Tensor]] = []
+        self._dropped_text: list[tuple[int, Tensor]] = []
 
     def clear(self) -> None:
         """Forget everything, for a call that chooses anew."""
-        self._media, self._records, self._encoded, self._built, self._gated = [], [], [], None, []
+        self._media, self._records, self._encoded, self._built = [], [], [], None
+        self._gated, self._dropped_text = [], []
 
     def add_media(self, media: tuple[Medium, ...]) -> int:
         """Note the media of a pass and return the key of the first; the others follow."""
@@ -92,6 +94,21 @@ class Trace:
         if past == 0:
             self._gated = []  # without a cache every step decides anew; the last decision counts
         self._gated.append((past, stored, answer))
+
+    def add_dropped_text(self, past: int, dropped: Tensor) -> None:
+        """Note which columns `past`.. of a pass a stage on the instruction dropped: [B, S] bool."""
+        if past == 0:
+            self._dropped_text = []
+        self._dropped_text.append((past, dropped))
+
+    @property
+    def dropped_text(self) -> list[Tensor]:
+        """For each row the columns of its prompt whose text a stage dropped; empty without such a stage."""
+        rows = self._dropped_text[0][1].shape[0] if self._dropped_text else 0
+        return [
+            torch.cat([torch.nonzero(dropped[row].cpu()).flatten() + past for past, dropped in self._dropped_text])
+            for row in range(rows)
+        ]
 
     @property
     def answer_kept(self) -> list[Tensor]:

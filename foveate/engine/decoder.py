@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from foveate.engine import entrance, forward, labels, prefill
 from foveate.engine.cache import Announcement, SlotLayer
 from foveate.engine.forward import Pass
 from foveate.engine.gate import Gate
+from foveate.engine.instruct import run_instruct_stage
 from foveate.engine.projection import Alive, project_mask, project_positions, scatter_back
 from foveate.engine.slot_cache import slot_layer
 
@@ -70,6 +72,7 @@ class DecoderHooks:
         marked: whether stages inside the encoder leave columns empty.
         mixes: whether marks of empty columns could not reach the prompt (`EncoderPath.mixes`).
         gate: what decides which generated tokens are stored, if the plan has such a stage.
+        instructs: stages on the instruction's text by decoder layer.
     """
 
     def __init__(
@@ -83,9 +86,11 @@ class DecoderHooks:
         marked: bool = False,
         mixes: bool = False,
         gate: Gate | None = None,
+        instructs: Mapping[int, Stage] = MappingProxyType({}),
     ) -> None:
         self.owner, self.decoder, self.stages, self.texts = owner, decoder, stages, texts
         self.shortcut, self.masks, self.marked, self.mixes, self.gate = shortcut, masks, marked, mixes, gate
+        self.instructs = instructs
         self.checked: set[int] = set()  # layers whose stage has answered well once
 
     @property
@@ -133,6 +138,8 @@ class DecoderHooks:
             check = self._check(index, hidden.device)
             hidden = prefill.run_stage(running, stage, index, self.texts[stage], hidden, self.shortcut, check)
             self.checked.add(index)
+        if index in self.instructs and running.layout is not None and running.layout.media:
+            hidden = run_instruct_stage(running, self.instructs[index], index, hidden)
         if gate is not None and index == gate.layer:
             hidden = gate.decide(running, hidden)
         alive = running.alive_on(hidden.device)

@@ -73,6 +73,7 @@ class Hooks:
         self.base_arguments = list(inspect.signature(self.base.forward).parameters)
         self.model_arguments = list(inspect.signature(model.forward).parameters)
         self.stages: dict[int, Stage] = {}
+        instructs: dict[int, Stage] = {}
         inside: dict[int, Stage] = {}
         for stage in plan.stages:
             if stage.site.kind is SiteKind.VISION_LAYER:
@@ -80,7 +81,7 @@ class Hooks:
                 inside[stage.site.layer] = stage
             elif stage.site.kind is not SiteKind.DECODE:
                 assert stage.site.decoder_layer is not None
-                self.stages[stage.site.decoder_layer] = stage
+                (self.stages if stage.role is Role.VISUAL else instructs)[stage.site.decoder_layer] = stage
         path = family.encoder(self.config) if inside else None
         self.encoder: EncoderHooks | PackedEncoderHooks | None = None
         if path is not None:
@@ -90,7 +91,7 @@ class Hooks:
                 else EncoderHooks(owner, model, path, inside, texts, shortcut, self._known_layout)
             )
         self.gate = None if plan.gate is None else Gate(plan.gate)
-        acting = [*self.stages, *([] if self.gate is None else [self.gate.layer])]
+        acting = [*self.stages, *instructs, *([] if self.gate is None else [self.gate.layer])]
         self.first = 0 if self.encoder is not None else min(acting, default=0)
         self.masks = any(stage.effect is Effect.MASK for stage in plan.stages)
         self.by_piece = any(stage.scope in (Scope.CROP, Scope.FRAME) for stage in plan.stages)
@@ -113,6 +114,7 @@ class Hooks:
             marked=path is not None,
             mixes=isinstance(path, EncoderPath) and path.mixes,
             gate=self.gate,
+            instructs=instructs,
         )
         self.soft = None if soft is None else SoftHooks(owner, plan, modules, soft)
         shortens = not self.masks and soft is None
@@ -121,7 +123,7 @@ class Hooks:
 
     def install(self) -> None:
         """Register every hook."""
-        if not self.stages and self.encoder is None and self.gate is None:
+        if not (self.stages or self.decoder_hooks.instructs or self.encoder or self.gate):
             return
         layers = self.decoder.get_submodule("layers")
         self.handles += [

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from foveate.core.layout import Role
 from foveate.core.method import ScoreMethod, StepMethod, top_indices
 from foveate.core.plan import Plan, Stage
 from foveate.core.view import StepView, TokenView
@@ -148,7 +149,8 @@ class SoftHooks:
         self.image = next((stage for stage in plan.stages if isinstance(stage.method, ScoreMethod)), None)
         self.gate = plan.gate
         layers = {stage.site.layer for stage in plan.stages}
-        if len(layers) != 1 or set(plan.stages) - set(modules):
+        on_text = any(stage.role is Role.INSTRUCT for stage in plan.stages)
+        if len(layers) != 1 or set(plan.stages) - set(modules) or on_text:
             raise UnsupportedCombination(
                 'mode="soft" trains stages of learned methods that act at one layer: a plan with such stages and no others'
             )

@@ -27,6 +27,7 @@ class DynamicLlava(Recipe):
         keep: share or number of a picture's tokens that stays, or threshold:0.5 (the paper's Eq. 5); () as trained.
         image: whether the picture is sparsified.
         text: whether the answer is; needs predictors that were trained for it.
+        instruct: whether the instruction is, by its own predictor; off in the authors' scripts, for it costs accuracy.
         scope: "crop" judges each crop of an image on its own, as trained on one crop.
         bias, recent, first: of the answer's gate (`dynamic_text`).
         allow_mismatch: also on another model than the one they were trained for.
@@ -36,6 +37,7 @@ class DynamicLlava(Recipe):
     keep: tuple[Budget, ...] = ()
     image: bool = True
     text: bool = True
+    instruct: bool = False
     scope: str = "medium"
     bias: float = 0.0
     recent: int = 1
@@ -47,7 +49,7 @@ class DynamicLlava(Recipe):
             raise SpecError("dynamic_llava needs trained predictors: write path=folder or path=owner/name")
         if len(self.keep) > 1 or self.scope not in [scope.value for scope in Scope]:
             raise SpecError("dynamic_llava takes one keep, and scope=medium, crop, frame or sample")
-        if not (self.image or self.text):
+        if not (self.image or self.text or self.instruct):
             raise SpecError("dynamic_llava(image=off, text=off) does nothing: leave it out")
         config = read_config(self.path)
         common: dict[str, Any] = {"path": self.path, "allow_mismatch": self.allow_mismatch}
@@ -56,6 +58,11 @@ class DynamicLlava(Recipe):
             budget = self.keep[0] if self.keep else Budget.of_ratio(Decimal(str(config.keep)))
             method = methods.get("dynamic_image")(**common)
             stages.append(Stage(Site.llm_layer(config.layer), method, budget, Scope(self.scope)))
+        if self.instruct:
+            if config.instruct_keep is None:
+                raise InputError(f"{self.path} holds no predictor for instructions: leave instruct out")
+            method = methods.get("dynamic_instruct")(**common)
+            stages.append(Stage(Site.llm_layer(config.layer), method, Budget(threshold=0.5)))
         if self.text:
             if config.text_keep is None:
                 raise InputError(f"{self.path} holds no predictor for answers: write text=off")

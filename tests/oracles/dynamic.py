@@ -74,3 +74,8 @@ def dynamic_image_kept(state: dict[str, Tensor], tokens: list[Tensor], heads: in
 def dynamic_text_kept(state: dict[str, Tensor], tokens: list[Tensor], bias: float) -> list[bool]:
     """Of each token, whether its logit of keeping is the larger one."""
     return [bool(logits[0] + bias > logits[1]) for logits in (text_logits(state, token) for token in tokens)]
+
+
+def dynamic_instruct_kept(state: dict[str, Tensor], tokens: list[Tensor], threshold: float) -> list[bool]:
+    """Of each token, whether the probability of keeping it is above a threshold."""
+    return [float(torch.softmax(text_logits(state, token), 0)[0]) > threshold for token in tokens]

@@ -87,6 +87,12 @@ def plans(draw: st.DrawFn) -> Plan:
         except FoveateError:  # a place, order or effect that this method does not serve
             del stages[-1:]
     if draw(st.booleans()):
+        text = methods.get("dynamic_instruct")(**draw(st.fixed_dictionaries(_TRAINED)))
+        after = stages[-1].site.layer if stages else None
+        stages.append(Stage(Site.llm_layer(max(1, after or 1)), text, Budget(threshold=draw(st.floats(0.01, 0.99)))))
+        if any(stage.effect is Effect.MASK for stage in stages):
+            del stages[-1:]
+    if draw(st.booleans()):
         name = draw(st.sampled_from(sorted(GATES)))
         gate = methods.get(name)(**draw(st.fixed_dictionaries(GATES[name])))
         budget = Budget(ratio=draw(RATIOS), rounding=draw(st.sampled_from(Rounding)))
@@ -117,8 +123,8 @@ def test_the_json_of_a_plan_reads_back_as_the_plan(plan):
 
 
 def test_the_plans_above_cover_every_method_and_every_option():
-    assert set(OPTIONS) | set(GATES) == set(methods.names())
-    for name, options in {**OPTIONS, **GATES}.items():
+    assert {*OPTIONS, *GATES, "dynamic_instruct"} == set(methods.names())
+    for name, options in {**OPTIONS, **GATES, "dynamic_instruct": _TRAINED}.items():
         assert set(options) == {field.name for field in fields(methods.get(name))}
 
 
