@@ -76,3 +76,19 @@ def test_static_caches_with_compiled_steps_equal_dynamic_ones(family, batch):
         static = tiny.generate(model, inputs, tokens=8, cache_implementation="static")
     assert torch.equal(static.sequences, dynamic.sequences)
     assert tiny.greatest_difference(static, dynamic) < TOLERANCES["sdpa"]
+
+
+@pytest.mark.parametrize("backend", list(TOLERANCES))
+@pytest.mark.parametrize("batch", [1, 3])
+def test_gated_steps_equal_those_of_eager_attention(backend, batch):
+    model = model_on("llava", backend)
+    plan = "fastv(layer=2, keep=0.5) | random_gate(layer=2, keep=0.5)"
+    with foveate.attach(model, plan):
+        found = tiny.generate(model, prompts("llava", batch, model.dtype), tokens=80)  # slots are taken away on the way
+    eager = model_on("llava", "eager").to(model.dtype)
+    with foveate.attach(eager, plan):
+        expected = tiny.generate(eager, prompts("llava", batch, model.dtype), tokens=80)
+    # In half precision answers part at the first near tie; the first steps are the same.
+    steps = 80 if model.dtype == torch.float32 else 8
+    for one, other in zip(found.logits[:steps], expected.logits[:steps], strict=True):
+        assert float((one.float() - other.float()).abs().max()) < TOLERANCES[backend]
