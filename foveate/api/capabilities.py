@@ -64,7 +64,7 @@ def method_capabilities() -> list[MethodCapability]:
         method = methods.get(name)()
         counts_itself = isinstance(method, TokenMethod) and method.fixed_count((1, 4, 4)) is not None
         gates_itself = isinstance(method, StepMethod) and not method.takes_keep
-        half = Budget(threshold=0.5) if Role.VISUAL not in method.roles else Budget.of_ratio(0.5)
+        half = Budget(threshold=0.5) if Role.INSTRUCT in method.roles else Budget.of_ratio(0.5)
         budget = None if counts_itself or gates_itself else half
         sites = tuple(kind.value for kind in SiteKind if _works(partial(_stage_at, kind, method, budget)))
         options = ", ".join(f"{field.name}={_shown(field.default)}" for field in fields(method))

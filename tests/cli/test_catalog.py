@@ -20,6 +20,8 @@ def test_methods_lists_every_method_with_probed_facts(command):
     assert not rows["pool"]["masks"]
     assert rows["random"]["sites"] == ["vision", "pre_llm", "llm"]
     assert rows["partition"]["sites"] == ["vision", "llm"]
+    assert rows["random_gate"]["sites"] == rows["dynamic_text"]["sites"] == ["decode"]
+    assert rows["dynamic_instruct"]["sites"] == ["llm"]
 
 
 def test_methods_says_which_presets_are_published_and_which_are_ours(command):
