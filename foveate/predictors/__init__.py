@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from foveate.predictors.files import IMAGE, INSTRUCT, TEXT, PredictorConfig, load_predictor, read_config, save_predictors
+from foveate.predictors.files import (
+    IMAGE,
+    INSTRUCT,
+    TEXT,
+    PredictorConfig,
+    find_folder,
+    load_predictor,
+    read_config,
+    save_config,
+    save_predictors,
+)
 from foveate.predictors.modules import TextPredictor, VisionPredictor
 
 __all__ = [
@@ -12,7 +22,9 @@ __all__ = [
     "PredictorConfig",
     "TextPredictor",
     "VisionPredictor",
+    "find_folder",
     "load_predictor",
     "read_config",
+    "save_config",
     "save_predictors",
 ]
