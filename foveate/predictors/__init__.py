@@ -13,7 +13,7 @@ from foveate.predictors.files import (
     save_config,
     save_predictors,
 )
-from foveate.predictors.modules import TextPredictor, VisionPredictor
+from foveate.predictors.modules import TextPredictor, VisionPredictor, predictor_flops
 
 __all__ = [
     "IMAGE",
@@ -24,6 +24,7 @@ __all__ = [
     "VisionPredictor",
     "find_folder",
     "load_predictor",
+    "predictor_flops",
     "read_config",
     "save_config",
     "save_predictors",
