@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shlex
 import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
 from torch.nn import functional as F
@@ -246,6 +248,13 @@ def test_the_command_says_how_to_go_on(command, tmp_path, plain):
     code, text, error = command("convert", "dynamic-llava", str(plain), str(tmp_path / "dst"))
     assert code == 0, error
     assert f"foveate.attach(model, \"dynamic_llava(path='{tmp_path / 'dst'}/predictors')\")" in text
+    (line,) = [line for line in text.splitlines() if line.startswith("foveate run")]
+    photo = tmp_path / "photo.jpg"
+    Image.new("RGB", (30, 20), (200, 30, 30)).save(photo)
+    words = [str(photo) if word == "photo.jpg" else word for word in shlex.split(line)[1:]]
+    code, text, error = command(*words, "--new-tokens", "4", "--json")
+    assert code == 0, error
+    assert "dynamic_image" in text
     code, text, error = command("convert", "dynamic-llava", "--reverse", str(tmp_path / "dst"), str(tmp_path / "back"))
     assert code == 0, error
     assert "copy Vicuna's tokenizer.model" in text

@@ -8,7 +8,7 @@ their data, metrics and benchmarks, which have no part in an engine: samples wit
 by skipped samples and turns do not end (11; how turns end: tests/convert/test_processor.py), peaks of memory are reset before
 they are read (12).
 
-Proved elsewhere: every answer against a masked plain model, rows alone, both paddings, no cache (test_gate, test_learned),
+Proved elsewhere: answers against a masked plain model, rows alone, no cache (test_gate, test_learned, test_gate_backends),
 Eq. 7 and its gradients (test_soft), masked teacher forcing equals dropping (test_soft).
 """
 
