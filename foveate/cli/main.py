@@ -14,7 +14,7 @@ from foveate.errors import FoveateError
 def build_app() -> typer.Typer:
     """The command line with all commands."""
     # Imported here so that importing this module does not wait for torch.
-    from foveate.cli import catalog, demo, doctor, evaluate, plan, run, train, view, view_merge
+    from foveate.cli import catalog, convert, demo, doctor, evaluate, plan, run, train, view, view_merge
 
     app = typer.Typer(
         name="foveate",
@@ -32,6 +32,7 @@ def build_app() -> typer.Typer:
     app.command("demo")(demo.demo)
     app.add_typer(evaluate.app, name="eval")
     app.add_typer(train.app, name="train")
+    app.add_typer(convert.app, name="convert")
     views = typer.Typer(help="Draw where a model looks, and what a plan keeps.", no_args_is_help=True)
     views.command("attention")(view.view_attention)
     views.command("kept")(view.view_kept)

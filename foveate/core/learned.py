@@ -46,3 +46,7 @@ class LearnedMethod(Method, ABC):
         Raises:
             InputError: if the weights cannot be read, or were trained for another model.
         """
+
+    def judging_flops(self, tokens: int) -> int:
+        """FLOPs of judging one group of `tokens` tokens of a prompt; 0 for a method that does not say."""
+        return 0

@@ -11,7 +11,7 @@ from foveate.core.budget import Budget
 from foveate.core.plan import Plan
 from foveate.core.shape import MediumShape, ModelShape
 from foveate.cost.conventions import Convention, Workload, convention_named
-from foveate.cost.flops import encoder_selection_flops, selection_flops
+from foveate.cost.flops import encoder_selection_flops, judging_flops, selection_flops
 from foveate.cost.kv_bytes import kv_bytes
 from foveate.cost.tokens import (
     check_countable,
@@ -179,7 +179,11 @@ def estimate_cost(
         decode_flops=_both(plain.decode, planned.decode, batch),
         kv_bytes=Comparison(*stored).times(batch),
         selection_flops=batch
-        * (selection_flops(decoder, plan, prompt, text_tokens) + encoder_selection_flops(shape, media, plan)),
+        * (
+            selection_flops(decoder, plan, prompt, text_tokens)
+            + encoder_selection_flops(shape, media, plan)
+            + judging_flops(plan, media)
+        ),
         encoder_flops=_both(plain.encoder, planned.encoder, batch),
         encoder_tokens=(_encoder_tokens(rule, Plan(), shape, media), _encoder_tokens(rule, plan, shape, media)),
         convention=rule.name,

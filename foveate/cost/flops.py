@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fractions import Fraction
 
+from foveate.core.learned import LearnedMethod
 from foveate.core.method import Method
 from foveate.core.plan import Effect, Plan
 from foveate.core.shape import DecoderShape, EncoderShape, LinearShape, MediumShape, ModelShape, RowsPer
 from foveate.core.site import Point
 from foveate.core.view import AttentionRows, Importance
-from foveate.cost.tokens import encoder_sequences_per_layer
+from foveate.cost.tokens import encoder_sequences_per_layer, judged_groups
 from foveate.errors import InputError
 
 _PLAIN = Plan()
@@ -175,6 +176,17 @@ def encoder_selection_flops(shape: ModelShape, media: Sequence[MediumShape], pla
                 lengths = encoder_sequences_per_layer(plan, encoder, medium)[layer - 1]
                 total += sum(matmul_flops(length, encoder.hidden, length) for length in lengths)
     return total
+
+
+def judging_flops(plan: Plan, media: Sequence[MediumShape]) -> int:
+    """FLOPs of trained modules that judge the tokens of one sample in prefill. What they cost in decoding is not counted."""
+    learned = [(stage, stage.method) for stage in plan.stages if isinstance(stage.method, LearnedMethod)]
+    return sum(
+        method.judging_flops(count)
+        for stage, method in learned
+        if stage.site.decoder_layer is not None
+        for count in judged_groups(plan, media, stage)
+    )
 
 
 def selection_flops(decoder: DecoderShape, plan: Plan, tokens_per_layer: Sequence[int], text_tokens: int) -> int:

@@ -83,6 +83,17 @@ def unrounded_tokens_per_layer(plan: Plan, media: Sequence[MediumShape], layers:
     return tuple(counts)
 
 
+def judged_groups(plan: Plan, media: Sequence[MediumShape], judge: Stage) -> list[int]:
+    """Sizes of the groups among which a stage of the decoder chooses, in one sample."""
+    alive = [[plan.leave_encoder(h * w, medium.patches_per_token) for _, h, w in medium.pieces] for medium in media]
+    for stage in plan.stages:
+        if stage is judge:
+            break
+        if stage.site.decoder_layer is not None and alive:
+            alive = stage.kept_groups(join_groups(alive, media, stage.scope), media)
+    return [count for own in join_groups(alive, media, judge.scope) for count in own] if alive else []
+
+
 def _unrounded_kept(stage: Stage, alive: list[list[Fraction]], media: Sequence[MediumShape]) -> list[list[Fraction]]:
     if stage.budget is not None and stage.budget.ratio is not None:
         return [[count * Fraction(stage.budget.ratio) for count in own] for own in alive]

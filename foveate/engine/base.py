@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from foveate.core.learned import BaseModel
 from foveate.families import Family
@@ -18,11 +18,16 @@ def base_model(model: nn.Module, family: Family) -> BaseModel:
     last = list(layers.children())[-1]
     sampled = [model.get_input_embeddings().weight, *(part for part in last.parameters() if part.ndim == 2)][:2]  # type: ignore[operator]
     readable = all(part.is_floating_point() and part.device.type != "meta" for part in sampled)
-    picked = [part.detach().flatten()[:: max(1, part.numel() // 8)][:8] for part in sampled] if readable else []
     return BaseModel(
         name=getattr(config, "_name_or_path", "") or "",
         model_type=config.model_type,
         width=text.hidden_size,
         layers=len(list(layers.children())),
-        fingerprint=tuple(float(value) for part in picked for value in part),
+        fingerprint=tuple(mark for part in sampled for mark in fingerprint(part)) if readable else (),
     )
+
+
+def fingerprint(weight: Tensor) -> tuple[float, ...]:
+    """Eight numbers of a weight, from its whole length."""
+    picked = weight.detach().flatten()[:: max(1, weight.numel() // 8)][:8]
+    return tuple(float(value) for value in picked)

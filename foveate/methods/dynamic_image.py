@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from foveate.core.learned import BaseModel, LearnedMethod
 from foveate.core.method import ScoreMethod
 from foveate.core.site import SiteKind
 from foveate.core.view import TokenView
-from foveate.predictors import IMAGE, load_predictor
+from foveate.predictors import IMAGE, load_predictor, predictor_flops, read_config
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,10 @@ class DynamicImage(ScoreMethod, LearnedMethod):
 
     def build(self, base: BaseModel) -> nn.Module:
         return load_predictor(self.path, IMAGE, base, self.allow_mismatch)
+
+    def judging_flops(self, tokens: int) -> int:
+        with torch.device("meta"):
+            return predictor_flops(read_config(self.path).modules()[IMAGE], tokens)
 
     def score(self, view: TokenView) -> Tensor:
         logits: Tensor = view.module(view.features)  # [G, N, 2]

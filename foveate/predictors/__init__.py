@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
-from foveate.predictors.files import IMAGE, INSTRUCT, TEXT, PredictorConfig, load_predictor, read_config, save_predictors
-from foveate.predictors.modules import TextPredictor, VisionPredictor
+from foveate.predictors.files import (
+    IMAGE,
+    INSTRUCT,
+    TEXT,
+    PredictorConfig,
+    find_folder,
+    load_predictor,
+    read_config,
+    save_config,
+    save_predictors,
+)
+from foveate.predictors.modules import TextPredictor, VisionPredictor, predictor_flops
 
 __all__ = [
     "IMAGE",
@@ -12,7 +22,10 @@ __all__ = [
     "PredictorConfig",
     "TextPredictor",
     "VisionPredictor",
+    "find_folder",
     "load_predictor",
+    "predictor_flops",
     "read_config",
+    "save_config",
     "save_predictors",
 ]

@@ -74,6 +74,11 @@ def save_predictors(folder: str | Path, config: PredictorConfig, modules: Mappin
     partial = folder / (WEIGHTS + ".partial")
     save_file(tensors, partial, metadata={"format": "pt"})
     partial.replace(folder / WEIGHTS)
+    save_config(folder, config)
+
+
+def save_config(folder: Path, config: PredictorConfig) -> None:
+    """Write what belongs to predictors whose weights are in the folder already."""
     text = json.dumps({"format": FORMAT, **asdict(config)}, indent=2) + "\n"
     partial = folder / (CONFIG + ".partial")
     partial.write_text(text, encoding="utf-8")
@@ -88,7 +93,7 @@ def read_config(path: str) -> PredictorConfig:
     """
     if not path:
         raise InputError("trained predictors are needed: write path=folder or path=owner/name")
-    file = _folder(path) / CONFIG
+    file = find_folder(path) / CONFIG
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
     except OSError:
@@ -129,7 +134,7 @@ def load_predictor(path: str, name: str, base: BaseModel, allow_mismatch: bool) 
     module = config.modules().get(name)
     if module is None:
         raise InputError(f"{path} holds no {name}: it was trained without")
-    module.load_state_dict(_tensors(_folder(path) / WEIGHTS, name, module))
+    module.load_state_dict(_tensors(find_folder(path) / WEIGHTS, name, module))
     return module.requires_grad_(False).eval()
 
 
@@ -148,8 +153,12 @@ def _tensors(file: Path, name: str, module: nn.Module) -> dict[str, Tensor]:
     return found
 
 
-def _folder(path: str) -> Path:
-    """The folder itself, or a download of the hub id."""
+def find_folder(path: str) -> Path:
+    """The folder of predictors itself, or a download of the hub id.
+
+    Raises:
+        InputError: if the hub id cannot be reached.
+    """
     folder = Path(path)
     if folder.is_dir() or "/" not in path or path.startswith((".", "/", "~")):
         return folder.expanduser()

@@ -19,7 +19,7 @@ ORDER = (
     ("recipes",),
     ("spec",),
     ("api",),
-    ("bench", "evaluate", "viz", "train", "demo"),
+    ("bench", "evaluate", "viz", "train", "convert", "demo"),
     ("serve",),
     ("cli",),
     ("__main__",),
