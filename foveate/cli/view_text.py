@@ -14,8 +14,8 @@ from rich.text import Text
 
 from foveate.api import attach
 from foveate.cli import loading, media, tables
-from foveate.core.site import SiteKind
 from foveate.demo.evaluation import held_out_samples
+from foveate.demo.long_answers import ONE_TURN_TASKS as TASKS
 from foveate.engine.slot_cache import lasting_bytes, stored_bytes, ungated_bytes
 from foveate.errors import InputError
 from foveate.spec import Plan
@@ -25,7 +25,6 @@ from foveate.viz.answer_text import AnswerHeading, AnswerText, count_line, piece
 from foveate.viz.packages import require
 
 _PLAN = "random_gate(layer=2, keep=0.5)"
-TASKS = ("caption", "summary", "tally", "backwards")
 # Held-out questions of a task that are looked at for the one with the longest answer.
 _LOOKED_AT = 12
 _STYLES = {True: "bold", False: "bright_black", None: "italic"}
@@ -51,7 +50,7 @@ def view_text(
 ) -> None:
     """Show which tokens of an answer the layers behind a gate stored: those strong, rejected ones pale."""
     parsed = Plan.parse(plan)
-    if not any(stage.site.kind is SiteKind.DECODE for stage in parsed.stages):
+    if parsed.gate is None:
         raise InputError(f"--plan {plan}: no stage gates decoding, so there is nothing to show; write e.g. {_PLAN}")
     for name, path in (("html", html), ("png", png)):
         if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
@@ -141,11 +140,10 @@ def _answers(
 
     first, *others = pieces_of(decode, ids) or ("",)
     answer = AnswerText((first.lstrip(), *others)[: len(ids)], tuple(fates[: len(ids)]))
-    (layer,) = (stage.site.layer for stage in plan.stages if stage.site.kind is SiteKind.DECODE)
-    assert layer is not None
+    assert plan.gate is not None and plan.gate.site.layer is not None
     cache = out.past_key_values
     rejected = answer.judged - answer.stored
-    held, lasting, ungated = stored_bytes(cache), lasting_bytes(cache), ungated_bytes(cache, layer, rejected)
+    held, lasting, ungated = stored_bytes(cache), lasting_bytes(cache), ungated_bytes(cache, plan.gate.site.layer, rejected)
     known = None if held is None or lasting is None or ungated is None else (held, lasting, ungated)
     return answer, decode(plain.tolist()).lstrip(), known
 
