@@ -113,8 +113,8 @@ def _prompt(arguments: list[str], task: str | None, video: list[Path] | None, sa
         raise InputError(f"--task {task}: write one of {', '.join(TASKS)}")
     samples = held_out_samples(_LOOKED_AT, 0, (task,))
     sample = max(samples, key=lambda one: len(one.questions[0].answer))
-    picture, (question_,) = Image.fromarray(sample.pixels[0]), sample.questions
-    return _Prompt(question_.text, [picture], f"held-out {task}", [(f"held-out {task}", picture)], question_.answer)
+    picture, (asked,) = Image.fromarray(sample.pixels[0]), sample.questions
+    return _Prompt(asked.text, [picture], f"held-out {task}", [(f"held-out {task}", picture)], asked.answer)
 
 
 def _answers(

@@ -83,7 +83,7 @@ def read_answer(
             logits, cache = _decoded(model, inputs, answer)
         else:
             logits, cache = _at_once(model, inputs, answer, attachment)
-        losses = torch.nn.functional.cross_entropy(logits.double(), answer, reduction="none").cpu()
+        losses = torch.nn.functional.cross_entropy(logits.float(), answer.to(logits.device), reduction="none").double().cpu()
     stored = None
     if attachment is not None and attachment.plan.gate is not None:
         judged = attachment.trace.answer_kept if len(answer) > 1 else []
