@@ -22,7 +22,7 @@ from foveate.cost.flops import decoder_prefill_flops, lm_head_flops
 from foveate.cost.tokens import visual_tokens_per_layer
 from foveate.engine.attach import unwrap
 from foveate.engine.slot_cache import lasting_bytes, stored_bytes
-from foveate.errors import FoveateError, InputError
+from foveate.errors import InputError
 from foveate.evaluate.intervals import Mean, difference, mean_of
 from foveate.evaluate.overlap import OverlapScore
 from foveate.evaluate.reading import Reading, read_answer
@@ -70,7 +70,7 @@ class Score:
         output_tokens: of the reference, as of `Generated`.
         kv_bytes: of prompt and reference, without rejected slots; None if quantized.
         last_pass_flops: of the decoder and the LM head, 2 x MAC, in the last pass without a cache, over prompt and answer;
-            None where more than shapes decides how many visual tokens stay.
+            None where more than shapes decides how many tokens stay.
         output_flops: Eq. 13 of the paper over the answer's tokens alone.
         generated: None if nothing was generated.
     """
@@ -161,16 +161,14 @@ def _flops(model: Any, inputs: Mapping[str, Any], reading: Reading, attachment: 
     total, computed = reading.output_tokens
     output = [total if layer < gate else computed for layer in range(decoder.layers)]
     eq13 = sum(dynamic_llava_layer_flops(decoder, tokens) for tokens in output)
+    if not all(stage.budget is None or stage.budget.is_fixed for stage in plan.stages):
+        return None, eq13  # a threshold's count depends on the scores
     columns = inputs["input_ids"].shape[1]
     holders = torch.tensor(list(family.placeholder_ids(model.config).values()))
     visual = int(torch.isin(inputs["input_ids"].cpu(), holders).sum())
     left: Sequence[int] = [visual] * decoder.layers
     if attachment is not None and visual:
-        shapes = [entry.medium.shape for entry in attachment.trace.media]
-        try:
-            left = visual_tokens_per_layer(plan, shapes, decoder.layers)
-        except FoveateError:  # a threshold, whose count depends on the scores
-            return None, eq13
+        left = visual_tokens_per_layer(plan, [entry.medium.shape for entry in attachment.trace.media], decoder.layers)
     tokens = [columns - visual + count + own for count, own in zip(left, output, strict=True)]
     return decoder_prefill_flops(decoder, tokens) + lm_head_flops(decoder), eq13
 

@@ -117,10 +117,11 @@ def test_references_alone_and_token_by_token(model, scores):
     assert summarize(alone)[1].overlap is None
 
 
-def test_a_threshold_has_no_flops_before_its_scores(model, tmp_path):
+@pytest.mark.parametrize("method", ["dynamic_image", "dynamic_instruct"])
+def test_a_threshold_has_no_flops_before_its_scores(model, tmp_path, method):
     inputs, _ = SAMPLES[0].prompt()
-    folder, _ = random_predictors(tmp_path, model, inputs=inputs)
-    plan = f'dynamic_image(layer=2, keep=threshold:0.5, path="{folder}")'
+    folder, _ = random_predictors(tmp_path, model, inputs=inputs, instruct_keep=0.5)
+    plan = f'{method}(layer=2, keep=threshold:0.5, path="{folder}")'
     plain, row = summarize(evaluate(model, SAMPLES[:1], [plan]))
     assert row.last_pass_flops is None and row.last_pass_flops_share is None
     assert row.output_flops == plain.output_flops and row.kv_bytes < plain.kv_bytes

@@ -11,6 +11,7 @@ from foveate.errors import InputError
 from foveate.evaluate.reading import _fits_one_pass, read_answer
 from tests import tiny
 from tests.oracles.gated_reference import gated_reference
+from tests.trained import random_predictors
 
 LOSS = 2e-4  # as the oracles' logits
 PLANS = (
@@ -46,6 +47,17 @@ def test_one_pass_gives_what_token_by_token_gives(model_of, family, text):
     assert (at_once.output_tokens, at_once.kv_bytes) == (by_token.output_tokens, by_token.kv_bytes)
     assert (at_once.stored is not None) == ("gate" in (text or ""))
     assert len(at_once.losses) == len(answer)
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_trained_predictors_of_picture_instruction_and_answer_are_read_as_they_decode(model_of, family, tmp_path):
+    model, (inputs, answer) = model_of(family), prompt(family)
+    folder, _ = random_predictors(tmp_path, model, inputs=inputs, instruct_keep=0.5)
+    with foveate.attach(model, f'dynamic_llava(path="{folder}", instruct=on)') as attachment:
+        at_once, by_token = (read_answer(model, inputs, answer, attachment, step_by_step=steps) for steps in (False, True))
+        assert len(attachment.trace.dropped_text[0])
+    torch.testing.assert_close(at_once.losses, by_token.losses, atol=LOSS, rtol=0)
+    assert torch.equal(at_once.stored, by_token.stored) and at_once.kv_bytes == by_token.kv_bytes
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
