@@ -70,7 +70,7 @@ class Benchmark(ABC):
         """Run one turn."""
 
     @abstractmethod
-    def theory(self, model: Any, prompt: Prompt, batch: int, cost: CostEstimate) -> dict[str, float]:
+    def theory(self, model: Any, prompt: Prompt, plan: str, batch: int, cost: CostEstimate) -> dict[str, float]:
         """Ratios of plan to plain that theory gives, by the name of the time they belong to."""
 
     @abstractmethod
@@ -235,7 +235,7 @@ def _measure(
     start = time.monotonic()
     for plan, row in rows.items():
         cost = cell.estimates[plan]
-        row.theory = {} if cost is None else benchmark.theory(model, cell.prompt, cell.batch, cost)
+        row.theory = {} if cost is None else benchmark.theory(model, cell.prompt, plan, cell.batch, cost)
         row.warm_up(benchmark, model, inputs, device, memory=not options.no_memory)
     warm = time.monotonic() - start
     budget.note(warm, cell.work)

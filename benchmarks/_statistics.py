@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from statistics import median
 
 import numpy as np
-import numpy.typing as npt
 
-RESAMPLES, SEED = 2000, 1
+from foveate.evaluate.intervals import RESAMPLES, SEED, mean_interval
+
+__all__ = ["RESAMPLES", "SEED", "Ratio", "mean_interval", "paired_ratio", "quartiles", "realised"]
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,3 @@ def realised(measured: float, theory: float | None) -> float | None:
     None where theory is unknown or saves nothing.
     """
     return None if theory is None or theory >= 1 else (1 - measured) / (1 - theory)
-
-
-def mean_interval(values: npt.NDArray[np.float64]) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of a mean."""
-    random = np.random.default_rng(SEED)
-    means = values[random.integers(0, len(values), (RESAMPLES, len(values)))].mean(axis=1)
-    return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))

@@ -2,13 +2,17 @@
 
     python -m benchmarks.decode run --budget-minutes 3 --tokens 1024
     python -m benchmarks.decode run --device cuda --new-tokens 1024 --batch 1 8
+    python -m benchmarks.decode run --device cuda --new-tokens 4096 --no-memory \\
+        --plans "random_gate(layer=2, keep=0.5)" "fastv(layer=2, keep=0.2) | random_gate(layer=2, keep=0.5)"
     python -m benchmarks.table benchmarks/results/*-decode-*.json
 
 Random-weight models generate a fixed number of tokens; whole answers of the plain model and of the plans take turns within one
 run. `tpot` of an answer is the mean over all tokens but the first, `first_half` and `second_half` are those of its halves,
 which differ where a plan acts on what was generated. Theory, `tpot`: a step reads all weights of the decoder once and every
-stored key and value, so its time goes with those bytes; `tpot_flops`: its FLOPs. `--plans` takes any plan; theory is left out
-where a stage cannot be counted yet.
+stored key and value, so its time goes with those bytes; `tpot_flops`: its FLOPs. `--plans` takes any plan, with a gate too;
+theory is left out where a stage cannot be counted yet. Behind a gate theory counts what is stored; a step also reads rejected
+slots that wait to be taken away, up to 64 of them. KV bytes are read off the cache when the answer is complete: `kv_bytes` all
+that is held, `kv_bytes_lasting` without those rejected slots. `answer_stored`: tokens that a gate stored and judged.
 """
 
 from __future__ import annotations
@@ -29,7 +33,7 @@ from benchmarks._run import Benchmark, Sample
 from benchmarks._timing import Clock, Spent
 from foveate.api import attach
 from foveate.cost.estimate import CostEstimate
-from foveate.engine.slot_cache import stored_bytes
+from foveate.engine.slot_cache import lasting_bytes, stored_bytes
 from foveate.families import family_for
 
 # A CPU does this many times fewer FLOPs per second in a decode step, which waits for memory, than in a prefill.
@@ -62,8 +66,8 @@ class Decode(Benchmark):
     def sample(self, model: Any, inputs: dict[str, Any], plan: str, device: torch.device) -> Sample:
         clock = Clock(device)
         steps = Steps(clock)
-        attached = nullcontext() if plan == _run.PLAIN else attach(model, plan)
-        with attached, torch.inference_mode():
+        attachment = None if plan == _run.PLAIN else attach(model, plan)
+        with attachment or nullcontext(), torch.inference_mode():
             clock.wait()
             start = clock.mark()
             out = model.generate(
@@ -74,7 +78,13 @@ class Decode(Benchmark):
                 return_dict_in_generate=True,
                 stopping_criteria=StoppingCriteriaList([steps]),
             )
-            facts = {"kv_bytes": stored_bytes(out.past_key_values)}
+        facts: dict[str, Any] = {
+            "kv_bytes": stored_bytes(out.past_key_values),
+            "kv_bytes_lasting": lasting_bytes(out.past_key_values),
+        }
+        if attachment is not None and attachment.plan.gate is not None:
+            answers = attachment.trace.answer_kept
+            facts["answer_stored"] = [sum(int(row.sum()) for row in answers), sum(len(row) for row in answers)]
         marks = steps.marks
         middle = len(marks) // 2
         times = {
@@ -85,15 +95,18 @@ class Decode(Benchmark):
         }
         return Sample(times, facts)
 
-    def theory(self, model: Any, prompt: Prompt, batch: int, cost: CostEstimate) -> dict[str, float]:
+    def theory(self, model: Any, prompt: Prompt, plan: str, batch: int, cost: CostEstimate) -> dict[str, float]:
         decoder = model.get_submodule(family_for(model.config).decoder)
         embedded = model.get_input_embeddings().weight.nbytes  # one row of it is read
         weights = sum(parameter.nbytes for parameter in decoder.parameters()) - embedded + model.lm_head.weight.nbytes
-        # Bytes of the cache in the middle of the answer: `cost` has those at its end.
-        slots = (cost.text_tokens + prompt.visual_tokens + cost.new_tokens - 1) * batch
-        grown = cost.kv_bytes.plain / slots * batch * (cost.new_tokens - 1) / 2
-        plain, plan = (weights + stored - grown for stored in (cost.kv_bytes.plain, cost.kv_bytes.plan))
-        ratios = {"tpot": plan / plain}
+        # Bytes of the cache in the middle of the answer; behind a gate it grows by what is stored.
+        start = _run.theory_of(prompt, plan, Decode(1), batch, str(model.dtype))
+        assert start is not None
+        plain, planned = (
+            weights + (before + after) / 2
+            for before, after in ((start.kv_bytes.plain, cost.kv_bytes.plain), (start.kv_bytes.plan, cost.kv_bytes.plan))
+        )
+        ratios = {"tpot": planned / plain}
         if cost.decode_flops is not None:
             ratios["tpot_flops"] = cost.decode_flops.ratio.plan
         return ratios
@@ -121,7 +134,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     measuring = parser.add_subparsers(required=True).add_parser("run", help="measure and write a raw file")
     _run.add_options(measuring)
-    measuring.add_argument("--new-tokens", type=int, default=64, help="length of each answer; 64 if left out")
+    said = "length of each answer; 64 if left out, papers take 1024 to 4096"
+    measuring.add_argument("--new-tokens", type=int, default=64, help=said)
     options = parser.parse_args(arguments)
     if options.new_tokens < 4:
         measuring.error("--new-tokens: at least 4, so that there are steps to average")

@@ -60,7 +60,7 @@ class Prefill(Benchmark):
             facts = {"kv_bytes": stored_bytes(out.past_key_values)}
         return Sample(times, facts)
 
-    def theory(self, model: Any, prompt: Prompt, batch: int, cost: CostEstimate) -> dict[str, float]:
+    def theory(self, model: Any, prompt: Prompt, plan: str, batch: int, cost: CostEstimate) -> dict[str, float]:
         return {
             "ttft": (cost.prefill_flops.plan + cost.selection_flops) / cost.prefill_flops.plain,
             "llm": cost.llm_prefill_flops.ratio.plan,
@@ -109,7 +109,7 @@ def profile(options: argparse.Namespace, parser: argparse.ArgumentParser) -> Non
                 benchmark.sample(model, inputs, plan, device)
         tables.append({event.key: (_self_ms(event, device) / options.repeats, event.count) for event in seen.key_averages()})
     cost = _run.theory_of(prompt, options.plan, benchmark, options.batch, options.dtype)
-    theory = None if cost is None else benchmark.theory(model, prompt, options.batch, cost)["ttft"]
+    theory = None if cost is None else benchmark.theory(model, prompt, options.plan, options.batch, cost)["ttft"]
     print(profile_table(tables[0], tables[1], theory, options.lines))
 
 

@@ -124,7 +124,7 @@ def _row(name: str, run: dict[str, Any], cell: dict[str, Any], row: dict[str, An
     first = f"{time['median_ms']:,.1f} [{time['quartiles_ms'][0]:,.1f}, {time['quartiles_ms'][1]:,.1f}]"
     start = (run["file"].removesuffix(".json"), str(cell["batch"]), f"{cell['visual_tokens']:,}", f"`{row['plan']}`", first)
     memory = NOTHING if row["peak_bytes"] is None else _mebibytes(row["peak_bytes"])
-    kv = NOTHING if row["kv_bytes"] is None else _mebibytes(row["kv_bytes"])
+    kv = _cache(row)
     cpu = "" if plain else NOTHING if "cpu_ratio" not in time else _percent(time["cpu_ratio"])
     if name == "prefill":
         shares = [_percent(summary[part]["median_ms"] / time["median_ms"]) for part in ("encoder", "choosing")]
@@ -132,9 +132,23 @@ def _row(name: str, run: dict[str, Any], cell: dict[str, Any], row: dict[str, An
         ratios = [""] * 8 if plain else [*llm, *_ratios(time, theory.get("ttft")), cpu]
         return (*start, *shares, *ratios, kv, memory)
     ratios = [""] * 5 if plain else [*_ratios(time, theory.get("tpot")), cpu, _percent(theory.get("tpot_flops"))]
-    stored = cell["rows"][0]["kv_bytes"]
-    share = "" if plain or not stored or row["kv_bytes"] is None else _percent(row["kv_bytes"] / stored)
+    stored, lasting = cell["rows"][0]["kv_bytes"], _lasting(row)
+    share = "" if plain or not stored or lasting is None else _percent(lasting / stored)
     return (*start, *ratios, str(run["new_tokens"]), kv, share, memory)
+
+
+def _lasting(row: dict[str, Any]) -> float | None:
+    """Bytes in the cache without slots that a gate rejected; raw files from before gates have no such slots."""
+    value: float | None = row.get("kv_bytes_lasting", row["kv_bytes"])
+    return value
+
+
+def _cache(row: dict[str, Any]) -> str:
+    """What lasts, and what is held until rejected slots are taken away where that is more."""
+    lasting, held = _lasting(row), row["kv_bytes"]
+    if lasting is None:
+        return NOTHING
+    return _mebibytes(lasting) + ("" if held == lasting else f" ({_mebibytes(held)} held)")
 
 
 def _ratios(time: dict[str, Any], theory: float | None) -> list[str]:

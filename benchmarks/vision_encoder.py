@@ -61,7 +61,7 @@ class VisionEncoder(Benchmark):
             model.generate(**inputs, max_new_tokens=1, do_sample=False)
             return Sample({"ttft": clock.between(start, clock.mark()), **parts.spent()}, {})
 
-    def theory(self, model: Any, prompt: Prompt, batch: int, cost: CostEstimate) -> dict[str, float]:
+    def theory(self, model: Any, prompt: Prompt, plan: str, batch: int, cost: CostEstimate) -> dict[str, float]:
         assert cost.encoder_flops is not None
         return {
             "encoder": (cost.encoder_flops.plan + cost.selection_flops) / cost.encoder_flops.plain,

@@ -10,15 +10,11 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from foveate.cli import tables
+from foveate.cli import evaluate_generation, tables
 from foveate.errors import InputError
 
 app = typer.Typer(help="Measure accuracy.", no_args_is_help=True)
-
-
-@app.callback()
-def evaluate() -> None:
-    """Keep `demo` a command of its own: typer merges a single command into its group."""
+app.command("generation")(evaluate_generation.generation)
 
 
 @app.command("demo")

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
+from torch import Tensor
 
 from foveate.api import Video
 from foveate.api.pictures import first_line, load_image
@@ -16,7 +18,7 @@ from foveate.cli.media import metadata, takes_videos
 from foveate.demo.loading import load_demo
 from foveate.errors import InputError, UnknownName
 
-__all__ = ["as_seen", "downsampled", "load_image", "load_model", "png", "prompt_inputs"]
+__all__ = ["answered_prompt", "as_seen", "downsampled", "load_image", "load_model", "png", "prompt_inputs"]
 
 
 def load_model(name: str | None) -> tuple[Any, Any]:
@@ -30,7 +32,6 @@ def load_model(name: str | None) -> tuple[Any, Any]:
         finally:
             logging.enable_progress_bar()
         return demo
-    import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     is_path = name.count("/") != 1 or name.startswith((".", "/", "~"))
@@ -52,16 +53,8 @@ def prompt_inputs(model: Any, processor: Any, media: Sequence[Image.Image | Vide
 
     A processor without videos gets their frames as pictures.
     """
+    turn = _turn(processor, media, question)
     native = takes_videos(processor)
-    content: list[dict[str, Any]] = []
-    for medium in media:
-        if not isinstance(medium, Video):
-            content.append({"type": "image", "image": medium})
-        elif native:
-            content.append({"type": "video", "video": medium.frames})
-        else:
-            content += [{"type": "image", "image": frame} for frame in medium.frames]
-    turn = [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
     videos = [medium for medium in media if isinstance(medium, Video)] if native else []
     try:
         made = _with_videos(processor, turn, videos) if videos else _templated(processor, turn)
@@ -72,6 +65,46 @@ def prompt_inputs(model: Any, processor: Any, media: Sequence[Image.Image | Vide
         if name.startswith("pixel_values") and value.is_floating_point():
             inputs[name] = value.to(model.dtype)
     return inputs
+
+
+def answered_prompt(
+    model: Any, processor: Any, media: Sequence[Image.Image | Video], question: str, answer: str
+) -> tuple[dict[str, Any], Tensor]:
+    """A prompt as `prompt_inputs` makes it, and the ids [n] of its answer as the chat template writes it, end token last.
+
+    Raises:
+        InputError: if the tokens of question and answer cannot be told apart.
+    """
+    inputs = prompt_inputs(model, processor, media, question)
+    tokenizer, turn = processor.tokenizer, _turn(processor, media, question)
+    reply = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
+    asked = processor.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
+    whole = processor.apply_chat_template([*turn, reply], tokenize=False)
+    # Tokens of the texts with their placeholders: pictures fill the same columns in both.
+    before, after = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (asked, whole))
+    if after[: len(before)] != before or len(after) == len(before):
+        raise InputError("this model's chat template does not continue a prompt with its answer, so the answer cannot be read")
+    ids = after[len(before) :]
+    known = getattr(model.generation_config, "eos_token_id", None)
+    ends = {tokenizer.eos_token_id, *(known if isinstance(known, list) else [known])} - {None}
+    if not ends:
+        raise InputError("neither the tokenizer nor the model names an end token, so no answer can be read to its end")
+    place = next((at for at, token in enumerate(ids) if token in ends), None)
+    ids = [*ids, tokenizer.eos_token_id or min(ends)] if place is None else ids[: place + 1]
+    return inputs, torch.tensor(ids)
+
+
+def _turn(processor: Any, media: Sequence[Image.Image | Video], question: str) -> list[dict[str, Any]]:
+    native = takes_videos(processor)
+    content: list[dict[str, Any]] = []
+    for medium in media:
+        if not isinstance(medium, Video):
+            content.append({"type": "image", "image": medium})
+        elif native:
+            content.append({"type": "video", "video": medium.frames})
+        else:
+            content += [{"type": "image", "image": frame} for frame in medium.frames]
+    return [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
 
 
 def _templated(processor: Any, turn: list[dict[str, Any]]) -> Any:

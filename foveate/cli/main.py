@@ -14,7 +14,7 @@ from foveate.errors import FoveateError
 def build_app() -> typer.Typer:
     """The command line with all commands."""
     # Imported here so that importing this module does not wait for torch.
-    from foveate.cli import catalog, convert, demo, doctor, evaluate, plan, run, train, view, view_merge
+    from foveate.cli import catalog, convert, demo, doctor, evaluate, plan, run, train, view, view_merge, view_text
 
     app = typer.Typer(
         name="foveate",
@@ -37,6 +37,7 @@ def build_app() -> typer.Typer:
     views.command("attention")(view.view_attention)
     views.command("kept")(view.view_kept)
     views.command("merge")(view_merge.view_merge)
+    views.command("text")(view_text.view_text)
     app.add_typer(views, name="view")
     return app
 

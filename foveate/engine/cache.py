@@ -123,6 +123,13 @@ class DynamicSlots(SlotLayer):
         stored = self.is_initialized and self.keys is not None and self.keys.numel() > 0
         return self.keys.shape[-2] if stored else 0
 
+    @property
+    def lasting_slots(self) -> int:
+        """Slots of the fullest row once those that a gate rejected are taken away. Waits for the device."""
+        if self._prefix is None or not bool((self._prefix <= -2).any()):
+            return self.slots
+        return int((self._prefix >= 0).sum(1).max()) + self._tail
+
     def positions(self, batch: int, device: torch.device) -> Tensor:
         """[B, P] column of every stored slot, -1 for a hole."""
         tail = torch.arange(self.logical - self._tail, self.logical, device=device).expand(batch, -1)

@@ -104,3 +104,29 @@ def stored_bytes(cache: Cache) -> int | None:
         return None
     stored = [layer for layer in cache.layers if getattr(layer, "keys", None) is not None]
     return sum(int(layer.keys.nbytes + layer.values.nbytes) for layer in stored)
+
+
+def lasting_bytes(cache: Cache) -> int | None:
+    """As `stored_bytes`, without the slots that a gate rejected and that wait to be taken away."""
+    held = stored_bytes(cache)
+    if held is None:
+        return None
+    waiting = [layer for layer in cache.layers if isinstance(layer, DynamicSlots) and layer.slots]
+    return held - sum((layer.slots - layer.lasting_slots) * bytes_per_slot(layer) for layer in waiting)
+
+
+def ungated_bytes(cache: Cache, first: int, rejected: int) -> int | None:
+    """As `lasting_bytes`, with the `rejected` tokens of the answer that the layers from `first` on did not store.
+
+    A sliding layer is counted as it is: without a gate its window would hold other tokens, not more.
+    """
+    lasting = lasting_bytes(cache)
+    if lasting is None:
+        return None
+    gated = [layer for layer in cache.layers[first:] if isinstance(layer, DynamicSlots) and not layer.is_sliding]
+    return lasting + rejected * sum(bytes_per_slot(layer) for layer in gated if layer.slots)
+
+
+def bytes_per_slot(layer: DynamicSlots) -> int:
+    """Bytes of one slot of all rows of a layer that holds some."""
+    return int(layer.keys.nbytes + layer.values.nbytes) // layer.slots

@@ -11,6 +11,7 @@ from torch import Tensor
 import foveate
 from foveate import families
 from foveate.engine import gate as gate_module
+from foveate.engine.slot_cache import lasting_bytes, stored_bytes, ungated_bytes
 from foveate.errors import PlanError, UnsupportedCombination
 from tests import tiny
 from tests.oracles.gated_reference import gated_reference
@@ -134,6 +135,30 @@ def test_rejected_slots_are_taken_away_and_nothing_else_changes(model_of, family
         assert one.get_seq_length() == length + TOKENS - 1
         assert one.keys.shape[-2] < length + TOKENS - 1
     assert after.past_key_values.layers[0].keys.shape[-2] == length + TOKENS - 1 or family == "gemma3"
+
+
+@pytest.mark.parametrize("text", [PLANS[0], PLANS[3]])
+def test_bytes_that_last_are_those_of_a_cache_that_was_just_cleaned(model_of, monkeypatch, text):
+    model, inputs = model_of("llava"), prompt("llava")
+    with foveate.attach(model, plan_for("llava", text)) as attachment:
+        waiting = answers(model, inputs).past_key_values
+        kept = torch.stack(attachment.trace.answer_kept)
+        monkeypatch.setattr(gate_module, "CLEAN_EVERY", 1)
+        cleaned = answers(model, inputs).past_key_values
+        rejected = int((~kept[0]).sum())
+    with foveate.attach(model, text.format(l=2).partition("random_gate")[0].strip(" |") or "none"):
+        ungated = stored_bytes(answers(model, inputs).past_key_values)
+    assert stored_bytes(waiting) == ungated
+    assert lasting_bytes(waiting) < stored_bytes(cleaned) <= stored_bytes(waiting)  # the last token was not cleaned yet
+    assert lasting_bytes(waiting) == lasting_bytes(cleaned)
+    # By hand: keys and values of 4 bytes in the layers behind the gate, for each row and rejected token.
+    shape = waiting.layers[2].keys.shape
+    slot = 2 * 4 * shape[0] * shape[1] * shape[3]
+    assert stored_bytes(waiting) - lasting_bytes(waiting) == rejected * slot * (len(waiting.layers) - 2)
+    assert ungated_bytes(cleaned, 2, rejected) == ungated_bytes(waiting, 2, rejected) == ungated
+    with foveate.attach(model, "fastv(layer=2, keep=0.5)"):
+        plain = answers(model, inputs).past_key_values
+    assert lasting_bytes(plain) == stored_bytes(plain)
 
 
 def test_a_row_whose_answer_is_rejected_more_often_is_padded_and_not_mixed_up(model_of, monkeypatch):

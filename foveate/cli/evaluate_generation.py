@@ -1,0 +1,171 @@
+"""foveate eval generation: long answers under plans, as Dynamic-LLaVA's paper measures them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from PIL import Image
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from foveate.cli import loading, tables
+from foveate.demo.evaluation import held_out_samples, versions
+from foveate.demo.long_answers import ONE_TURN_TASKS
+from foveate.errors import InputError
+from foveate.evaluate.files import Item, read_items
+from foveate.evaluate.generation import Generation, Row, Sample, Score, evaluate, summarize
+from foveate.evaluate.intervals import Mean
+from foveate.evaluate.overlap import overlap_score
+from foveate.spec import Plan
+
+_PLANS = ("random_gate(layer=2, keep=0.5)", "stride_gate(layer=2, keep=0.5)")
+_DEMO_SAMPLES = 50
+_PROTOCOL = (
+    "perplexity of the reference and its end token by teacher forcing with a KV cache: mean over samples of exp(mean loss); "
+    "differences are plan - plain with a paired 95 % bootstrap over samples"
+)
+_NOTES = (
+    "PPL: mean over samples of exp(mean loss) of the reference, by teacher forcing; changes with paired 95 % intervals; output "
+    "tokens: read, and computed behind the gate; FLOPs: of the last pass without a cache; Eq. 13: the paper's count of it, "
+    "over the output alone; KV cache: without rejected slots"
+)
+
+
+def generation(
+    file: Annotated[
+        Path | None, typer.Argument(metavar="[FILE]", help='Lines of {"image", "question", "answer"}; left out: the demo.')
+    ] = None,
+    plan: Annotated[
+        list[str] | None, typer.Option("--plan", help="May be repeated; the plain model is always the first row.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Folder or hub id; the embedded demo model if left out.")] = None,
+    samples: Annotated[int | None, typer.Option(min=1, help="At most so many; 50 of the demo, all of a file.")] = None,
+    task: Annotated[str, typer.Option(help=f"Of the demo: {', '.join(ONE_TURN_TASKS)}.")] = ONE_TURN_TASKS[0],
+    generate: Annotated[bool, typer.Option(help="Also let the model answer itself, for the overlap score.")] = True,
+    new_tokens: Annotated[int, typer.Option(min=1, help="Longest generated answer.")] = 1024,
+    step_by_step: Annotated[
+        bool, typer.Option("--step-by-step", help="Read answers token by token; the same, slower.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="Also write all numbers to this file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Compare plans on long answers: perplexity, overlap, output tokens, FLOPs without a cache, KV bytes with one."""
+    plans = [str(Plan.parse(text)) for text in plan or _PLANS]
+    if out is not None and (out.is_dir() or not out.absolute().parent.is_dir()):
+        raise InputError(f"--out {out}: name a file in a folder that exists")
+    if task not in ONE_TURN_TASKS:
+        raise InputError(f"--task {task}: write one of {', '.join(ONE_TURN_TASKS)}")
+    items = None if file is None else read_items(file, samples)
+    loaded, processor = loading.load_model(model)
+    asked = _of_demo(loaded, processor, task, samples or _DEMO_SAMPLES) if items is None else _of_file(loaded, processor, items)
+    score = overlap_score()
+
+    def decode(ids: Any) -> str:
+        return str(processor.tokenizer.decode(ids, skip_special_tokens=True))
+
+    rows = 1 + len({text for text in plans if text != str(Plan())})
+    with Progress(
+        TextColumn("{task.description}"),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    ) as progress:
+        bar = progress.add_task("plain", total=rows * len(asked))
+
+        def note(name: str, done: int) -> None:
+            progress.update(bar, advance=1, description=escape("plain" if name == str(Plan()) else name))
+
+        wanted = Generation(decode, score, new_tokens) if generate else None
+        scores = evaluate(loaded, asked, plans, wanted, step_by_step, note)
+    result = {
+        "protocol": _PROTOCOL,
+        "source": f"demo, held-out {task}" if file is None else str(file),
+        "model": type(loaded).__name__ if model is None else model,
+        "samples": len(asked),
+        "overlap_score": score.name if generate else None,
+        "step_by_step": step_by_step,
+        "rows": [row.to_json() for row in summarize(scores)],
+        "scores": {name: _each(own, asked) for name, own in scores.items()},
+        "versions": versions(),
+    }
+    if out is not None:
+        try:
+            out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"cannot write {out}: {error.strerror or error}") from None
+    if as_json:
+        typer.echo(json.dumps(result))
+        return
+    console = tables.make_console()
+    console.print(_table(summarize(scores), score.name, f"{result['source']}, {len(asked)} samples"))
+    console.print(
+        _NOTES,
+        style="dim",
+    )
+    if out is not None:
+        console.print(f"wrote {out}", markup=False, highlight=False)
+
+
+def _of_file(model: Any, processor: Any, items: Sequence[Item]) -> list[Sample]:
+    def prompt(item: Item) -> Any:
+        pictures = [loading.load_image(path) for path in item.images]
+        return loading.answered_prompt(model, processor, pictures, item.question, item.answer)
+
+    return [Sample(item.name, item.question, item.answer, partial(prompt, item)) for item in items]
+
+
+def _of_demo(model: Any, processor: Any, task: str, count: int) -> list[Sample]:
+    def prompt(sample: Any) -> Any:
+        (question,) = sample.questions
+        pictures = [Image.fromarray(pixels) for pixels in sample.pixels]
+        return loading.answered_prompt(model, processor, pictures, question.text, question.answer)
+
+    return [
+        Sample(f"{task} {number}", sample.questions[0].text, sample.questions[0].answer, partial(prompt, sample))
+        for number, sample in enumerate(held_out_samples(count, 0, (task,)), start=1)
+    ]
+
+
+def _each(scores: Sequence[Score], asked: Sequence[Sample]) -> list[dict[str, Any]]:
+    return [{"name": sample.name, **asdict(score)} for sample, score in zip(asked, scores, strict=True)]
+
+
+def _table(rows: Sequence[Row], overlap: str, title: str) -> Table:
+    has_overlap = rows[0].overlap is not None
+    table = Table(title=escape(title), title_justify="left", show_lines=True)
+    table.add_column("plan", overflow="fold", min_width=26)
+    headings = ["PPL", "PPL\nchange [95 %]"]
+    headings += [{"meteor": "METEOR", "rouge_l": "ROUGE-L"}[overlap], "change [95 %]"] if has_overlap else []
+    for heading in (*headings, "output\ntokens", "FLOPs, last\nuncached pass", "Eq. 13", "KV cache"):
+        table.add_column(heading, justify="right")
+    for number, row in enumerate(rows):
+        cells = [f"{row.perplexity.value:.3f}", _change(row.perplexity_difference) if number else ""]
+        if row.overlap is not None and row.overlap_difference is not None:
+            cells += [f"{row.overlap.value:.3f}", _change(row.overlap_difference) if number else ""]
+        total, computed = row.output_tokens
+        cells.append(f"{total:.0f} -> {computed:.0f}" if computed != total else f"{total:.0f}")
+        cells.append(_with_share(row.last_pass_flops, row.last_pass_flops_share, tables.human_flops, number > 0))
+        cells.append(_with_share(row.output_flops, row.output_flops_share, tables.human_flops, number > 0))
+        cells.append(_with_share(row.kv_bytes, row.kv_share, tables.human_bytes, number > 0))
+        table.add_row(escape(row.plan) if number else "plain", *cells)
+    return table
+
+
+def _change(mean: Mean) -> str:
+    interval = "" if mean.low is None or mean.high is None else f"\n[{mean.low:+.3f}, {mean.high:+.3f}]"
+    return f"{mean.value:+.3f}{interval}"
+
+
+def _with_share(value: float | None, share: float | None, shown: Any, with_share: bool) -> str:
+    if value is None:
+        return "not counted"
+    return f"{shown(value)}\n{100 * share:.1f} %" if with_share and share is not None else str(shown(value))

@@ -1,0 +1,178 @@
+"""foveate view text: which tokens of an answer a gate stored, over the answer itself."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from PIL import Image
+from rich.console import Console
+from rich.text import Text
+
+from foveate.api import attach
+from foveate.cli import loading, media, tables
+from foveate.demo.evaluation import held_out_samples
+from foveate.demo.long_answers import ONE_TURN_TASKS as TASKS
+from foveate.engine.slot_cache import lasting_bytes, stored_bytes, ungated_bytes
+from foveate.errors import InputError
+from foveate.spec import Plan
+from foveate.viz.answer_page import answer_page
+from foveate.viz.answer_plot import answer_plot
+from foveate.viz.answer_text import AnswerHeading, AnswerText, count_line, pieces_of
+from foveate.viz.packages import require
+
+_PLAN = "random_gate(layer=2, keep=0.5)"
+# Held-out questions of a task that are looked at for the one with the longest answer.
+_LOOKED_AT = 12
+_STYLES = {True: "bold", False: "bright_black", None: "italic"}
+
+
+def view_text(
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar=media.MEDIA_METAVAR, help=f"{media.MEDIA_HELP} Left out: --task.")
+    ] = None,
+    plan: Annotated[str, typer.Option(help="Any plan with a gate.")] = _PLAN,
+    task: Annotated[str | None, typer.Option(help=f"A rendered picture and a question: {', '.join(TASKS)}.")] = None,
+    model: Annotated[str | None, typer.Option(help="Folder or hub id; the embedded demo model if left out.")] = None,
+    new_tokens: Annotated[int, typer.Option(min=2, help="Longest answer, in tokens.")] = 256,
+    html: Annotated[Path | None, typer.Option(help="Write the page here.")] = None,
+    png: Annotated[Path | None, typer.Option(help="Write the picture here.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of the text.")] = False,
+    video: media.Videos = None,
+    frames: media.Frames = None,
+    fps: media.Fps = None,
+    max_frames: media.MaxFrames = media.MAX_FRAMES,
+    start: media.Start = 0.0,
+    end: media.End = None,
+) -> None:
+    """Show which tokens of an answer the layers behind a gate stored: those strong, rejected ones pale."""
+    parsed = Plan.parse(plan)
+    if parsed.gate is None:
+        raise InputError(f"--plan {plan}: no stage gates decoding, so there is nothing to show; write e.g. {_PLAN}")
+    for name, path in (("html", html), ("png", png)):
+        if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+            raise InputError(f"--{name} {path}: name a file in a folder that exists")
+    require(*(package for package, path in (("jinja2", html), ("matplotlib", png)) if path is not None))
+    prompt = _prompt(arguments or [], task, video, media.Sampling(frames, fps, max_frames, start, end))
+    loaded, processor = loading.load_model(model)
+    inputs = loading.prompt_inputs(loaded, processor, prompt.content, prompt.question)
+    console = tables.make_console()
+    with console.status("answering"):
+        answer, plain, kv_bytes = _answers(loaded, processor.tokenizer, inputs, parsed, new_tokens)
+    name = f"{type(loaded).__name__}, {prompt.name}"
+    heading = AnswerHeading(prompt.question, str(parsed), name, None if plain == answer.text else plain, kv_bytes)
+    counts = count_line(answer, heading, tables.human_bytes)
+    files: dict[Path, bytes] = {}
+    if html is not None:
+        files[html] = answer_page(answer, heading, counts, prompt.pictures).encode("utf-8")
+    if png is not None:
+        files[png] = answer_plot(answer, heading, counts)
+    for path, content in files.items():
+        try:
+            path.write_bytes(content)
+        except OSError as error:
+            raise InputError(f"cannot write {path}: {error.strerror or error}") from None
+    if as_json:
+        typer.echo(json.dumps(_numbers(answer, heading, prompt) | {"files": [str(path) for path in files]}))
+        return
+    _tell(console, answer, heading, counts)
+    for path in files:
+        console.print(f"wrote {path}", markup=False, highlight=False)
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    question: str
+    content: list[Any]
+    name: str
+    pictures: list[tuple[str, Image.Image]]
+    answer: str | None = None  # the true one, where it is known
+
+
+def _prompt(arguments: list[str], task: str | None, video: list[Path] | None, sampling: media.Sampling) -> _Prompt:
+    if arguments or video:
+        if task is not None:
+            raise InputError(f"--task {task}: it brings its own picture and question; leave it out, or the others")
+        if not arguments:
+            raise InputError("no question: write it last, in quotes")
+        paths, question = media.split_arguments(arguments, bool(video))
+        shown = media.load_all(paths, video, sampling)
+        pictures = [
+            (one.path.name if len(one.frames) == 1 else f"{one.path.name}, frame {number}", frame)
+            for one in shown
+            for number, frame in enumerate(one.frames, start=1)
+        ]
+        return _Prompt(question, [one.content for one in shown], media.names_of(shown), pictures)
+    if sampling != media.Sampling():
+        raise InputError("--frames, --fps, --max-frames, --start and --end are for videos, and there is none")
+    task = task or TASKS[0]
+    if task not in TASKS:
+        raise InputError(f"--task {task}: write one of {', '.join(TASKS)}")
+    samples = held_out_samples(_LOOKED_AT, 0, (task,))
+    sample = max(samples, key=lambda one: len(one.questions[0].answer))
+    picture, (asked,) = Image.fromarray(sample.pixels[0]), sample.questions
+    return _Prompt(asked.text, [picture], f"held-out {task}", [(f"held-out {task}", picture)], asked.answer)
+
+
+def _answers(
+    model: Any, tokenizer: Any, inputs: dict[str, Any], plan: Plan, new_tokens: int
+) -> tuple[AnswerText, str, tuple[int, int, int] | None]:
+    """The gated answer, the plain model's text, and KV bytes: held, lasting, without the gate."""
+    length = inputs["input_ids"].shape[1]
+    options = {"do_sample": False, "max_new_tokens": new_tokens}
+    with attach(model, plan) as attachment:
+        out = model.generate(**inputs, **options, return_dict_in_generate=True)
+        judged = attachment.trace.answer_kept
+        with attachment.disabled():
+            plain = model.generate(**inputs, **options)[0, length:]
+    ids = out.sequences[0, length:].tolist()
+    fates: list[bool | None] = [None] * len(ids)
+    if judged:
+        fates[: len(judged[0])] = judged[0].tolist()
+    while ids and ids[-1] in tokenizer.all_special_ids:
+        ids.pop()
+
+    def decode(some: list[int]) -> str:
+        return str(tokenizer.decode(some, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    first, *others = pieces_of(decode, ids) or ("",)
+    answer = AnswerText((first.lstrip(), *others)[: len(ids)], tuple(fates[: len(ids)]))
+    assert plan.gate is not None and plan.gate.site.layer is not None
+    cache = out.past_key_values
+    rejected = answer.judged - answer.stored
+    held, lasting, ungated = stored_bytes(cache), lasting_bytes(cache), ungated_bytes(cache, plan.gate.site.layer, rejected)
+    known = None if held is None or lasting is None or ungated is None else (held, lasting, ungated)
+    return answer, decode(plain.tolist()).lstrip(), known
+
+
+def _tell(console: Console, answer: AnswerText, heading: AnswerHeading, counts: str) -> None:
+    console.print(f"question: {heading.question}", markup=False, style="dim")
+    text = Text()
+    for kept, run in answer.runs():
+        # Logs and pipes have no styles, so there rejected runs stand in brackets.
+        text.append(run if console.is_terminal or kept is not False else f"[{run}]", style=_STYLES[kept])
+    console.print(text if answer.pieces else "(no answer)")
+    console.print(counts, markup=False)
+    if not console.is_terminal:
+        console.print("[rejected]", markup=False, style="dim")
+    if heading.plain is not None:
+        console.print(Text("without the plan: ", style="dim").append_text(tables.highlighted(heading.plain, answer.text)))
+
+
+def _numbers(answer: AnswerText, heading: AnswerHeading, prompt: _Prompt) -> dict[str, Any]:
+    """Everything that is shown, for programs."""
+    held, lasting, ungated = heading.kv_bytes or (None, None, None)
+    return {
+        "question": heading.question,
+        "plan": heading.plan,
+        "answer": answer.text,
+        "plain_answer": answer.text if heading.plain is None else heading.plain,
+        "true_answer": prompt.answer,
+        "tokens": [{"text": text, "stored": kept} for text, kept in zip(answer.pieces, answer.kept, strict=True)],
+        "stored": answer.stored,
+        "judged": answer.judged,
+        "kv_bytes": {"held": held, "lasting": lasting, "without_gate": ungated},
+    }

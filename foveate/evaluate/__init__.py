@@ -1,0 +1,1 @@
+"""Quality of answers under plans, on data that users bring."""

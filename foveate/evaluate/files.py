@@ -1,0 +1,66 @@
+"""Questions with pictures and answers, one JSON object in each line."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from foveate.errors import InputError
+
+_FIELDS = ("image", "question", "answer")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One line of a file: pictures, a question, and the answer that counts as right."""
+
+    name: str
+    images: tuple[Path, ...]
+    question: str
+    answer: str
+
+
+def read_items(path: Path, most: int | None = None) -> list[Item]:
+    """Read a file of lines `{"image": "a.jpg", "question": "...", "answer": "..."}`.
+
+    Args:
+        path: of the file. Pictures are found from its folder; `image` may be a list of them. Other fields are not read.
+        most: at most so many, the first ones.
+
+    Raises:
+        InputError: naming the line that does not fit, before any picture is read; without any line.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path} is no UTF-8 text: one JSON object in each line is read") from None
+    items = [_item(path, number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    if not items:
+        raise InputError(f"{path} has no line with {', '.join(_FIELDS)}")
+    return items[:most]
+
+
+def _item(path: Path, number: int, line: str) -> Item:
+    where = f"{path}, line {number}"
+    try:
+        fields: Any = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where}: no JSON ({error.msg}); write one object in each line") from None
+    if not isinstance(fields, dict):
+        raise InputError(f"{where}: write an object with {', '.join(_FIELDS)}")
+    images: Any = fields.get("image")
+    names: list[Any] = images if isinstance(images, list) else [images]
+    if not names or not all(isinstance(name, str) and name for name in names):
+        raise InputError(f"{where}: image must be a file name, or a list of some")
+    for field in _FIELDS[1:]:
+        if not isinstance(fields.get(field), str) or not fields[field].strip():
+            raise InputError(f"{where}: {field} must be text")
+    found = tuple(path.parent / name for name in names)
+    missing = next((place for place in found if not place.is_file()), None)
+    if missing is not None:
+        raise InputError(f"{where}: no picture at {missing}")
+    return Item(f"line {number}", found, fields["question"], fields["answer"])
