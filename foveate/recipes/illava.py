@@ -87,7 +87,7 @@ class Illava(Recipe):
     Attributes:
         preset: a setting by name; the other words change it.
         only: "vit" or "llm" leaves the other part of a preset out.
-        variant: "v1" (January 2025), "v2" (ICLR 2026) or "partition" (ours).
+        variant: "v1" (January 2025), "v2" (ICLR 2026), or "partition" (ours, the default: it measured better, docs/merging.md).
         vit_layers: encoder blocks whose attention ranks; the merge stands in front of the next block.
         vit_keep: one budget per block, of the tokens that arrive; counts are of patches.
         llm_layers: decoder layers in front of which the LLM's merges stand.
@@ -137,7 +137,7 @@ class Illava(Recipe):
         if settings.point not in [point.value for point in Point]:
             raise SpecError(f"illava(point={settings.point}): before and mid are known")
         options = settings._options()
-        method = methods.get(VARIANTS[settings.variant or "v2"])(**options)
+        method = methods.get(VARIANTS[settings.variant or "partition"])(**options)
         inside = [
             Stage(Site(SiteKind.VISION_LAYER, layer + 1, Point(settings.point)), method, budget)
             for layer, budget in zip(settings.vit_layers, settings.vit_keep, strict=True)
@@ -167,7 +167,7 @@ class Illava(Recipe):
 
     def _options(self) -> dict[str, Any]:
         """The options of the variant's method."""
-        variant = self.variant or "v2"
+        variant = self.variant or "partition"
         if variant not in VARIANTS:
             raise SpecError(f"illava(variant={variant}): {', '.join(VARIANTS)} are known")
         usual = {f.name: f.default for f in fields(self)}
