@@ -14,6 +14,7 @@ import argparse
 import itertools
 import json
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
@@ -114,10 +115,8 @@ class Prompts:
         """Which questions are answered exactly under a row's plan."""
         right = np.zeros(len(self.tasks), dtype=bool)
         for number, (members, length, batch) in enumerate(self.batches):
-            plan = row.plan
-            if row.method == "random":
-                # Several seeds: the control does not stand or fall with one pattern.
-                plan = plan.replace(")", f", seed={number % RANDOM_SEEDS})")
+            # Several seeds: a random control does not stand or fall with one pattern.
+            plan = re.sub(r"(random(?:_gate)?\([^)]*)\)", rf"\1, seed={number % RANDOM_SEEDS})", row.plan)
             with foveate.attach(model, plan) if plan != "none" else nullcontext() as attachment:
                 right[members] = _exact(model, batch, length, attachment)
         return right

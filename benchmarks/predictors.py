@@ -1,0 +1,171 @@
+"""Trained predictors of the demo model beside every control at equal tokens.
+
+    python -m benchmarks.predictors run --predictors FOLDER --questions 60 --out benchmarks/results/NAME.json
+    python -m benchmarks.predictors page benchmarks/results/NAME.json --out docs/predictors.md
+
+Exact match of greedy answers, decided by one teacher-forced pass that equals decoding, gates included. `--model` is the demo
+model that the predictors were trained with, if its own weights learned too. `run` can be stopped and repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks._statistics import mean_interval
+from benchmarks.quality import SEED, Prompts, Row, write_results
+from foveate.demo.evaluation import held_out_samples, versions
+from foveate.demo.loading import load_demo
+from foveate.predictors import read_config
+
+# Tasks whose answers are long enough for a gate to matter.
+LONG = ("caption", "tally", "summary", "backwards", "follow_up")
+
+
+def rows(path: str) -> Iterator[Row]:
+    """Every plan; `keep` is that of the picture."""
+    config = read_config(path)
+    layer, keep, stored = config.layer, config.keep, config.text_keep or 0.5
+    own = f"path={json.dumps(path)}"
+    yield Row("plain", None, 1.0, "none")
+    yield Row("learned image", layer, keep, f"dynamic_image(layer={layer}, keep={keep}, {own})")
+    yield Row("learned image by threshold", layer, keep, f"dynamic_image(layer={layer}, keep=threshold:0.5, {own})")
+    for name in ("fastv", "random", "uniform"):
+        yield Row(name, layer, keep, f"{name}(layer={layer}, keep={keep})")
+    if config.text_keep is not None:
+        gates = {
+            "learned": f"dynamic_text(layer={layer}, {own})",
+            "random": f"random_gate(layer={layer}, keep={stored})",
+            "stride": f"stride_gate(layer={layer}, keep={stored})",
+        }
+        for name, gate in gates.items():
+            yield Row(f"{name} answer", layer, 1.0, gate)
+        image = f"dynamic_image(layer={layer}, keep={keep}, {own})"
+        yield Row("learned image + learned answer", layer, keep, f"{image} | {gates['learned']}")
+        yield Row("random image + random answer", layer, keep, f"random(layer={layer}, keep={keep}) | {gates['random']}")
+
+
+def run(folder: Path, base: Path | None, questions: int, out: Path) -> None:
+    """Measure what the file does not hold yet."""
+    model, processor = load_demo(base)
+    config = read_config(str(folder))
+    report: dict[str, Any] = {
+        "what": "trained predictors and controls, exact match of the demo model", "questions_per_task": questions, "seed": SEED,
+        "device": "cpu", "dtype": "float32", "versions": versions(), "layer": config.layer, "keep": config.keep,
+        "text_keep": config.text_keep, "provenance": dict(config.provenance), "rows": [],
+    }  # fmt: skip
+    if out.exists():
+        before = json.loads(out.read_text(encoding="utf-8"))
+        if any(before[key] != report[key] for key in ("questions_per_task", "seed", "versions", "provenance")):
+            raise SystemExit(f"{out} holds another study; name a new file")
+        report = before
+    asked = [(sample, question) for sample in held_out_samples(questions, SEED) for question in sample.questions]
+    prompts = Prompts.of(processor, asked)
+    report["tasks"] = prompts.tasks
+    done = {row["method"] for row in report["rows"]}
+    for row in rows(str(folder)):
+        if row.method not in done:
+            right = prompts.right(model, row)
+            answers = "".join("1" if value else "0" for value in right)
+            plan = row.plan.replace(str(folder), "...")
+            report["rows"].append({**asdict(row), "plan": plan, "accuracy": float(right.mean()), "right": answers})
+            write_results(out, report)
+            print(f"{row.method:32s} {right.mean():.3f}", flush=True)
+
+
+PAGE = """# Trained predictors, measured
+
+Made by `python -m benchmarks.predictors`; raw file with every answer: `{raw}`. Dynamic-LLaVA (arXiv 2412.00876) on the demo
+model: before decoder layer {layer} a trained predictor keeps {keep:.0%} of each picture's tokens, and another decides which
+tokens of the answer the layers behind it store, trained to {stored}. Exact match on {count:,} held-out questions ({per_task} of
+each task); in brackets the difference in points to the plain model and its paired 95 % bootstrap. *Long*: {long}. Random draws
+one of five seeds per batch. Trained as: {trained}.
+
+{table}
+
+{verdict}
+
+## By task
+
+{tasks}
+"""
+
+
+def write_page(report: dict[str, Any], raw: Path, out: Path) -> None:
+    """Write the page."""
+    right = {row["method"]: np.array([int(mark) for mark in row["right"]]) for row in report["rows"]}
+    tasks = np.array(report["tasks"])
+    is_long = np.isin(tasks, LONG)
+    lines = [["plan", "all", "short answers", "long answers"]]
+    for row in report["rows"]:
+        own, plain = right[row["method"]], right["plain"]
+        cells = [_cell(own[part], plain[part]) for part in (np.ones_like(is_long), ~is_long, is_long)]
+        lines.append([f"{row['method']}: `{row['plan']}`".replace("|", "\\|"), *cells])
+    names = list(right)
+    by_task = [["task", *names]]
+    for task in dict.fromkeys(tasks.tolist()):
+        by_task.append([task, *(f"{right[name][tasks == task].mean():.2f}" for name in names)])
+    trained = report["provenance"]
+    text = PAGE.format(
+        raw=raw.as_posix(), layer=report["layer"], keep=report["keep"], count=len(tasks), long=", ".join(LONG),
+        stored="store everything" if report["text_keep"] is None else f"store {report['text_keep']:.0%}",
+        per_task=report["questions_per_task"], table=_markdown(lines), tasks=_markdown(by_task),
+        verdict=_verdict(right, is_long), trained=", ".join(f"{key} {value}" for key, value in trained.items()) or "not said",
+    )  # fmt: skip
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(text, encoding="utf-8")
+
+
+def _cell(own: Any, plain: Any) -> str:
+    low, high = mean_interval(100.0 * (own - plain))
+    return f"{own.mean():.3f} ({100 * (own.mean() - plain.mean()):+.1f} [{low:+.1f}, {high:+.1f}])"
+
+
+def _verdict(right: dict[str, Any], is_long: Any) -> str:
+    """Learned choices against each control at equal tokens, in words."""
+    said = []
+    pairs = {"learned image": ("fastv", "random", "uniform"), "learned answer": ("random answer", "stride answer")}
+    for learned, controls in pairs.items():
+        for control in controls:
+            if learned in right and control in right:
+                part = is_long if "answer" in learned else np.ones_like(is_long)
+                delta = 100.0 * (right[learned][part] - right[control][part])
+                low, high = mean_interval(delta)
+                word = "better than" if low > 0 else "worse than" if high < 0 else "**not told apart from**"
+                where = " on long answers" if "answer" in learned else ""
+                said.append(f"- {learned} is {word} {control}{where}: {delta.mean():+.1f} [{low:+.1f}, {high:+.1f}] points.")
+    return "\n".join(said)
+
+
+def _markdown(lines: list[list[str]]) -> str:
+    heading, *rest = lines
+    return "\n".join("| " + " | ".join(line) + " |" for line in (heading, ["---"] * len(heading), *rest))
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    measure = commands.add_parser("run")
+    measure.add_argument("--predictors", type=Path, required=True)
+    measure.add_argument("--model", type=Path, default=None, help="a trained demo model; the shipped one if left out")
+    measure.add_argument("--questions", type=int, default=60, help="per task")
+    measure.add_argument("--out", type=Path, required=True)
+    page = commands.add_parser("page")
+    page.add_argument("results", type=Path)
+    page.add_argument("--out", type=Path, default=Path("docs/predictors.md"))
+    options = parser.parse_args()
+    if options.command == "run":
+        run(options.predictors, options.model, options.questions, options.out)
+    else:
+        write_page(json.loads(options.results.read_text(encoding="utf-8")), options.results, options.out)
+
+
+if __name__ == "__main__":
+    main()
