@@ -210,7 +210,7 @@ class SoftHooks:
         groups: dict[int, list[Span]] = defaultdict(list)
         for span in running.spans:
             groups[span.count].append(span)
-        for count, spans in groups.items():
+        for spans in groups.values():
             rows = torch.tensor([span.row for span in spans], device=hidden.device)[:, None]
             columns = torch.stack([span.columns for span in spans])
             kept = self._keep_media(stage, hidden[rows, columns], training)

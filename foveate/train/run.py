@@ -129,7 +129,8 @@ def train_dynamic_llava(
                 f"rows left out: {left_out[0]} whose pictures are missing, {left_out[1]} whose pictures cannot be read"
             )
     trainer.accelerator.wait_for_everyone()
-    spec = f"dynamic_llava(path='{out}')" if is_learned(config) else ""
+    options = "" if config.text_keep is not None else ", text=off"
+    spec = f"dynamic_llava(path='{out}'{options})" if is_learned(config) else ""
     return Outcome(out, spec, saved, done.global_step, left_out, scores, trainer.is_world_process_zero())
 
 

@@ -179,7 +179,9 @@ def test_a_batch_of_short_and_long_answers_has_gradients(path):
         for module in attachment._hooks.modules.values():
             module.requires_grad_(True).train()
         # Rows of 4, 5 and 7 tokens, the short one last: what was decided for a row must not depend on the rows behind it.
-        (model(**{name: value.flip(0) for name, value in text_batch().items()}).loss + attachment.soft.penalty(0.4, 0.5)).backward()
+        (
+            model(**{name: value.flip(0) for name, value in text_batch().items()}).loss + attachment.soft.penalty(0.4, 0.5)
+        ).backward()
         text = next(module for stage, module in attachment._hooks.modules.items() if stage is attachment.plan.gate)
         assert float(next(text.parameters()).grad.abs().max()) > 0
 
