@@ -108,7 +108,7 @@ class SoftMode:
     Attributes:
         tau: temperature of the Gumbel-softmax.
         least_answer: shorter answers are kept whole (LEN in the paper).
-        draw: "random" leaves the modules aside and keeps a random choice of the same size: the control that shows what a model
+        draw: "chance" leaves the modules aside and keeps a random choice of the same size: the control that shows what a model
             owes to the choice, and what to the training. While training torch's own generator draws.
         text_keep: share of an answer's tokens that a random draw keeps.
         seed: of random draws in validation, the same for every batch.
@@ -118,7 +118,7 @@ class SoftMode:
 
     tau: float = 1.0
     least_answer: int = 50
-    draw: Literal["learned", "random"] = "learned"
+    draw: Literal["learned", "chance"] = "learned"
     text_keep: float = 0.5
     seed: int = 0
     image_shares: list[Tensor] = field(default_factory=list)
@@ -223,7 +223,7 @@ class SoftHooks:
         assert isinstance(stage.method, ScoreMethod) and stage.budget is not None
         module = self.modules[stage]
         groups, count = features.shape[:2]
-        if self.mode.draw == "random":
+        if self.mode.draw == "chance":
             noise = self._noise((groups, count), features.device, training)
             best = top_indices(noise, stage.budget.resolve(count))
             return torch.zeros_like(noise).scatter(1, best, 1.0)
@@ -244,7 +244,7 @@ class SoftHooks:
         numbers = running.numbers.to(hidden.device).expand(hidden.shape[0], -1)
         answer = numbers >= 0
         module = self.modules[stage]
-        if self.mode.draw == "random":
+        if self.mode.draw == "chance":
             kept = (self._noise(hidden.shape[:2], hidden.device, training) < self.mode.text_keep).float()
         elif training:
             kept = self._draw(module(hidden.to(_dtype(module))))

@@ -44,7 +44,7 @@ class SoftModel(nn.Module):
             soft = self.attachment.soft
             assert soft is not None
             soft.least_answer, soft.text_keep = config.least_answer, config.text_keep or 1.0
-            soft.draw = "random" if config.masks == RANDOM else "learned"
+            soft.draw = "chance" if config.masks == RANDOM else "learned"
         if config.checkpointing:
             self._checkpoint()
 

@@ -201,7 +201,7 @@ def test_random_draws_keep_as_many_and_leave_the_modules_aside(path, training):
     model, inputs = tiny.tiny_model("llava").train(training), batch()
     with foveate.attach(model, PLAN.format(path=path("llava")), mode="soft") as attachment:
         soft_mode = attachment.soft
-        soft_mode.draw, soft_mode.least_answer, soft_mode.text_keep = "random", 0, 0.5
+        soft_mode.draw, soft_mode.least_answer, soft_mode.text_keep = "chance", 0, 0.5
         for module in attachment._hooks.modules.values():
             module.forward = None  # calling it would fail
         losses = []
@@ -216,7 +216,7 @@ def test_random_draws_keep_as_many_and_leave_the_modules_aside(path, training):
 
 def test_random_draws_keep_the_share_of_answers_that_was_asked_for():
     hooks = soft.SoftHooks.__new__(soft.SoftHooks)
-    hooks.mode = soft.SoftMode(draw="random", text_keep=0.3)
+    hooks.mode = soft.SoftMode(draw="chance", text_keep=0.3)
     noise = hooks._noise((1, 20_000), torch.device("cpu"), training=False)
     assert abs(float((noise < 0.3).float().mean()) - 0.3) < 0.01
 

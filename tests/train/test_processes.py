@@ -1,4 +1,4 @@
-"""Two processes on one machine, as `accelerate launch` starts them."""
+"""Two processes on one machine, talking through gloo."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
-from safetensors.torch import load_file
 
 from foveate.predictors import read_config
 
@@ -22,8 +20,8 @@ SETTINGS = ("--precision", "fp32", "--base-rate", "1e-3", "--steps", "3", "--log
 def launch(processes: int, *arguments: str) -> str:
     command = ["-m", "foveate", "train", "dynamic-llava", *SETTINGS, *arguments]
     if processes > 1:
-        options = ("--num_processes", str(processes), "--cpu", "--num_machines", "1", "--mixed_precision", "no")
-        command = ["-m", "accelerate.commands.launch", *options, "--main_process_port", "0", *command]
+        # What `accelerate launch` runs on GPUs; on a CPU that starts one process only.
+        command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), *command]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
@@ -35,23 +33,30 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Rows with answers of one length, so that means of processes are the mean of all."""
     folder = tmp_path_factory.mktemp("data")
     rows = []
-    for index in range(12):
-        Image.linear_gradient("L").rotate(30 * index).convert("RGB").save(folder / f"{index}.png")
-        turns = [{"from": "human", "value": f"<image>\nis it {index % 4}?"}, {"from": "gpt", "value": "a red star."}]
+    for index in range(4):  # all of them in every step: the order in which processes take rows is their own affair
+        Image.linear_gradient("L").rotate(90 * index).convert("RGB").save(folder / f"{index}.png")
+        turns = [{"from": "human", "value": f"<image>\nis it {index}?"}, {"from": "gpt", "value": "a red star."}]
         rows.append({"image": f"{index}.png", "conversations": turns})
     (folder / "rows.json").write_text(json.dumps(rows))
     return str(folder / "rows.json")
 
 
 @pytest.mark.full
-def test_two_processes_train_the_same_weights_as_one(data: str, tmp_path: Path) -> None:
+def test_two_processes_train_as_one_does(data: str, tmp_path: Path) -> None:
     one, two = str(tmp_path / "one"), str(tmp_path / "two")
     launch(1, "--data", data, "--masks", "none", "--batch-size", "4", "--out", one)
     told = launch(2, "--data", data, "--masks", "none", "--batch-size", "2", "--out", two)
-    assert told.count("step 3 of 3  loss") == 1  # one of them speaks
-    first, second = (load_file(Path(out) / "model" / "model.safetensors") for out in (one, two))
-    for key in first:
-        torch.testing.assert_close(first[key], second[key], atol=1e-5, rtol=1e-3)
+    assert told.count("step 3 of 3  loss") == 1 and (Path(two) / "checkpoint-3" / "rng_state_1.pth").is_file()
+    first, second = (logged(out) for out in (one, two))
+    # Adam makes steps of full size of the last digits of small gradients, so weights are no measure; losses and norms are.
+    for name in ("loss", "model_loss", "base_grad"):
+        assert [entry[name] for entry in first] == pytest.approx([entry[name] for entry in second], rel=2e-3), name
+    assert len(first) == 3
+
+
+def logged(out: str) -> list[dict[str, float]]:
+    entries = [json.loads(line) for line in (Path(out) / "log.jsonl").read_text().splitlines()]
+    return [entry for entry in entries if "loss" in entry]
 
 
 @pytest.mark.full
