@@ -89,11 +89,12 @@ def dynamic_llava(
     settings = ({"steps": DEMO_STEPS} if data is None else {}) | (DEMO_SETTINGS if model is None else {}) | given
     config = DynamicLlavaConfig(**settings | ({"text_keep": None} if no_text else {}))
     config = config.smoke() if smoke else config
-    rows, validation, name = _rows(data, eval_data, pictures, config)
+    console = tables.make_console()
+    with console.status("looking through the data"):
+        rows, validation, name = _rows(data, eval_data, pictures, config)
     from foveate.cli.loading import load_model
     from foveate.train.run import train_dynamic_llava
 
-    console = tables.make_console()
     dtype = "float32" if config.mode == FULL else "auto"
     outcome = train_dynamic_llava(
         lambda: load_model(model, dtype), rows, out, config, validation=validation, data=name, resume=resume, console=console
