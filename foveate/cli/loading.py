@@ -21,8 +21,11 @@ from foveate.errors import InputError, UnknownName
 __all__ = ["answered_prompt", "as_seen", "downsampled", "load_image", "load_model", "png", "prompt_inputs"]
 
 
-def load_model(name: str | None) -> tuple[Any, Any]:
-    """Return (model, processor): the embedded demo model, or a folder or hub id loaded as transformers loads it."""
+def load_model(name: str | None, training_dtype: str | None = None) -> tuple[Any, Any]:
+    """Return (model, processor): the embedded demo model, or a folder or hub id loaded as transformers loads it.
+
+    With a `training_dtype` ("float32", "auto") the model is on the CPU: each process of a training takes it to its own device.
+    """
     if name is None:
         from transformers.utils import logging
 
@@ -39,9 +42,10 @@ def load_model(name: str | None) -> tuple[Any, Any]:
         raise UnknownName(
             f"no model at '{name}': give a folder, a hub id (owner/name), or leave --model out for the demo model"
         )
-    options: dict[str, Any] = {"device_map": "auto"} if torch.cuda.is_available() else {}
+    spread = torch.cuda.is_available() and training_dtype is None
+    options: dict[str, Any] = {"device_map": "auto"} if spread else {}
     try:
-        model = AutoModelForImageTextToText.from_pretrained(name, dtype="auto", **options)
+        model = AutoModelForImageTextToText.from_pretrained(name, dtype=training_dtype or "auto", **options)
         processor = AutoProcessor.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise InputError(f"cannot load a model and its processor from '{name}': {first_line(error)}") from None

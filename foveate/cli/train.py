@@ -1,4 +1,4 @@
-"""foveate train: models trained here. So far the demo model; it takes hours on a CPU, or a minute with --smoke."""
+"""foveate train: the demo model, which takes hours on a CPU or a minute with --smoke, and predictors for any model."""
 
 from __future__ import annotations
 
@@ -8,15 +8,11 @@ from typing import Annotated
 
 import typer
 
-from foveate.cli import tables
+from foveate.cli import tables, train_dynamic
 from foveate.errors import InputError
 
-app = typer.Typer(help="Train the embedded demo model.", no_args_is_help=True)
-
-
-@app.callback()
-def train() -> None:
-    """Keep `demo` a command of its own: typer merges a single command into its group."""
+app = typer.Typer(help="Train predictors that choose tokens, or the embedded demo model.", no_args_is_help=True)
+app.command("dynamic-llava")(train_dynamic.dynamic_llava)
 
 
 @app.command("demo")

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -108,12 +108,19 @@ class SoftMode:
     Attributes:
         tau: temperature of the Gumbel-softmax.
         least_answer: shorter answers are kept whole (LEN in the paper).
+        draw: "chance" leaves the modules aside and keeps a random choice of the same size: the control that shows what a model
+            owes to the choice, and what to the training. While training torch's own generator draws.
+        text_keep: share of an answer's tokens that a random draw keeps.
+        seed: of random draws in validation, the same for every batch.
         image_shares: of the last pass, one share of kept tokens for each image or video, with gradients.
         text_shares: (share, length) of each row's answer; a row whose answer was kept whole has the share None.
     """
 
     tau: float = 1.0
     least_answer: int = 50
+    draw: Literal["learned", "chance"] = "learned"
+    text_keep: float = 0.5
+    seed: int = 0
     image_shares: list[Tensor] = field(default_factory=list)
     text_shares: list[tuple[Tensor | None, int]] = field(default_factory=list)
 
@@ -203,21 +210,25 @@ class SoftHooks:
         groups: dict[int, list[Span]] = defaultdict(list)
         for span in running.spans:
             groups[span.count].append(span)
-        module = self.modules[stage]
-        for count, spans in groups.items():
+        for spans in groups.values():
             rows = torch.tensor([span.row for span in spans], device=hidden.device)[:, None]
             columns = torch.stack([span.columns for span in spans])
-            features = hidden[rows, columns]
-            kept = self._draw(module(features.to(_dtype(module)))) if training else self._chosen(stage, features, count)
+            kept = self._keep_media(stage, hidden[rows, columns], training)
             policy = policy.index_put((rows, columns), kept)
             self.mode.image_shares += list(kept.mean(1))
         return policy
 
-    def _chosen(self, stage: Stage, features: Tensor, count: int) -> Tensor:
-        """The decision of the stage as it is made without training: [G, N] of 0 and 1."""
+    def _keep_media(self, stage: Stage, features: Tensor, training: bool) -> Tensor:
+        """The decision for media of [G, N, D]: [G, N] of 0 and 1."""
         assert isinstance(stage.method, ScoreMethod) and stage.budget is not None
         module = self.modules[stage]
-        groups = features.shape[0]
+        groups, count = features.shape[:2]
+        if self.mode.draw == "chance":
+            noise = self._noise((groups, count), features.device, training)
+            best = top_indices(noise, stage.budget.resolve(count))
+            return torch.zeros_like(noise).scatter(1, best, 1.0)
+        if training:
+            return self._draw(module(features.to(_dtype(module))))
         view = TokenView(
             features.to(_dtype(module)), torch.zeros(groups, count, 3).long(), None, torch.ones(groups, count),
             tuple(range(groups)), predictor=module,
@@ -233,19 +244,24 @@ class SoftHooks:
         numbers = running.numbers.to(hidden.device).expand(hidden.shape[0], -1)
         answer = numbers >= 0
         module = self.modules[stage]
-        features = hidden.to(_dtype(module))
-        if training:
-            kept = self._draw(module(features))
+        if self.mode.draw == "chance":
+            kept = (self._noise(hidden.shape[:2], hidden.device, training) < self.mode.text_keep).float()
+        elif training:
+            kept = self._draw(module(hidden.to(_dtype(module))))
         else:
-            kept = stage.method.gate(StepView(features, numbers, module), None).float()
-        for row, length in enumerate(answer.sum(1).tolist()):
-            if training and length < self.mode.least_answer:
-                answer[row] = False
-                self.mode.text_shares.append((None, length))
-            else:
-                share = kept[row][answer[row]].mean() if length else None
-                self.mode.text_shares.append((share, length))
+            kept = stage.method.gate(StepView(hidden.to(_dtype(module)), numbers, module), None).float()
+        lengths = answer.sum(1)
+        if training:
+            answer = answer & (lengths >= self.mode.least_answer)[:, None]
+        for row, length in enumerate(lengths.tolist()):
+            judged = length and (not training or length >= self.mode.least_answer)
+            self.mode.text_shares.append((kept[row][answer[row]].mean() if judged else None, length))
         return torch.where(answer, kept, policy)
+
+    def _noise(self, shape: tuple[int, ...], device: torch.device, training: bool) -> Tensor:
+        """Uniform numbers. Of the CPU's generator, so that validation says the same on every device."""
+        generator = None if training else torch.Generator().manual_seed(self.mode.seed)
+        return torch.rand(shape, generator=generator).to(device)
 
     def _draw(self, logits: Tensor) -> Tensor:
         """Of logits [..., 2] a decision for each token: 1 keeps. Straight through: the gradient is that of the soft sample."""

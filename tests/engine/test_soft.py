@@ -172,6 +172,55 @@ def test_short_answers_are_kept_whole_in_training_and_judged_in_validation(model
         assert all(share is not None for share, _ in attachment.soft.text_shares)
 
 
+def test_a_batch_of_short_and_long_answers_has_gradients(path):
+    model = tiny.tiny_model("llava").train()
+    with foveate.attach(model, PLAN.format(path=path("llava")), mode="soft") as attachment:
+        attachment.soft.least_answer = 5
+        for module in attachment._hooks.modules.values():
+            module.requires_grad_(True).train()
+        # Rows of 4, 5 and 7 tokens, the short one last: what was decided for a row must not depend on the rows behind it.
+        (
+            model(**{name: value.flip(0) for name, value in text_batch().items()}).loss + attachment.soft.penalty(0.4, 0.5)
+        ).backward()
+        text = next(module for stage, module in attachment._hooks.modules.items() if stage is attachment.plan.gate)
+        assert float(next(text.parameters()).grad.abs().max()) > 0
+
+
+def text_batch() -> dict[str, Tensor]:
+    """Answers of 4, 5 and 7 tokens to prompts without pictures."""
+    maker = tiny.Maker("llava")
+    inputs = maker.inputs([tiny.Row([maker.text(12)]) for _ in range(3)], "right")
+    labels = torch.full_like(inputs["input_ids"], -100)
+    for row, length in enumerate((4, 5, 7)):
+        labels[row, -length:] = inputs["input_ids"][row, -length:]
+    return {**inputs, "labels": labels}
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_random_draws_keep_as_many_and_leave_the_modules_aside(path, training):
+    model, inputs = tiny.tiny_model("llava").train(training), batch()
+    with foveate.attach(model, PLAN.format(path=path("llava")), mode="soft") as attachment:
+        soft_mode = attachment.soft
+        soft_mode.draw, soft_mode.least_answer, soft_mode.text_keep = "chance", 0, 0.5
+        for module in attachment._hooks.modules.values():
+            module.forward = None  # calling it would fail
+        losses = []
+        for seed in (0, 0, 1):
+            torch.manual_seed(seed)
+            soft_mode.seed = seed
+            losses.append(float(model(**inputs).loss.detach()))
+            counts = [round(float(share.detach()) * 36) for share in soft_mode.image_shares]
+            assert counts == [round(0.4 * 36)] * 3
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_random_draws_keep_the_share_of_answers_that_was_asked_for():
+    hooks = soft.SoftHooks.__new__(soft.SoftHooks)
+    hooks.mode = soft.SoftMode(draw="chance", text_keep=0.3)
+    noise = hooks._noise((1, 20_000), torch.device("cpu"), training=False)
+    assert abs(float((noise < 0.3).float().mean()) - 0.3) < 0.01
+
+
 def test_a_low_temperature_draws_what_the_logits_say():
     hooks = soft.SoftHooks.__new__(soft.SoftHooks)
     hooks.mode = soft.SoftMode(tau=0.1)
