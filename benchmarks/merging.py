@@ -176,7 +176,8 @@ scales and no more, since nothing in noise is similar enough to merge.
 
 Exact match of the demo model on {count:,} held-out questions ({per_task} of each task). Plain: **{plain:.3f}**. Differences to
 the plain model in points [paired 95 % bootstrap over questions]. *Encoder*: before encoder block 2 of 4; *decoder*: before
-decoder layer 2 of 8; *both*: the square root of the share in each, so that the same number of tokens is left at the end.
+decoder layer 2 of 8; *both*: the square root of the share in each, so that the same number of tokens is left at the end. Random
+draws one of five seeds per batch.
 
 {answers}
 
