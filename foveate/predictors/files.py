@@ -16,6 +16,7 @@ from foveate.core.learned import BaseModel
 from foveate.errors import InputError
 from foveate.predictors.modules import TextPredictor, VisionPredictor
 
+DEMO = "demo"
 WEIGHTS, CONFIG, FORMAT = "predictors.safetensors", "predictors.json", 1
 # Names as in the published checkpoints.
 IMAGE, TEXT, INSTRUCT = "image_score_predictor", "output_text_score_predictor", "instruct_score_predictor"
@@ -159,6 +160,8 @@ def find_folder(path: str) -> Path:
     Raises:
         InputError: if the hub id cannot be reached.
     """
+    if path == DEMO:  # those of the embedded demo model
+        return Path(__file__).parents[1] / "demo" / "assets" / "predictors"
     folder = Path(path)
     if folder.is_dir() or "/" not in path or path.startswith((".", "/", "~")):
         return folder.expanduser()

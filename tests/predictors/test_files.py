@@ -97,3 +97,18 @@ def test_without_a_path_nothing_is_attached(model):
         foveate.attach(model, "dynamic_text(layer=2)")
     with pytest.raises(InputError, match=r"holds no predictors\.json"):
         Plan.parse("dynamic_llava(path='./nowhere')")
+
+
+def test_the_demo_model_s_own_predictors_are_a_word_away():
+    from foveate.demo.evaluation import generate_answers, held_out_samples
+    from foveate.demo.loading import load_demo
+
+    demo, processor = load_demo()
+    asked = [(sample, question) for sample in held_out_samples(4, 5, ("color", "caption")) for question in sample.questions]
+    with foveate.attach(demo, "dynamic_llava(path=demo)") as attachment:
+        answers = generate_answers(demo, processor, asked[:4], 80)
+        kept = {len(entry.kept_index) for entry in attachment.trace.media}
+        stored = torch.cat(attachment.trace.answer_kept)
+    assert kept == {29} and 0 < float(stored.float().mean()) < 1 and all(answers)
+    with pytest.raises(InputError, match="whose weights are not those of this model"):
+        foveate.attach(tiny.tiny_model("llava", config=demo.config), "dynamic_llava(path=demo)")
