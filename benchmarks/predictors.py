@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
+import foveate
 from benchmarks._statistics import mean_interval
-from benchmarks.quality import SEED, Prompts, Row, write_results
+from benchmarks.quality import SEED, Prompts, Row, exact, seeded, write_results
 from foveate.demo.evaluation import held_out_samples, versions
 from foveate.demo.loading import load_demo
 from foveate.predictors import read_config
@@ -51,6 +52,22 @@ def rows(path: str) -> Iterator[Row]:
         yield Row("random image + random answer", layer, keep, f"random(layer={layer}, keep={keep}) | {gates['random']}")
 
 
+def stored_share(model: Any, prompts: Prompts, plan: str) -> float:
+    """Which share of the tokens of long answers a plan's gate stores."""
+    stored = judged = 0
+    for number, (members, length, batch) in enumerate(prompts.batches):
+        long = [row for row, index in enumerate(members) if prompts.tasks[index] in LONG]
+        if not long:
+            continue
+        with foveate.attach(model, seeded(plan, number)) as attachment:
+            exact(model, batch, length, attachment)
+            kept = attachment.last.trace.answer_kept
+        for row in long:
+            real = batch.segments[row, length : length + len(kept[row])] >= 0
+            stored, judged = stored + int(kept[row][real].sum()), judged + int(real.sum())
+    return stored / judged
+
+
 def run(folder: Path, base: Path | None, questions: int, out: Path) -> None:
     """Measure what the file does not hold yet."""
     model, processor = load_demo(base)
@@ -68,15 +85,34 @@ def run(folder: Path, base: Path | None, questions: int, out: Path) -> None:
     asked = [(sample, question) for sample in held_out_samples(questions, SEED) for question in sample.questions]
     prompts = Prompts.of(processor, asked)
     report["tasks"] = prompts.tasks
-    done = {row["method"] for row in report["rows"]}
+    for row in report["rows"]:
+        _add_share(row, model, prompts, str(folder))
+    write_results(out, report)
     for row in rows(str(folder)):
-        if row.method not in done:
-            right = prompts.right(model, row)
-            answers = "".join("1" if value else "0" for value in right)
-            plan = row.plan.replace(str(folder), "...")
-            report["rows"].append({**asdict(row), "plan": plan, "accuracy": float(right.mean()), "right": answers})
-            write_results(out, report)
-            print(f"{row.method:32s} {right.mean():.3f}", flush=True)
+        _measure(report, row, model, prompts, folder, out)
+    learned = next((row for row in report["rows"] if row["method"] == "learned answer"), None)
+    if learned is not None:
+        # The learned gate stores what it wants: its fair controls store as much.
+        for name in ("random", "stride"):
+            plan = f"{name}_gate(layer={config.layer}, keep={learned['stored']:.2f})"
+            _measure(report, Row(f"{name} answer, as much", config.layer, 1.0, plan), model, prompts, folder, out)
+
+
+def _measure(report: dict[str, Any], row: Row, model: Any, prompts: Prompts, folder: Path, out: Path) -> None:
+    if row.method in {known["method"] for known in report["rows"]}:
+        return
+    right = prompts.right(model, row)
+    answers = "".join("1" if value else "0" for value in right)
+    plan = row.plan.replace(str(folder), "...")
+    report["rows"].append({**asdict(row), "plan": plan, "accuracy": float(right.mean()), "right": answers})
+    _add_share(report["rows"][-1], model, prompts, str(folder))
+    write_results(out, report)
+    print(f"{row.method:32s} {right.mean():.3f}", flush=True)
+
+
+def _add_share(row: dict[str, Any], model: Any, prompts: Prompts, folder: str) -> None:
+    if "answer" in row["method"] and "stored" not in row:
+        row["stored"] = stored_share(model, prompts, row["plan"].replace("...", folder))
 
 
 PAGE = """# Trained predictors, measured
@@ -102,10 +138,11 @@ def write_page(report: dict[str, Any], raw: Path, out: Path) -> None:
     right = {row["method"]: np.array([int(mark) for mark in row["right"]]) for row in report["rows"]}
     tasks = np.array(report["tasks"])
     is_long = np.isin(tasks, LONG)
-    lines = [["plan", "all", "short answers", "long answers"]]
+    lines = [["plan", "all", "short answers", "long answers", "stored of long answers"]]
     for row in report["rows"]:
         own, plain = right[row["method"]], right["plain"]
         cells = [_cell(own[part], plain[part]) for part in (np.ones_like(is_long), ~is_long, is_long)]
+        cells.append(f"{row['stored']:.0%}" if "stored" in row else "100%")
         lines.append([f"{row['method']}: `{row['plan']}`".replace("|", "\\|"), *cells])
     names = list(right)
     by_task = [["task", *names]]
@@ -116,10 +153,16 @@ def write_page(report: dict[str, Any], raw: Path, out: Path) -> None:
         raw=raw.as_posix(), layer=report["layer"], keep=report["keep"], count=len(tasks), long=", ".join(LONG),
         stored="store everything" if report["text_keep"] is None else f"store {report['text_keep']:.0%}",
         per_task=report["questions_per_task"], table=_markdown(lines), tasks=_markdown(by_task),
-        verdict=_verdict(right, is_long), trained=", ".join(f"{key} {value}" for key, value in trained.items()) or "not said",
+        verdict=_verdict(right, is_long), trained=_trained(trained),
     )  # fmt: skip
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(text, encoding="utf-8")
+
+
+def _trained(provenance: dict[str, Any]) -> str:
+    settings = provenance.get("settings", {})
+    shown = {key: settings[key] for key in ("mode", "masks", "steps", "batch_size", "seed", "least_answer") if key in settings}
+    return ", ".join(f"{key} {value}" for key, value in shown.items()) or "not said"
 
 
 def _cell(own: Any, plain: Any) -> str:
@@ -130,7 +173,10 @@ def _cell(own: Any, plain: Any) -> str:
 def _verdict(right: dict[str, Any], is_long: Any) -> str:
     """Learned choices against each control at equal tokens, in words."""
     said = []
-    pairs = {"learned image": ("fastv", "random", "uniform"), "learned answer": ("random answer", "stride answer")}
+    pairs = {
+        "learned image": ("fastv", "random", "uniform"),
+        "learned answer": ("random answer, as much", "stride answer, as much"),
+    }
     for learned, controls in pairs.items():
         for control in controls:
             if learned in right and control in right:

@@ -115,10 +115,9 @@ class Prompts:
         """Which questions are answered exactly under a row's plan."""
         right = np.zeros(len(self.tasks), dtype=bool)
         for number, (members, length, batch) in enumerate(self.batches):
-            # Several seeds: a random control does not stand or fall with one pattern.
-            plan = re.sub(r"(random(?:_gate)?\([^)]*)\)", rf"\1, seed={number % RANDOM_SEEDS})", row.plan)
+            plan = seeded(row.plan, number)
             with foveate.attach(model, plan) if plan != "none" else nullcontext() as attachment:
-                right[members] = _exact(model, batch, length, attachment)
+                right[members] = exact(model, batch, length, attachment)
         return right
 
 
@@ -129,8 +128,14 @@ def _asking(sample: Any, question: Question) -> Any:
     return Asked
 
 
+def seeded(plan: str, number: int) -> str:
+    """A plan whose random choices have one of several seeds: a control does not stand or fall with one pattern."""
+    return re.sub(r"(random(?:_gate)?\([^)]*)\)", rf"\1, seed={number % RANDOM_SEEDS})", plan)
+
+
 @torch.inference_mode()
-def _exact(model: Any, batch: PackedBatch, length: int, attachment: Any) -> npt.NDArray[np.bool_]:
+def exact(model: Any, batch: PackedBatch, length: int, attachment: Any) -> npt.NDArray[np.bool_]:
+    """Which rows of a batch are answered exactly, in one pass that equals decoding."""
     real = batch.segments >= 0
     # With a cache the prompt's last token ranks, as in generate(); without one the newest output token would.
     inputs = {"input_ids": batch.input_ids, "attention_mask": real.long(), "pixel_values": batch.pixel_values}
@@ -152,7 +157,7 @@ def position_bias(model: Any, processor: Any, asked: Sequence[tuple[Sample, Ques
         counts, pictures = np.zeros(0), 0
         for members, length, batch in Prompts.of(processor, single).batches:
             with foveate.attach(model, f"fastv(layer={layer}, keep={BIAS_KEEP}{option})") as attachment:
-                _exact(model, batch, length, attachment)
+                exact(model, batch, length, attachment)
                 for entry in attachment.last.trace.media:
                     _, height, width = entry.medium.shape.grid
                     kept = np.bincount(np.asarray(entry.kept_index) // width, minlength=height) / width

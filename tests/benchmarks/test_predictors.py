@@ -20,13 +20,15 @@ def test_the_file_goes_on_and_the_page_agrees(tmp_path: Path, monkeypatch: pytes
     predictors.run(Path(folder), None, 1, out)
     report = json.loads(out.read_text())
     plans = [row.plan for row in predictors.rows(folder)]
-    assert len(report["rows"]) == len(plans) == 11
+    assert len(report["rows"]) == len(plans) + 2 == 13
+    stored = {row["method"]: row["stored"] for row in report["rows"] if "stored" in row}
+    assert abs(stored["stride answer, as much"] - stored["learned answer"]) < 0.1
     assert all(str(tmp_path) not in row["plan"] for row in report["rows"])
     assert {row["keep"] for row in report["rows"]} == {1.0, 0.3}
     report["rows"] = report["rows"][:-1]
     out.write_text(json.dumps(report))
     predictors.run(Path(folder), None, 1, out)
-    assert len(json.loads(out.read_text())["rows"]) == 11
+    assert len(json.loads(out.read_text())["rows"]) == 13
     predictors.write_page(json.loads(out.read_text()), out, page)
     text = page.read_text()
     accuracy = {row["method"]: row["accuracy"] for row in report["rows"]}

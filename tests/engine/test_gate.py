@@ -248,6 +248,7 @@ def test_b_i_on_every_other_family(model_of, family, text):
     test_b_i_decoding_equals_a_masked_plain_model_that_reads_the_whole_answer(model_of, family, text, "sdpa")
 
 
+@pytest.mark.since((5, 17), "before, prompt lookup needs an end token")
 @pytest.mark.parametrize("clean_every", [2, 64])
 @pytest.mark.parametrize("text", PLANS[:4])
 def test_guesses_of_assisted_decoding_are_gated_as_if_they_came_one_by_one(model_of, monkeypatch, text, clean_every):
@@ -332,7 +333,9 @@ def test_protected_and_first_tokens_are_stored(model_of):
         assert torch.equal(kept, answer.sequences[:, length:-1] == token)
 
 
-@pytest.mark.parametrize("cache", ["static", "quantized"])
+@pytest.mark.parametrize(
+    "cache", ["static", pytest.param("quantized", marks=pytest.mark.since((5, 21), "before, there is no fp8 cache"))]
+)
 def test_caches_that_cannot_forget_single_tokens_are_refused(model_of, cache):
     from transformers import QuantizedCache
 

@@ -43,7 +43,8 @@ def trained(model_of, tmp_path_factory) -> Any:
                     trace = attachment.trace
                 shares = {len(entry.kept_index) / entry.medium.shape.grid_tokens for entry in trace.media}
                 dropped, kept = [len(columns) for columns in trace.dropped_text], torch.stack(trace.answer_kept)
-                if len(shares) > 1 and all(dropped[:2]) and kept.any() and not kept.all():
+                first = len(trace.media[0].kept_index) < trace.media[0].medium.shape.grid_tokens
+                if first and len(shares) > 1 and all(dropped[:2]) and kept.any() and not kept.all():
                     break
         return known[family]
 
