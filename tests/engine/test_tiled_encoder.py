@@ -219,8 +219,11 @@ def test_d_steps_without_a_cache_know_what_the_encoder_left(case_of, name):
     assert tiny.greatest_difference(cached, uncached) < LOGITS
 
 
+NO_VIDEO_BEAMS = pytest.mark.since((5, 23), "before, plain LLaVA-NeXT-Video fails on beams where one row has a video")
+
+
 @pytest.mark.since((5, 18), "before, transformers repeats pictures for beams without their rows")
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=NO_VIDEO_BEAMS if n == "next-video" else []) for n in CASES])
 def test_beams_share_one_encoding(case_of, name):
     case = case_of(name)
     with foveate.attach(case.model, PLANS[3]):
