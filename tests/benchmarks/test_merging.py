@@ -41,6 +41,7 @@ def test_all_plans_of_a_row_of_the_table_leave_the_same_number_of_tokens(demo: t
         assert all(abs(min(counts) - 144 * keep) <= 1 for counts in left.values())
 
 
+@pytest.mark.full
 def test_a_stopped_study_goes_on_and_its_page_agrees(
     demo: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

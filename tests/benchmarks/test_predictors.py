@@ -12,6 +12,7 @@ from foveate.demo.loading import load_demo
 from tests.trained import random_predictors
 
 
+@pytest.mark.full
 def test_the_file_goes_on_and_the_page_agrees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     demo = load_demo()
     monkeypatch.setattr(predictors, "load_demo", lambda base: demo)

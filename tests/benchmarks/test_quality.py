@@ -37,6 +37,7 @@ def test_one_pass_through_the_pruned_model_decides_like_generate(demo: tuple[Any
     assert forced.tolist() == written
 
 
+@pytest.mark.full
 def test_a_stopped_study_goes_on_and_its_page_agrees(
     demo: tuple[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

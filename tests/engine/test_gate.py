@@ -77,7 +77,7 @@ def answers(model: Any, inputs: dict[str, Tensor], **options: Any) -> Any:
     return tiny.generate(model, inputs, TOKENS, **options)
 
 
-@pytest.mark.parametrize("backend", ["sdpa", "eager"])
+@pytest.mark.parametrize("backend", ["sdpa", pytest.param("eager", marks=pytest.mark.full)])
 @pytest.mark.parametrize("text", PLANS)
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_b_i_decoding_equals_a_masked_plain_model_that_reads_the_whole_answer(model_of, family, text, backend):

@@ -55,7 +55,7 @@ def stage_texts(plan: Any) -> list[str]:
     return [text for text in str(plan).split(" | ") if not text.startswith(("dynamic_text", "dynamic_instruct"))]
 
 
-@pytest.mark.parametrize("backend", ["sdpa", "eager"])
+@pytest.mark.parametrize("backend", ["sdpa", pytest.param("eager", marks=pytest.mark.full)])
 @pytest.mark.parametrize("text", PLANS)
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_b_i_answers_equal_a_masked_plain_model(model_of, trained, family, text, backend):
