@@ -24,7 +24,7 @@ test: install
 	$(BIN)/python -m pytest -n 2 -m "not full and not gpu and not hub and not browser"
 
 test-full: install
-	$(BIN)/python -m pytest -n 2 -m "not gpu and not hub $(WITHOUT_BROWSER)" --matrix --chromium "$(CHROMIUM)"
+	$(BIN)/python -m pytest -n 2 -m "not gpu and not hub $(WITHOUT_BROWSER)" --matrix --chromium="$(CHROMIUM)"
 
 # The anchor families on other versions of transformers, each in a folder of its own in front of the installed one.
 test-versions: install $(VERSIONS:%=.venv/transformers-%/.ready)
