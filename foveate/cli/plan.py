@@ -22,8 +22,6 @@ from foveate.families import Family, family_for
 from foveate.spec import Plan
 
 GRID_KEEPS = (0.75, 0.5, 0.25, 0.125, 0.1)
-# Below this share of the encoder's tokens a plan gets a warning about detail.
-_DETAIL = 0.5
 
 
 def plan(
@@ -156,12 +154,9 @@ def _print_table(
     console.print(table)
     console.print(f"choosing tokens adds {tables.human_flops(result.selection_flops)}", style="dim")
     console.print(f"convention {result.convention}: {result.convention_words}", style="dim")
-    if result.encoder_tokens[0] and result.encoder_tokens[1][-1] < _DETAIL * result.encoder_tokens[0][-1]:
-        console.print(
-            "less than half of the encoder's tokens stay: dense text and charts lose most (published for iLLaVA: AI2D -2.8, "
-            "MMStar -2.7 points); compare on pictures of yours, or merge in the LLM only",
-            style="yellow",
-        )
+    hint = tables.detail_hint(result)
+    if hint is not None:
+        console.print(hint, style="yellow")
     attention = [stage for stage in plan.stages if stage.site.kind is SiteKind.LLM_LAYER and stage.method.needs()]
     if attention:
         console.print("attention rows are computed from q and k; SDPA and flash stay on", style="dim")

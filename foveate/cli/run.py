@@ -59,6 +59,9 @@ def run(
         return
     title = f"{question} ({media.names_of(shown)})"
     console.print(tables.answer_table(answers, texts, escape(title)))
+    hint = tables.detail_hint(answers[1 if compare_plans else 0].estimate)
+    if hint is not None:
+        console.print(hint, style="yellow")
     if not compare_plans:
         console.print("Times are of a first call, warm-up included; --compare measures side by side.", style="dim")
 

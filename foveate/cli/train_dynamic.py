@@ -20,7 +20,7 @@ DEMO_SETTINGS: dict[str, Any] = {
     "base_rate": 2e-4,
     "least_answer": 10,
 }
-VALIDATION_ROWS = 96
+VALIDATION_ROWS = 256
 DEMO_STEPS = 600
 
 
@@ -65,6 +65,7 @@ def dynamic_llava(
     precision: Annotated[str | None, _share("bf16, fp32 or auto", "auto")] = None,
     checkpointing: Annotated[bool, typer.Option("--checkpointing", help="Recompute activations: less memory.")] = False,
     max_grad_norm: Annotated[float | None, _share("Longer gradients are scaled down, 0 never", "1")] = None,
+    calibrate: Annotated[int | None, _share("Held-out rows to set the shares of finished decisions by, 0 never", "256")] = None,
     lora_rank: Annotated[int | None, _share("Rank of the adapter", "64")] = None,
     lora_alpha: Annotated[int | None, _share("Scale of the adapter", "128")] = None,
     lora_dropout: Annotated[float | None, _share("Dropout in the adapter", "0.05")] = None,

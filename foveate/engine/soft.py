@@ -114,6 +114,8 @@ class SoftMode:
         seed: of random draws in validation, the same for every batch.
         image_shares: of the last pass, one share of kept tokens for each image or video, with gradients.
         text_shares: (share, length) of each row's answer; a row whose answer was kept whole has the share None.
+        judged: by method, logits [n, 2] of the tokens that validation judged, those of short answers left out; None to note
+            nothing.
     """
 
     tau: float = 1.0
@@ -123,6 +125,12 @@ class SoftMode:
     seed: int = 0
     image_shares: list[Tensor] = field(default_factory=list)
     text_shares: list[tuple[Tensor | None, int]] = field(default_factory=list)
+    judged: dict[str, list[Tensor]] | None = None
+
+    def note(self, stage: Stage, logits: Tensor) -> None:
+        """Note logits of judged tokens, if somebody wants them."""
+        if self.judged is not None:
+            self.judged.setdefault(stage.method.name, []).append(logits.detach())
 
     def penalty(self, image_keep: float, text_keep: float) -> Tensor:
         """Mean squared distance of the shares from their targets: images plus answers (Eq. 10 as the authors' code has it).
@@ -233,6 +241,8 @@ class SoftHooks:
             features.to(_dtype(module)), torch.zeros(groups, count, 3).long(), None, torch.ones(groups, count),
             tuple(range(groups)), predictor=module,
         )  # fmt: skip
+        if self.mode.judged is not None:
+            self.mode.note(stage, module(view.features))
         score = stage.method.score(view)
         if stage.budget.threshold is not None:
             return (score > stage.budget.threshold).float()
@@ -251,6 +261,9 @@ class SoftHooks:
         else:
             kept = stage.method.gate(StepView(hidden.to(_dtype(module)), numbers, module), None).float()
         lengths = answer.sum(1)
+        if self.mode.judged is not None:
+            long = answer & (lengths >= self.mode.least_answer)[:, None]
+            self.mode.note(stage, module(hidden.to(_dtype(module)))[long])
         if training:
             answer = answer & (lengths >= self.mode.least_answer)[:, None]
         for row, length in enumerate(lengths.tolist()):

@@ -47,6 +47,8 @@ class DynamicLlavaConfig:
         precision: "bf16" computes in bfloat16 over float32 weights, "fp32" does not, "auto" is bf16 on a GPU that has it.
         checkpointing: recompute activations in backward, for less memory.
         max_grad_norm: longer gradients are scaled down to it.
+        calibrate: held-out rows (rows of the training where there are none) on which margins are shifted afterwards, until
+            finished decisions keep the shares; 0 leaves them as trained.
         lora_rank, lora_alpha, lora_dropout: of the adapter.
         workers: processes that read pictures.
         log_every, save_every, eval_every: steps between two logs, checkpoints and validations; no validation for None.
@@ -80,6 +82,7 @@ class DynamicLlavaConfig:
     precision: str = "auto"
     checkpointing: bool = False
     max_grad_norm: float = 1.0
+    calibrate: int = 256
     lora_rank: int = 64
     lora_alpha: int = 128
     lora_dropout: float = 0.05
@@ -105,7 +108,7 @@ class DynamicLlavaConfig:
                 raise InputError(f"{_option(name)} {share}: a share is more than 0 and at most 1")
         at_least: dict[str, float] = {
             **dict.fromkeys(("least_answer", "penalty_weight", "predictor_rate", "base_rate", "workers", "lora_dropout"), 0),
-            **dict.fromkeys(("predictor_decay", "weight_decay", "warmup", "max_grad_norm", "seed", "blocks"), 0),
+            **dict.fromkeys(("predictor_decay", "weight_decay", "warmup", "max_grad_norm", "seed", "blocks", "calibrate"), 0),
             **dict.fromkeys(("heads", "feedforward", "batch_size", "accumulate", "epochs", "lora_rank"), 1),
             **dict.fromkeys(("log_every", "save_every", "layer"), 1),
             "width": 4,
@@ -140,7 +143,8 @@ class DynamicLlavaConfig:
     def smoke(self) -> DynamicLlavaConfig:
         """The smallest run that exercises every part; it learns nothing."""
         sizes = {"width": 16, "heads": 2, "feedforward": 32, "blocks": 1, "batch_size": 2, "steps": 4, "lora_rank": 2}
-        return replace(self, **sizes, log_every=1, save_every=2, least_answer=min(self.least_answer, 4))  # type: ignore[arg-type]
+        sizes |= {"least_answer": min(self.least_answer, 4), "calibrate": min(self.calibrate, 4)}
+        return replace(self, **sizes, log_every=1, save_every=2)  # type: ignore[arg-type]
 
     def differences(self, other: dict[str, Any]) -> list[str]:
         """The settings in which a stored run differs from this one, as far as they decide weights."""

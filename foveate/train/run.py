@@ -17,6 +17,7 @@ from foveate.engine.attach import unwrap
 from foveate.errors import InputError
 from foveate.families import family_for
 from foveate.predictors import save_predictors
+from foveate.train.calibration import calibrate
 from foveate.train.collator import ChatCollator
 from foveate.train.config import LORA, PREDICTORS, DynamicLlavaConfig
 from foveate.train.data import Conversations
@@ -107,6 +108,9 @@ def train_dynamic_llava(
         (out / RUN).write_text(json.dumps({"data": data, "config": asdict(config)}, indent=2) + "\n", encoding="utf-8")
     done = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     scores = _scores(trainer.state.log_history)
+    calibration = {}
+    if config.calibrate and is_learned(config) and trainer.is_world_process_zero():  # who writes
+        calibration = calibrate(trainer, validation or rows, collator)
     if soft.attachment is not None:
         soft.attachment.detach()
     unreadable = trainer.accelerator.reduce(broken_rows(rows).to(arguments.device, torch.long), "sum").count_nonzero()
@@ -119,6 +123,7 @@ def train_dynamic_llava(
         "steps": done.global_step,
         "rows_left_out": sum(left_out),
         "scores": scores,
+        "calibration": calibration,
         "settings": asdict(config),
     }
     saved = None

@@ -39,6 +39,15 @@ def test_compare_puts_plain_and_controls_beside_the_plan(command, model_folder, 
     assert all(row["ttft_ms"] > 0 for row in rows)
 
 
+@pytest.mark.parametrize("compared", [[], ["--compare"]])
+@pytest.mark.parametrize(("keep", "warned"), [("0.25", True), ("0.5", False)])
+def test_a_plan_that_halves_the_encoder_is_told_what_it_loses(command, model_folder, picture, keep, warned, compared):
+    plan = f"partition(site=vision, layer=2, keep={keep})"
+    code, out, _ = command("run", picture, "what?", "--model", model_folder, "--plan", plan, "--new-tokens", "2", *compared)
+    assert code == 0
+    assert ("dense text and charts lose most" in " ".join(out.split())) is warned
+
+
 def test_several_pictures(command, model_folder, picture):
     code, out, _ = command("run", picture, picture, "same?", "--model", model_folder, "--new-tokens", "2", "--json")
     assert code == 0
