@@ -179,7 +179,7 @@ class _Generate:
             raise
         finally:
             conversation.pop(token)
-            talk.inputs = {}  # pixels and caches are the caller's again; the trace stays
+            talk.let_go()
             attachment._hooks.settle()
 
     def __deepcopy__(self, memo: Any) -> Any:

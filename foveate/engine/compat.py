@@ -137,6 +137,14 @@ def encoder_layers(tower: nn.Module) -> nn.ModuleList:
     raise AttributeError(f"{type(tower).__name__} has no list of layers where vision encoders have one")
 
 
+def encodes_beforehand(model: nn.Module) -> bool:
+    """Whether generate() encodes pictures before its first pass and hands every pass what came out.
+
+    Before transformers 5.18 it hands pixels to every pass without a cache; delete when that is required.
+    """
+    return "mm_encoder_outputs" in inspect.signature(model.forward).parameters
+
+
 def columns_to_crop(argument: int, length: int) -> int:
     """How many columns `crop(argument)` removes from a layer of `length` columns.
 

@@ -30,6 +30,7 @@ class Conversation:
             quantized one.
         encoded: images, crops and frames (`encoder.EncodedRow`) that no pass has met yet, in order.
         pictures: those that were met, by (batch row, number) of their medium: chunks and steps without a cache come again.
+        features: what the encoder gave in a generate() call without a cache, by the model's function for it (`encode_once`).
         ignored: for each pass with labels, how many were predicted from pruned positions and left out of the loss.
     """
 
@@ -45,6 +46,11 @@ class Conversation:
     ignored: list[Tensor] = field(default_factory=list)
     encoded: list[Any] = field(default_factory=list)
     pictures: dict[tuple[int, int], list[Any]] = field(default_factory=dict)
+    features: dict[str, Any] = field(default_factory=dict)
+
+    def let_go(self) -> None:
+        """Pixels and caches are the caller's again when generate() ends, and features are freed; the trace stays."""
+        self.inputs, self.features = {}, {}
 
     def columns_in(self, cache: Any, queries: int) -> int:
         """Columns in a cache before a pass of `queries` columns.

@@ -18,6 +18,7 @@ from foveate.core.view import AttentionRows, Importance
 from foveate.engine import compat, conversation, forward, labels, layout, observe, prefill
 from foveate.engine.conversation import Conversation
 from foveate.engine.decoder import DecoderHooks, in_compiled_step, uncompiled
+from foveate.engine.encode_once import EncodeOnce
 from foveate.engine.encoder import EncoderHooks
 from foveate.engine.forward import Pass
 from foveate.engine.gate import Gate, answer_numbers
@@ -119,7 +120,7 @@ class Hooks:
         self.soft = None if soft is None else SoftHooks(owner, plan, modules, soft)
         shortens = not self.masks and soft is None
         self.side = SideInputs(owner, family, self.config, self.decoder, self.first, shortens)
-        self.handles: list[RemovableHandle] = []
+        self.handles: list[RemovableHandle | EncodeOnce] = []
 
     def install(self) -> None:
         """Register every hook."""
@@ -150,6 +151,8 @@ class Hooks:
             self.soft.install([layer.get_submodule(self.family.attention) for layer in deep])
         if self.encoder is not None:
             self.handles += self.encoder.install()
+        if not compat.encodes_beforehand(self.model):
+            self.handles.append(EncodeOnce(self.owner, self.base))
         if self.watches or self.encoder is not None:
             observe.enable(self.owner)
 
