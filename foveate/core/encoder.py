@@ -72,3 +72,8 @@ class PackedPath:
     attention: str = "attn"
     side_mergers: tuple[str, ...] = ()
     windowed: tuple[int, ...] = ()
+
+    @property
+    def towers(self) -> tuple[str, ...]:
+        """The tower, as `EncoderPath` names them."""
+        return (self.tower,)

@@ -28,7 +28,7 @@ class Conversation:
         trace: what the stages kept.
         prefill_kv_bytes: bytes in the cache after the last prefill pass, read off the cache; None without a cache, or for a
             quantized one.
-        encoded: images, crops and frames (`encoder.EncodedRow`) that no pass has met yet, in order.
+        encoded: images, crops and frames (`encoder_calls.EncodedRow`) that no pass has met yet, in order.
         pictures: those that were met, by (batch row, number) of their medium: chunks and steps without a cache come again.
         features: what the encoder gave in a generate() call without a cache, by the model's function for it (`encode_once`).
         ignored: for each pass with labels, how many were predicted from pruned positions and left out of the loss.

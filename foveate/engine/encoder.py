@@ -1,4 +1,6 @@
-"""Stages inside the vision encoder. It really gets shorter; what leaves it has its full number of rows again.
+"""Stages inside encoders that take pictures side by side, [B, tokens, D].
+
+The encoder really gets shorter; what leaves it has its full number of rows again.
 
 Rows of tokens that are gone pass the projector as zeros and leave it as NaN: from there on nobody counts them, and whatever
 transformers does between the projector and the prompt (unpadding, splitting, scattering into placeholders) carries the mark
@@ -23,64 +25,41 @@ from foveate.core.layout import Layout
 from foveate.core.plan import Stage
 from foveate.core.selection import Selection, merge_values
 from foveate.core.site import Point
-from foveate.core.view import Importance, Keys, Observation, TokenView
-from foveate.engine import compat, conversation, forward, layout, observe
+from foveate.core.view import TokenView
+from foveate.engine import observe
+from foveate.engine.conversation import Conversation
+from foveate.engine.encoder_calls import EncodedRow, EncoderCall, EncoderCallHooks, measured
 from foveate.engine.middle import Middle
 from foveate.engine.prefill import ask
 from foveate.engine.projection import take
 from foveate.errors import UnsupportedCombination
 
 
-@dataclass(frozen=True)
-class EncodedRow:
-    """One image, crop or frame that passed the encoder.
-
-    Attributes:
-        count: units at first.
-        units: [m] long, numbers of those that are left, ascending, in raster order.
-        sizes: [m] fp32, how many original units each of them stands for.
-        stages: (text of the stage, its answer, row of this one in it, units it chose from), in order.
-    """
-
-    count: int
-    units: Tensor
-    sizes: Tensor
-    stages: list[tuple[str, Selection, int, int]]
-
-
 @dataclass
-class Encoded:
-    """One call of the encoder.
+class Encoded(EncoderCall):
+    """One call of an encoder whose rows are images, crops or frames.
 
     Attributes:
-        rows: rows of the batch: images, crops or frames.
-        keys: a number for each, the same alone and in company.
-        device: where its tokens are.
         units: [B, m] units that are left, ascending; all of them at first.
         sizes: [B, m] fp32, how many original units each stands for.
         patches: [B, n] patches that are left, ascending; None while all are.
         bias: [B, 1, 1, prefix + n] log of the size of each key, where attention is to weigh sizes; else None.
         states: by number of patches, which ones a hidden state of that length holds.
         selections: (text of the stage, its answer, units it chose from), in order.
-        observed: what was measured, by the layer of the stage that asked.
         emptied: [B, n] bool, tokens that are gone where the encoder's output was pooled; None where it was not.
     """
 
-    rows: int
-    keys: tuple[int, ...]
-    device: torch.device
     units: Tensor
     sizes: Tensor
     patches: Tensor | None = None
     bias: Tensor | None = None
     states: dict[int, Tensor] = field(default_factory=dict)
     selections: list[tuple[str, Selection, int]] = field(default_factory=list)
-    observed: dict[tuple[int, Observation], Tensor] = field(default_factory=dict)
     emptied: Tensor | None = None
 
     def gone(self, count: int, device: torch.device) -> Tensor:
         """[B, count] bool, units that are not left."""
-        gone = torch.ones(self.rows, count, dtype=torch.bool, device=device)
+        gone = torch.ones(len(self.units), count, dtype=torch.bool, device=device)
         return gone.scatter(1, self.units.to(device), False)
 
     @property
@@ -89,21 +68,8 @@ class Encoded:
         return self.patches is not None
 
 
-_calls: ContextVar[tuple[tuple[object, Encoded], ...]] = ContextVar("foveate_encoder_calls", default=())
-
-
-class EncoderHooks:
-    """The hooks around a vision encoder.
-
-    Args:
-        owner: the attachment.
-        model: the top model.
-        path: where its encoder is.
-        stages: the plan's encoder stages by layer.
-        texts: canonical text of each stage, for the trace.
-        shortcut: skip stages that keep everything.
-        layout_of: the layout of a conversation's prompt, as far as it is known.
-    """
+class EncoderHooks(EncoderCallHooks[EncoderPath, Encoded]):
+    """The hooks around an encoder that takes its rows side by side; arguments as of `EncoderCallHooks`."""
 
     def __init__(
         self,
@@ -113,15 +79,12 @@ class EncoderHooks:
         stages: Mapping[int, Stage],
         texts: Mapping[Stage, str],
         shortcut: bool,
-        layout_of: Callable[[conversation.Conversation], Layout | None],
+        layout_of: Callable[[Conversation], Layout | None],
     ) -> None:
-        self.owner, self.path, self.stages, self.texts, self.shortcut = owner, path, stages, texts, shortcut
-        self.layout_of = layout_of
-        self.towers = {tower: compat.encoder_layers(tower) for tower in map(model.get_submodule, path.towers)}
+        super().__init__(owner, model, path, stages, texts, shortcut, layout_of)
         self.projector = model.get_submodule(path.projector)
         self.pooler = model.get_submodule(path.pooler) if path.pooler else None
         self.members = _members(path)
-        self.checked: set[int] = set()
         self.middles = [
             Middle(layers[index - 1], *path.middle, partial(self._in_middle, index, stage))
             for layers in self.towers.values()
@@ -132,21 +95,16 @@ class EncoderHooks:
 
     def install(self) -> list[RemovableHandle]:
         """Register every hook."""
-        handles = [self.projector.register_forward_hook(self._after_projector)]
+        handles = [*super().install(), self.projector.register_forward_hook(self._after_projector)]
         if self.pooler is not None:
             handles.append(self.pooler.register_forward_hook(self._after_pooler))
-        for tower, layers in self.towers.items():
-            handles.append(tower.register_forward_pre_hook(self._before_tower, with_kwargs=True))
-            handles.append(tower.register_forward_hook(self._after_tower, always_call=True))
+        for layers in self.towers.values():
             for index, stage in self.stages.items():
                 if stage.site.point is Point.BEFORE:
-                    handles.append(layers[index].register_forward_pre_hook(self._before_layer(index, stage), with_kwargs=True))
+                    handles.append(layers[index].register_forward_pre_hook(self._before_layer(index), with_kwargs=True))
             handles += self._weighed(layers)
         for middle in self.middles:
             handles += middle.install()
-        for index, attention in self._probed():
-            handles.append(attention.register_forward_pre_hook(self._before_attention(index, self.stages[index])))
-            handles.append(attention.register_forward_hook(self._after_attention, always_call=True))
         return handles
 
     def _weighed(self, layers: nn.ModuleList) -> list[RemovableHandle]:
@@ -157,60 +115,27 @@ class EncoderHooks:
             for layer in layers[first:]
         ]
 
-    def _probed(self) -> list[tuple[int, nn.Module]]:
-        """For each stage that ranks by attention its layer and the attention module of the layer below."""
-        return [
-            (index, layers[index - 1].get_submodule(self.path.attention))
-            for layers in self.towers.values()
-            for index, stage in self.stages.items()
-            if stage.method.needs()
-        ]
-
     def settle(self) -> None:
         """Forget a call that was interrupted."""
-        self._leave()
-        self._finished.set(None)
-        for _, attention in self._probed():
-            observe.disarm(attention)
+        super().settle()
         for middle in self.middles:
             middle.settle()
 
-    def _talk(self) -> conversation.Conversation | None:
-        """The conversation that this call belongs to; without one somebody wants plain features."""
-        running = forward.current(self.owner)
-        return running.conversation if running is not None else conversation.current(self.owner)
-
-    def _current(self) -> Encoded | None:
-        return next((call for owner, call in reversed(_calls.get()) if owner is self.owner), None)
-
     def _leave(self) -> None:
-        _calls.set(tuple((owner, call) for owner, call in _calls.get() if owner is not self.owner))
-
-    def _before_tower(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._leave()
+        super()._leave()
         self._finished.set(None)
-        talk = self._talk()
-        if talk is None:
-            return
+
+    def _begin(self, talk: Conversation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Encoded:
         pixels: Tensor = args[0] if args else kwargs["pixel_values"]
-        count = self.path.unit_grid[0] * self.path.unit_grid[1]
-        units = torch.arange(count, device=pixels.device).expand(pixels.shape[0], -1)
-        sizes = torch.ones(pixels.shape[0], count, device=pixels.device)
-        keys = layout.encoder_keys(self.layout_of(talk), len(talk.encoded), pixels.shape[0])
-        _calls.set((*_calls.get(), (self.owner, Encoded(pixels.shape[0], keys, pixels.device, units, sizes))))
+        rows, count = pixels.shape[0], self.path.unit_grid[0] * self.path.unit_grid[1]
+        units = torch.arange(count, device=pixels.device).expand(rows, -1)
+        return Encoded(self._keys(talk, rows), units, torch.ones(rows, count, device=pixels.device))
 
-    def _before_layer(self, index: int, stage: Stage) -> Callable[..., Any]:
-        def run(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            call = self._current()
-            if call is None:
-                return None
-            hidden = args[0] if args else kwargs["hidden_states"]
-            shorter = self._run(call, index, stage, hidden)
-            if shorter is hidden:
-                return None
-            return ((shorter, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": shorter})
-
-        return run
+    def _enter_layer(
+        self, call: Encoded, index: int, hidden: Tensor, kwargs: dict[str, Any]
+    ) -> tuple[Tensor, dict[str, Any]] | None:
+        shorter = self._run(call, index, self.stages[index], hidden)
+        return None if shorter is hidden else (shorter, kwargs)
 
     def _in_middle(self, index: int, stage: Stage, hidden: Tensor) -> Tensor:
         call = self._current()
@@ -242,8 +167,7 @@ class EncoderHooks:
             group_keys=call.keys,
             observed={need: self._of_units(call.observed[(index, need)], slots) for need in stage.method.needs()},
         )
-        check = index not in self.checked or hidden.device.type == "cpu"
-        selection = ask(stage, view, keep, check)
+        selection = ask(stage, view, keep, self._check(index, hidden.device))
         self.checked.add(index)
         if selection.is_merge:
             merged = merge_values(of_unit, selection).view(rows, count * slots.shape[2], -1)
@@ -258,24 +182,18 @@ class EncoderHooks:
             call.bias = self._bias(call, hidden.dtype)
         return torch.cat([hidden[:, :prefix], take(tokens, kept, 1)], dim=1)
 
-    def _kept(self, stage: Stage, units: int, grid: tuple[int, int, int] | None) -> int:
-        """Units that stay. A count counts patches, as published numbers do; a ratio is the same of both."""
-        if stage.budget is None or stage.budget.count is None:
-            return stage.kept_of(units, grid)
-        return stage.kept_of(units * self.path.unit**2, grid) // self.path.unit**2
-
-    def _of_units(self, measured: Tensor, slots: Tensor) -> Tensor:
+    def _of_units(self, values: Tensor, slots: Tensor) -> Tensor:
         """What was measured for each patch [B, n] or [B, n, D], for each unit: the mean, or all of it side by side."""
         rows, count, size = slots.shape
-        if measured.ndim == 2:
-            return measured.gather(1, slots.flatten(1)).view(rows, count, size).mean(2)
-        return take(measured, slots.flatten(1), 1).view(rows, count, -1)
+        if values.ndim == 2:
+            return values.gather(1, slots.flatten(1)).view(rows, count, size).mean(2)
+        return take(values, slots.flatten(1), 1).view(rows, count, -1)
 
     def _bias(self, call: Encoded, dtype: torch.dtype) -> Tensor:
         """log(size) of each patch that is left, 0 for prefix tokens. A patch of a unit stands for as many as its unit does."""
         assert call.patches is not None
         members = self.members.to(call.sizes.device)
-        sizes = torch.ones(call.rows, self.path.patches, device=call.sizes.device)
+        sizes = torch.ones(len(call.units), self.path.patches, device=call.sizes.device)
         of_patch = call.sizes.repeat_interleave(members.shape[1], dim=1)
         sizes = sizes.scatter(1, members[call.units].flatten(1), of_patch).gather(1, call.patches)
         return torch.nn.functional.pad(sizes.log(), (self.path.prefix, 0))[:, None, None].to(dtype)
@@ -293,37 +211,22 @@ class EncoderHooks:
             )
         return args, {**kwargs, "attention_mask": call.bias}
 
-    def _before_attention(self, index: int, stage: Stage) -> Callable[..., None]:
-        def run(module: nn.Module, args: tuple[Any, ...]) -> None:
-            call = self._current()
-            if call is None:
-                return
+    def _measuring(self, call: Encoded, index: int, kwargs: dict[str, Any]) -> observe.Callback:
+        def measure(query: Tensor, key: Tensor, mask: Any, scaling: float | None, softcap: float | None) -> None:
+            for need in self.stages[index].method.needs():
+                call.observed[(index, need)] = measured(need, query, key, mask, scaling)[:, self.path.prefix :]
 
-            def measure(query: Tensor, key: Tensor, mask: Any, scaling: float | None, softcap: float | None) -> None:
-                with torch.no_grad():
-                    for need in stage.method.needs():
-                        if isinstance(need, Importance):
-                            found = observe.column_means(query, key, mask, scaling)[:, self.path.prefix :]
-                        else:
-                            assert isinstance(need, Keys)
-                            found = key[:, :, self.path.prefix :].float().mean(1)
-                        call.observed[(index, need)] = found
+        return measure
 
-            observe.arm(module, measure)
+    def _rows(self, call: Encoded) -> list[EncodedRow]:
+        return [
+            EncodedRow(
+                len(self.members), units, sizes, [(text, selection, row, count) for text, selection, count in call.selections]
+            )
+            for row, (units, sizes) in enumerate(zip(call.units, call.sizes, strict=True))
+        ]
 
-        return run
-
-    def _after_attention(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        observe.disarm(module)
-
-    def _after_tower(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        call, talk = self._current(), self._talk()
-        self._leave()
-        if call is None or talk is None or output is None:
-            return None
-        for row in range(call.rows):
-            stages = [(text, selection, row, count) for text, selection, count in call.selections]
-            talk.encoded.append(EncodedRow(len(self.members), call.units[row], call.sizes[row], stages))
+    def _lengthen(self, call: Encoded, output: Any) -> Any:
         if not call.changed:
             return None
         self._finished.set(call)
@@ -366,7 +269,7 @@ class EncoderHooks:
         gone = call.emptied if call.emptied is not None else call.gone(len(self.members), output.device)
         rows = output.shape[1] - gone.shape[1]
         if rows:  # the class token is shown to the language model too
-            gone = torch.cat([gone.new_zeros(call.rows, rows), gone], dim=1)
+            gone = torch.cat([gone.new_zeros(len(gone), rows), gone], dim=1)
         return output.masked_fill(gone[..., None], 0.0 if self.path.mixes else torch.nan)
 
 

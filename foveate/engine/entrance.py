@@ -12,7 +12,7 @@ from foveate.core.layout import Layout, Medium
 from foveate.core.shape import MediumShape
 from foveate.core.tiled_trace import EncoderRecord
 from foveate.core.trace import GroupRecord
-from foveate.engine.encoder import EncodedRow
+from foveate.engine.encoder_calls import EncodedRow
 from foveate.engine.forward import Pass, Span
 from foveate.engine.prefill import shorten
 from foveate.errors import InputError

@@ -1,0 +1,224 @@
+"""What the hooks around every vision encoder share: which call of it is running, what is measured for its stages, and what is
+handed to the conversation behind it. How tokens are laid out, and so how a stage shortens them, is each encoder's own.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from foveate.core.encoder import EncoderPath, PackedPath
+from foveate.core.layout import Layout
+from foveate.core.plan import Stage
+from foveate.core.selection import Selection
+from foveate.core.view import Importance, Keys, Observation
+from foveate.engine import compat, conversation, forward, layout, observe
+from foveate.engine.conversation import Conversation
+
+
+@dataclass(frozen=True)
+class EncodedRow:
+    """One image, crop or frame that passed the encoder.
+
+    Attributes:
+        count: units at first.
+        units: [m] long, numbers of those that are left, ascending, in raster order.
+        sizes: [m] fp32, how many original units each of them stands for.
+        stages: (text of the stage, its answer, row of this one in it, units it chose from), in order.
+    """
+
+    count: int
+    units: Tensor
+    sizes: Tensor
+    stages: list[tuple[str, Selection, int, int]]
+
+
+@dataclass
+class EncoderCall:
+    """One call of an encoder.
+
+    Attributes:
+        keys: a number for each image, crop or frame, the same alone and in company.
+        observed: what was measured, by the layer of the stage that asked, for each patch that was left then.
+    """
+
+    keys: tuple[int, ...]
+    observed: dict[tuple[int, Observation], Tensor] = field(default_factory=dict, kw_only=True)
+
+
+_Path = TypeVar("_Path", EncoderPath, PackedPath)
+_Call = TypeVar("_Call", bound=EncoderCall)
+
+_calls: ContextVar[tuple[tuple[object, EncoderCall], ...]] = ContextVar("foveate_encoder_calls", default=())
+
+
+class EncoderCallHooks(ABC, Generic[_Path, _Call]):
+    """The hooks around a vision encoder.
+
+    Args:
+        owner: the attachment.
+        model: the top model.
+        path: where its encoder is.
+        stages: the plan's encoder stages by layer.
+        texts: canonical text of each stage, for the trace.
+        shortcut: skip stages that keep everything.
+        layout_of: the layout of a conversation's prompt, as far as it is known.
+    """
+
+    def __init__(
+        self,
+        owner: object,
+        model: nn.Module,
+        path: _Path,
+        stages: Mapping[int, Stage],
+        texts: Mapping[Stage, str],
+        shortcut: bool,
+        layout_of: Callable[[Conversation], Layout | None],
+    ) -> None:
+        self.owner, self.stages, self.texts, self.shortcut = owner, stages, texts, shortcut
+        self.path: _Path = path
+        self.layout_of = layout_of
+        self.towers = {tower: compat.encoder_layers(tower) for tower in map(model.get_submodule, path.towers)}
+        self.checked: set[int] = set()  # layers whose stage has answered well once
+
+    # What each encoder says for itself.
+
+    @abstractmethod
+    def _begin(self, talk: Conversation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call:
+        """A call of a tower that begins with these arguments."""
+
+    @abstractmethod
+    def _enter_layer(
+        self, call: _Call, index: int, hidden: Tensor, kwargs: dict[str, Any]
+    ) -> tuple[Tensor, dict[str, Any]] | None:
+        """States and other arguments that a layer gets instead of its own; None to leave them."""
+
+    @abstractmethod
+    def _measuring(self, call: _Call, index: int, kwargs: dict[str, Any]) -> observe.Callback:
+        """What measures for the stage of a layer when attention with these arguments is called."""
+
+    @abstractmethod
+    def _rows(self, call: _Call) -> list[EncodedRow]:
+        """What is left of each image, crop or frame."""
+
+    @abstractmethod
+    def _lengthen(self, call: _Call, output: Any) -> Any:
+        """A tower's output with its full number of rows again; None to leave it."""
+
+    # Which call is running.
+
+    def install(self) -> list[RemovableHandle]:
+        """Register every hook."""
+        handles = []
+        for tower in self.towers:
+            handles.append(tower.register_forward_pre_hook(self._before_tower, with_kwargs=True))
+            handles.append(tower.register_forward_hook(self._after_tower, always_call=True))
+        for index, attention in self._probed():
+            handles.append(attention.register_forward_pre_hook(self._before_attention(index), with_kwargs=True))
+            handles.append(attention.register_forward_hook(self._after_attention, always_call=True))
+        return handles
+
+    def settle(self) -> None:
+        """Forget a call that was interrupted."""
+        self._leave()
+        for _, attention in self._probed():
+            observe.disarm(attention)
+
+    def _talk(self) -> Conversation | None:
+        """The conversation that this call belongs to; without one somebody wants plain features."""
+        running = forward.current(self.owner)
+        return running.conversation if running is not None else conversation.current(self.owner)
+
+    def _current(self) -> _Call | None:
+        return cast("_Call | None", next((call for owner, call in reversed(_calls.get()) if owner is self.owner), None))
+
+    def _leave(self) -> None:
+        _calls.set(tuple((owner, call) for owner, call in _calls.get() if owner is not self.owner))
+
+    def _before_tower(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._leave()
+        talk = self._talk()
+        if talk is not None:
+            _calls.set((*_calls.get(), (self.owner, self._begin(talk, args, kwargs))))
+
+    def _keys(self, talk: Conversation, rows: int) -> tuple[int, ...]:
+        """Numbers for the next `rows` images, crops or frames of a conversation."""
+        return layout.encoder_keys(self.layout_of(talk), len(talk.encoded), rows)
+
+    def _before_layer(self, index: int) -> Callable[..., Any]:
+        def run(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            call = self._current()
+            if call is None:
+                return None
+            changed = self._enter_layer(call, index, args[0] if args else kwargs["hidden_states"], kwargs)
+            if changed is None:
+                return None
+            hidden, kwargs = changed
+            return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
+
+        return run
+
+    def _after_tower(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        call, talk = self._current(), self._talk()
+        self._leave()
+        if call is None or talk is None or output is None:
+            return None
+        talk.encoded += self._rows(call)
+        return self._lengthen(call, output)
+
+    # What stages choose by, and how many stay.
+
+    def _probed_layer(self, index: int) -> int:
+        """The layer whose attention a stage in front of layer `index` ranks by."""
+        return index - 1
+
+    def _probed(self) -> list[tuple[int, nn.Module]]:
+        """For each stage that ranks by attention its layer and the attention module that is measured."""
+        return [
+            (index, layers[self._probed_layer(index)].get_submodule(self.path.attention))
+            for layers in self.towers.values()
+            for index, stage in self.stages.items()
+            if stage.method.needs()
+        ]
+
+    def _before_attention(self, index: int) -> Callable[..., None]:
+        def run(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            call = self._current()
+            if call is not None:
+                observe.arm(module, self._measuring(call, index, kwargs))
+
+        return run
+
+    def _after_attention(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        observe.disarm(module)
+
+    def _kept(self, stage: Stage, units: int, grid: tuple[int, int, int] | None) -> int:
+        """Units that stay. A count counts patches, as published numbers do; a ratio is the same of both."""
+        if stage.budget is None or stage.budget.count is None:
+            return stage.kept_of(units, grid)
+        return stage.kept_of(units * self.path.unit**2, grid) // self.path.unit**2
+
+    def _check(self, index: int, device: torch.device) -> bool:
+        """Whether to read the values of a stage's answer: always, or once where reading waits for the device."""
+        return index not in self.checked or device.type == "cpu"
+
+
+def measured(need: Observation, query: Tensor, key: Tensor, mask: Any, scaling: float | None) -> Tensor:
+    """What a stage asked for, of each token: [B, N], or [B, N, D] of keys; fp32.
+
+    Args:
+        need: `Importance` or `Keys`.
+        query, key: [B, H, N, D].   mask, scaling: as the attention function gets them.
+    """
+    with torch.no_grad():
+        if isinstance(need, Importance):
+            return observe.column_means(query, key, mask, scaling)
+        assert isinstance(need, Keys)
+        return key.float().mean(1)
