@@ -79,7 +79,7 @@ class Span:
         for span, before in zip(spans, [spans[0], *spans], strict=False):
             if span.medium != medium:
                 start, medium = start + before.frames, span.medium
-            parts.append(span.coords + torch.tensor([start, 0, 0], device=span.coords.device))
+            parts.append(torch.cat([span.coords[:, :1] + start, span.coords[:, 1:]], dim=1))
         return torch.cat(parts)
 
 

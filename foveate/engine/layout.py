@@ -42,7 +42,7 @@ def column_codes(
             found = input_ids == token
         else:
             assert inputs_embeds is not None
-            placeholder = embed(torch.tensor(token, device=inputs_embeds.device))
+            placeholder = embed(torch.full((), token, device=inputs_embeds.device))
             found = (inputs_embeds == placeholder).all(-1)
         codes = codes.masked_fill(found, number)
     if labels is not None and labels.shape == codes.shape:

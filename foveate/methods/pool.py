@@ -42,8 +42,8 @@ class Pool(TokenMethod):
         host = index - (coords[..., 1] % self.size) * w - coords[..., 2] % self.size
         # Which tokens are hosts follows from the grid alone: found on the CPU, so that no device has to be waited for.
         is_host = self._is_host(view.grid)
-        kept = torch.nonzero(is_host).flatten().to(host.device).expand(view.group_count, -1).contiguous()
-        source = torch.nonzero(~is_host).flatten().to(host.device).expand(view.group_count, -1).contiguous()
+        kept = torch.nonzero(is_host).flatten().to(host.device, non_blocking=True).expand(view.group_count, -1).contiguous()
+        source = torch.nonzero(~is_host).flatten().to(host.device, non_blocking=True).expand(view.group_count, -1).contiguous()
         total = torch.zeros_like(view.sizes).scatter_add(1, host, view.sizes)
         share = view.sizes / total.gather(1, host)
         return Selection(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from foveate.core.method import StepMethod
@@ -23,5 +22,5 @@ class StrideGate(StepMethod):
     def gate(self, view: StepView, keep: float | None) -> Tensor:
         assert keep is not None
         # Token n is stored where n * keep passes a whole number; in whole millionths, so that every device agrees.
-        share = torch.tensor(round(keep * 1_000_000), device=view.number.device)
+        share = round(keep * 1_000_000)
         return (view.number + 1) * share // 1_000_000 > view.number * share // 1_000_000

@@ -27,7 +27,7 @@ def window_top_indices(score: Tensor, coords: Tensor, keep: int, side: int) -> T
     """
     count = score.shape[1]
     by_score = torch.argsort(score, dim=1, descending=True, stable=True)
-    t, y, x = (coords // torch.tensor([1, side, side], device=coords.device)).unbind(-1)
+    t, y, x = coords[..., 0], coords[..., 1] // side, coords[..., 2] // side
     wide, high = x.amax(dim=1, keepdim=True) + 1, y.amax(dim=1, keepdim=True) + 1
     window = ((t * high + y) * wide + x).gather(1, by_score)
     # A stable sort by window of tokens already in score order lines up each window's tokens best first.
