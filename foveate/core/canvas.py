@@ -59,6 +59,19 @@ class Canvas:
         """Tokens that stay when `patches` of each row stay: the same share, half up, at least 1."""
         return max(1, (2 * self.tokens * patches + self.patches) // (2 * self.patches))
 
+    def left(self, patches: int) -> int | None:
+        """Tokens that stay (`choose`) when `patches` of each row stay; None where that depends on which patches these are."""
+        if patches == self.patches:
+            return self.tokens
+        (down, across), (height, width) = self.tiles, self.tile
+        if self.box != (0, 0, down * height, across * width):
+            return None  # patches in padding make no token
+        if not self.shrinks:
+            return self.rows * patches
+        # Squares of s * s patches: as many tokens live as can, so at least the share that stays.
+        whole = self.stride and (self.grid[0] * self.stride, self.grid[1] * self.stride) == self.box[2:]
+        return self.share(patches) if whole else None
+
     def spread(self, values: Tensor) -> Tensor:
         """A number for each token [..., tokens] from one for each patch [..., rows, patches], as the model does to features."""
         (down, across), (height, width) = self.tiles, self.tile
@@ -114,7 +127,8 @@ class Canvas:
         alive = coverage > 0
         if not self.shrinks:
             return alive
-        scattered = (torch.arange(self.tokens, dtype=torch.float64) * _GOLDEN % 1).argsort().to(coverage.device)
+        scattered = (torch.arange(self.tokens, dtype=torch.float64) * _GOLDEN % 1).argsort()
+        scattered = scattered.to(coverage.device, non_blocking=True)
         # Equal coverage differs in the last bits; what differs in the first four digits is not equal.
         order = coverage.round(decimals=4)[..., scattered].argsort(dim=-1, descending=True, stable=True)
         best = scattered[order[..., : self.share(patches)]]

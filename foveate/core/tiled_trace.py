@@ -21,12 +21,12 @@ from foveate.core.sparse import block_diagonal, product
 
 @dataclass(frozen=True)
 class EncoderRecord:
-    """The encoder's stages of one medium; tensors of the answers stay on the device until somebody looks.
+    """The encoder's stages of one medium; tensors stay on the device until somebody looks.
 
     Attributes:
         medium: its key in the trace.
         rows: for each row of the encoder its stages: (text, the method's answer, row of this one in it, patches it chose from).
-        kept: [K] long, on the CPU: grid tokens that reach the language model, ascending.
+        kept: [K] long, grid tokens that reach the language model, ascending.
     """
 
     medium: int
@@ -39,6 +39,7 @@ def tiled_stages(shape: MediumShape, record: EncoderRecord) -> list[tuple[str, T
     shown = block_diagonal([canvas.weights() for canvas in shape.canvases])  # [tokens, patches of the rows that show something]
     rows = record.rows[: sum(canvas.rows for canvas in shape.canvases)]
     alive, whole = torch.arange(shown.shape[1]), None
+    reached = record.kept.cpu()
     stages = []
     for number, (text, *_) in enumerate(rows[0]):
         answers = [row[number] for row in rows]
@@ -49,7 +50,7 @@ def tiled_stages(shape: MediumShape, record: EncoderRecord) -> list[tuple[str, T
         whole = part if whole is None else product(part, whole)  # [patches left, patches]
         means, tokens = _means(shown, alive)
         if number == len(rows[0]) - 1:
-            means, tokens = _rows(means, torch.isin(tokens, record.kept)), record.kept
+            means, tokens = _rows(means, torch.isin(tokens, reached)), reached
         stages.append((text, _in_tokens(product(means, whole), tokens, shown), tokens))
     return stages
 

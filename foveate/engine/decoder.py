@@ -19,6 +19,8 @@ from foveate.engine.instruct import run_instruct_stage
 from foveate.engine.projection import Alive, project_mask, project_positions, scatter_back
 from foveate.engine.slot_cache import slot_layer
 
+# Stands among layers that were checked for what the encoder's stages left.
+_ENTRANCE = -1
 _NEXT_COLUMN = Announcement(None, 1, True, 0)
 
 
@@ -91,7 +93,7 @@ class DecoderHooks:
         self.owner, self.decoder, self.stages, self.texts = owner, decoder, stages, texts
         self.shortcut, self.masks, self.marked, self.mixes, self.gate = shortcut, masks, marked, mixes, gate
         self.instructs = instructs
-        self.checked: set[int] = set()  # layers whose stage has answered well once
+        self.checked: set[int] = set()  # layers whose stage has answered well once, and the entrance
 
     @property
     def _implementation(self) -> str:
@@ -132,7 +134,8 @@ class DecoderHooks:
             else:
                 return None
         if self.marked and index == 0 and running.spans:
-            hidden = entrance.enter(running, hidden, self.mixes)
+            hidden = entrance.enter(running, hidden, self.mixes, self._check(_ENTRANCE, hidden.device))
+            self.checked.add(_ENTRANCE)
         stage = self.stages.get(index)
         if stage is not None and running.spans:
             check = self._check(index, hidden.device)

@@ -4,8 +4,8 @@ The encoder really gets shorter; what leaves it has its full number of rows agai
 
 Rows of tokens that are gone pass the projector as zeros and leave it as NaN: from there on nobody counts them, and whatever
 transformers does between the projector and the prompt (unpadding, splitting, scattering into placeholders) carries the mark
-along. In front of the first decoder layer the marks are read once and the columns dropped (`entrance.enter`). Where neighbours
-are mixed behind the projector, zeros leave it instead of marks, and the entrance knows from the rows what is left of a token.
+along. In front of the first decoder layer the marked columns are dropped (`entrance.enter`). Where neighbours are mixed behind
+the projector, zeros leave it instead of marks, and the entrance knows from the rows what is left of a token.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ class EncoderHooks(EncoderCallHooks[EncoderPath, Encoded]):
             everything = torch.arange(count, device=hidden.device).expand(rows, -1)
             call.selections.append((self.texts[stage], Selection(everything), count))
             return hidden
-        members = self.members.to(hidden.device)
+        members = self.members.to(hidden.device, non_blocking=True)
         slots = members[call.units]  # [B, m, u * u] patches of each unit, then where they are now
         if call.patches is not None:
             where = torch.zeros(rows, self.path.patches, dtype=torch.long, device=hidden.device)
@@ -192,7 +192,7 @@ class EncoderHooks(EncoderCallHooks[EncoderPath, Encoded]):
     def _bias(self, call: Encoded, dtype: torch.dtype) -> Tensor:
         """log(size) of each patch that is left, 0 for prefix tokens. A patch of a unit stands for as many as its unit does."""
         assert call.patches is not None
-        members = self.members.to(call.sizes.device)
+        members = self.members.to(call.sizes.device, non_blocking=True)
         sizes = torch.ones(len(call.units), self.path.patches, device=call.sizes.device)
         of_patch = call.sizes.repeat_interleave(members.shape[1], dim=1)
         sizes = sizes.scatter(1, members[call.units].flatten(1), of_patch).gather(1, call.patches)

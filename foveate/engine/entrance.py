@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -18,43 +18,53 @@ from foveate.engine.prefill import shorten
 from foveate.errors import InputError
 
 
-def enter(running: Pass, hidden: Tensor, mixes: bool) -> Tensor:
-    """Drop the columns that the encoder's stages emptied; returns the states [B, n', D] of the others. Waits once.
+def enter(running: Pass, hidden: Tensor, mixes: bool, check: bool) -> Tensor:
+    """Drop the columns that the encoder's stages emptied; returns the states [B, n', D] of the others.
+
+    How many columns stay is needed on the host, for it is the length of everything behind. Where a row of the encoder is a grid
+    of tokens, budgets and shapes say it, and nothing is waited for: the layout's is then the one wait of a prefill. Tiles with
+    padding and grids that bilinear interpolation shrinks keep a number that depends on which patches stayed (those in padding
+    make no token, and a token lives while one of its patches does). Only the encoder's answers know it, and they come long
+    after the layout, which the encoder's own stages need: for such pictures there is a second wait.
 
     Args:
         running: the pass; its spans, lengths and `alive` are brought up to date.
         hidden: [B, S, D] states entering the first decoder layer. Where a visual token is gone they are NaN, or, where the
             model `mixes` neighbours, the linear map that it applies has met zeros in place of what is gone: divided by the
             part of the token that is left, they are the mean of the rest.
+        check: compare what shapes say with what the marks say, which waits.
 
     Raises:
         InputError: if the encoder saw other pictures than the prompt has, or another conversation saw them.
     """
     assert running.dead is not None and running.layout is not None
     met = _meet_encoder(running)
+    media = dict(enumerate(running.layout.media, start=running.first_medium))
+    coverage = None
     if mixes:
         coverage = _at_columns(running, hidden, met, {key: [torch.ones_like(row.sizes) for row in met[key]] for key in met})
-        partly = (coverage > 0) & (coverage < 1)
+        gone = coverage == 0
+        for key, rows in met.items():
+            _choose(media[key], rows, coverage, gone)
     else:
-        coverage = (~hidden[..., 0].isnan()).float()
-    on_host = coverage.cpu()
-    gone = on_host == 0
-    media = dict(enumerate(running.layout.media, start=running.first_medium))
-    if len(met) < len(media):
-        unknown = [medium for key, medium in media.items() if key not in met]
-        _check_unknown(unknown, ~hidden.any(-1).cpu() if mixes else gone)
+        gone = hidden[..., 0].isnan()
+    unknown = [medium for key, medium in media.items() if key not in met]
+    if unknown:
+        _check_unknown(unknown, ~hidden.any(-1) if mixes else gone)
+    shortened = any(len(row.units) < row.count for rows in met.values() for row in rows)
+    left = _count(media, met, gone, check and shortened)
     for key, rows in met.items():
-        if mixes:
-            _choose(media[key], rows, on_host, gone)
-        _note(running, key, media[key], rows, gone)
-    if mixes and bool(((on_host > 0) & (on_host < 1)).any()):
+        _note(running, key, media[key], rows, gone, sum(left[key]))
+    if coverage is not None and any(canvas.shrinks for key in met for canvas in media[key].shape.canvases):
         mean = (hidden.float() / coverage.clamp(min=1e-6)[..., None]).to(hidden.dtype)
-        hidden = torch.where(partly[..., None], mean, hidden)
-    if not bool(gone.any()):
+        hidden = torch.where(((coverage > 0) & (coverage < 1))[..., None], mean, hidden)
+    if all(sum(counts) == media[key].shape.grid_tokens for key, counts in left.items()):
         return hidden
-    running.dead |= gone.to(hidden.device, non_blocking=True)
+    running.dead |= gone
     sizes = _at_columns(running, hidden, met, {key: [row.sizes for row in met[key]] for key in met})
-    running.spans = [left for span in running.spans if (left := _left(running, span, gone, sizes)).count]
+    keys = {(medium.row, medium.index): key for key, medium in media.items()}
+    spans = [_left(running, span, left.get(keys[span.row, span.medium]), gone, sizes) for span in running.spans]
+    running.spans = [span for span in spans if span.count]
     shorter = shorten(running, 0, hidden)
     alive = running.alive
     assert alive is not None
@@ -63,7 +73,7 @@ def enter(running: Pass, hidden: Tensor, mixes: bool) -> Tensor:
 
 
 def _check_unknown(media: Sequence[Medium], empty: Tensor) -> None:
-    """Refuse media that the encoder's stages shortened where nobody knows how: columns [B, S] of theirs are empty."""
+    """Refuse media that the encoder's stages shortened where nobody knows how: columns [B, S] of theirs are empty. Waits."""
     if any(bool(empty[medium.row, medium.columns].any()) for medium in media):
         raise InputError(
             "features of a picture were shortened by this plan in another conversation, which alone knows what they are made "
@@ -71,20 +81,61 @@ def _check_unknown(media: Sequence[Medium], empty: Tensor) -> None:
         )
 
 
-def _left(running: Pass, span: Span, gone: Tensor, sizes: Tensor) -> Span:
-    """What is left of a span; columns [B, S] that are `gone` are known on the host."""
-    kept = torch.nonzero(~gone[span.row, span.columns.cpu()]).flatten()
-    running.lengths[span.row] -= span.count - len(kept)
-    index = kept.to(span.columns.device, non_blocking=True)
+def _count(
+    media: Mapping[int, Medium], met: Mapping[int, Sequence[EncodedRow]], gone: Tensor, check: bool
+) -> dict[int, tuple[int, ...]]:
+    """Tokens that are left of each piece of the media that met the encoder. Waits where shapes do not say it, and to check.
+
+    Raises:
+        InputError: if `check` finds other numbers than shapes say.
+    """
+    by_shape = {key: _pieces_left(media[key].shape, rows) for key, rows in met.items()}
+    known = {key: counts for key, counts in by_shape.items() if counts is not None}
+    if len(known) == len(met) and not check:
+        return known
+    on_host = gone.cpu()
+    seen: dict[int, tuple[int, ...]] = {}
+    for key in met:
+        kept = ~on_host[media[key].row, media[key].columns]
+        pieces = torch.split(kept, [h * w for _, h, w in media[key].shape.pieces])
+        seen[key] = tuple(int(piece.sum()) for piece in pieces)
+    if any(seen[key] != counts for key, counts in known.items()):
+        raise InputError(
+            "the features in the prompt are not those that the vision encoder gave for its pictures in this conversation, or "
+            "they are not numbers: give each picture of the prompt once and in its order, unchanged"
+        )
+    return seen
+
+
+def _pieces_left(shape: MediumShape, rows: Sequence[EncodedRow]) -> tuple[int, ...] | None:
+    """Tokens that are left of each piece of a medium, as far as shapes say it."""
+    if not shape.canvases:
+        return tuple(len(row.units) for row in rows)
+    counts, start = [], 0
+    for canvas in shape.canvases:
+        counts.append(canvas.left(len(rows[start].units)))
+        start += canvas.rows
+    return None if None in counts else tuple(count for count in counts if count is not None)
+
+
+def _left(running: Pass, span: Span, left: Sequence[int] | None, gone: Tensor, sizes: Tensor) -> Span:
+    """What is left of a span whose medium has so many tokens `left` in each piece; None where nothing is gone."""
+    assert span.grid is not None
+    count = span.count if left is None else sum(left[span.frame : span.frame + span.grid[0]])
+    if count == span.count:
+        return replace(span, sizes=sizes[span.row, span.columns])
+    running.lengths[span.row] -= span.count - count
+    # The kept ones come first, in their order; how many there are is known.
+    index = gone[span.row, span.columns].to(torch.uint8).argsort(stable=True)[:count]
     columns = span.columns[index]
     return replace(
         span,
-        grid=span.grid if len(kept) == span.count else None,
+        grid=None,
         owner=span.owner[index],
         columns=columns,
         coords=span.coords[index],
         sizes=sizes[span.row, columns],
-        count=len(kept),
+        count=count,
     )
 
 
@@ -136,7 +187,7 @@ def _dealt(rows: list[EncodedRow], layout: Layout, copies: int) -> dict[tuple[in
 def _at_columns(running: Pass, hidden: Tensor, met: dict[int, list[EncodedRow]], values: dict[int, list[Tensor]]) -> Tensor:
     """[B, S] fp32: at each visual token what the model makes of a number for each unit that is left, 1 everywhere else."""
     assert running.layout is not None
-    out = torch.ones(hidden.shape[:2], device=hidden.device)
+    out = hidden.new_ones(hidden.shape[:2], dtype=torch.float32)
     for key, medium in enumerate(running.layout.media, start=running.first_medium):
         rows = met.get(key, [])
         if any(len(row.units) < row.count for row in rows):
@@ -163,16 +214,17 @@ def _choose(medium: Medium, rows: Sequence[EncodedRow], coverage: Tensor, gone: 
     """Mark in `gone` [B, S] the tokens of shrunk grids that their budget leaves no room for."""
     token, start = 0, 0
     for canvas in medium.shape.canvases:
-        columns = medium.columns[token : token + canvas.tokens]
+        columns = medium.columns[token : token + canvas.tokens].to(gone.device, non_blocking=True)
         gone[medium.row, columns] = ~canvas.choose(coverage[medium.row, columns], len(rows[start].units))
         token, start = token + canvas.tokens, start + canvas.rows
 
 
-def _note(running: Pass, key: int, medium: Medium, rows: Sequence[EncodedRow], gone: Tensor) -> None:
-    """Note the encoder's stages in the trace."""
+def _note(running: Pass, key: int, medium: Medium, rows: Sequence[EncodedRow], gone: Tensor, left: int) -> None:
+    """Note the encoder's stages in the trace; so many of the medium's tokens are `left`."""
     trace = running.conversation.trace
     if medium.shape.canvases:
-        kept = torch.nonzero(~gone[medium.row, medium.columns]).flatten()
+        columns = medium.columns.to(gone.device, non_blocking=True)
+        kept = gone[medium.row, columns].to(torch.uint8).argsort(stable=True)[:left]
         trace.add_encoded(EncoderRecord(key, tuple(tuple(row.stages) for row in rows), kept))
         return
     for row in rows:

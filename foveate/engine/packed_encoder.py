@@ -3,6 +3,9 @@
 Decisions are made on whole squares of patches, because the merger makes one visual token of each; so the ratio that a stage
 names is the ratio that comes out. Rotary positions go with their patches, sequences and windows shrink, and the outputs of the
 mergers get their full number of rows back: NaN from the last one (see `encoder`), zeros from those that feed decoder layers.
+
+What is left of a sequence is known from shapes. Read from the device are the grids, before the encoder's first layer, and, once
+behind each stage, how many patches windows have left; transformers reads both too.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -60,7 +63,8 @@ class Packed(EncoderCall):
         unit: patches of a unit.
         units: units at full length.
         left: [n] places of the units that are left, ascending; None while all are.
-        windows: boundaries of windows and sequences among those that are left, by the tensor transformers gave.
+        cuts: boundaries of windows and of sequences among those that are left, by whether they are windows, each with the
+            longest one.
         rotary: the rotary embeddings transformers gave, and those of the patches that are left.
     """
 
@@ -68,7 +72,7 @@ class Packed(EncoderCall):
     unit: int
     units: int
     left: Tensor | None = None
-    windows: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    cuts: dict[bool, tuple[Tensor, int]] = field(default_factory=dict)
     rotary: tuple[Tensor, tuple[Tensor, ...]] | None = None
 
     def patches(self, places: Tensor) -> Tensor:
@@ -82,15 +86,28 @@ class Packed(EncoderCall):
         now = torch.zeros(self.units, dtype=torch.long, device=self.left.device)
         return now.scatter(0, self.left, torch.arange(len(self.left), device=self.left.device))
 
-    def boundaries(self, full: Tensor) -> Tensor:
-        """Boundaries of sequences or windows among the patches that are left; empty ones vanish."""
+    @property
+    def lengths(self) -> list[int]:
+        """Patches that are left of each frame, which is a sequence of its own."""
+        return [len(frame.left) * self.unit for frame in self.frames]
+
+    def boundaries(self, full: Tensor, windowed: bool) -> tuple[Tensor, int]:
+        """Boundaries of sequences, or of windows, among the patches that are left, and the longest; empty windows vanish."""
+        if windowed not in self.cuts:
+            self.cuts[windowed] = self._windows(full) if windowed else self._sequences(full)
+        return self.cuts[windowed]
+
+    def _sequences(self, full: Tensor) -> tuple[Tensor, int]:
+        lengths = self.lengths
+        cuts = torch.tensor([0, *accumulate(lengths)], dtype=full.dtype)
+        return cuts.to(full.device, non_blocking=True), max(lengths)
+
+    def _windows(self, full: Tensor) -> tuple[Tensor, int]:
         assert self.left is not None
-        if id(full) not in self.windows or self.windows[id(full)][0] is not full:
-            alive = torch.zeros(self.units + 1, dtype=torch.long, device=full.device)
-            alive[self.left.to(full.device) + 1] = self.unit
-            short = alive.cumsum(0)[full.long() // self.unit]
-            self.windows[id(full)] = full, torch.unique_consecutive(short).to(full.dtype)
-        return self.windows[id(full)][1]
+        alive = torch.zeros(self.units + 1, dtype=torch.long, device=full.device)
+        alive = alive.scatter(0, self.left.to(full.device) + 1, self.unit)
+        cuts = torch.unique_consecutive(alive.cumsum(0)[full.long() // self.unit].cpu())
+        return cuts.to(full.device, full.dtype, non_blocking=True), int((cuts[1:] - cuts[:-1]).max())
 
 
 class PackedEncoderHooks(EncoderCallHooks[PackedPath, Packed]):
@@ -121,7 +138,8 @@ class PackedEncoderHooks(EncoderCallHooks[PackedPath, Packed]):
         side = self.path.unit
         unit = side * side
         units = pixels.shape[0] // unit
-        order = compat.unit_order(self.tower, grids, units).to(pixels.device)
+        grids = grids.cpu()
+        order = compat.unit_order(self.tower, grids, units).to(pixels.device, non_blocking=True)
         frames, start = [], 0
         for t, h, w in grids.tolist():
             grid = (h // side, w // side)
@@ -138,9 +156,9 @@ class PackedEncoderHooks(EncoderCallHooks[PackedPath, Packed]):
         stage = self.stages.get(index)
         if stage is not None:
             hidden = self._run(call, index, stage, hidden)
-        return None if call.left is None else (hidden, {**kwargs, **self._shorter(call, kwargs)})
+        return None if call.left is None else (hidden, {**kwargs, **self._shorter(call, index, kwargs)})
 
-    def _shorter(self, call: Packed, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    def _shorter(self, call: Packed, index: int, kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """A layer's side inputs for the patches that are left."""
         assert call.left is not None
         new: dict[str, Any] = {}
@@ -150,10 +168,9 @@ class PackedEncoderHooks(EncoderCallHooks[PackedPath, Packed]):
                 rows = call.patches(call.left)
                 call.rotary = rotary[0], tuple(part[rows.to(part.device)] for part in rotary)
             new["position_embeddings"] = call.rotary[1]
-        cuts = call.boundaries(kwargs["cu_seqlens"])
-        new["cu_seqlens"] = cuts
+        new["cu_seqlens"], longest = call.boundaries(kwargs["cu_seqlens"], index in self.path.windowed)
         if kwargs.get("max_seqlen") is not None:
-            new["max_seqlen"] = int((cuts[1:] - cuts[:-1]).max())
+            new["max_seqlen"] = longest
         return new
 
     def _run(self, call: Packed, index: int, stage: Stage, hidden: Tensor) -> Tensor:
@@ -179,7 +196,7 @@ class PackedEncoderHooks(EncoderCallHooks[PackedPath, Packed]):
             slots = places if now is None else now[places]
             features = states[slots]  # [G, m, unit * D], a copy
             raster = torch.stack([frame.left for frame in frames])
-            wide = torch.tensor([frame.grid[1] for frame in frames])[:, None].to(hidden.device)
+            wide = torch.tensor([frame.grid[1] for frame in frames])[:, None].to(hidden.device, non_blocking=True)
             view = TokenView(
                 features=features,
                 coords=torch.stack([raster * 0, raster // wide, raster % wide], dim=-1),
@@ -199,7 +216,7 @@ class PackedEncoderHooks(EncoderCallHooks[PackedPath, Packed]):
         self.checked.add(index)
         left = torch.cat([frame.places for frame in call.frames]).sort().values
         kept = left if now is None else now[left]
-        call.left, call.windows, call.rotary = left, {}, None
+        call.left, call.cuts, call.rotary = left, {}, None
         return states[kept].view(-1, width)
 
     def _of_units(self, call: Packed, index: int, need: Observation, slots: Tensor) -> Tensor:
@@ -213,9 +230,7 @@ class PackedEncoderHooks(EncoderCallHooks[PackedPath, Packed]):
 
         def measure(query: Tensor, key: Tensor, mask: Any, scaling: float | None, softcap: float | None) -> None:
             # Flash gets all sequences in one call, the other implementations one after the other.
-            cuts = kwargs["cu_seqlens"].tolist()
-            lengths = [b - a for a, b in pairwise(cuts)]
-            lengths = lengths if query.shape[2] == cuts[-1] else [query.shape[2]]
+            lengths = call.lengths if query.shape[2] == sum(call.lengths) else [query.shape[2]]
             for q, k in zip(torch.split(query, lengths, 2), torch.split(key, lengths, 2), strict=True):
                 for need, found in parts.items():
                     found.append(measured(need, q, k, None, scaling)[0])

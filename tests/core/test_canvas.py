@@ -69,3 +69,19 @@ def test_of_equally_covered_tokens_some_stay_everywhere():
     stays = canvas.choose(torch.full((400,), 0.5), 800).view(20, 20)
     quarters = [part for half in stays.split(10) for part in half.split(10, dim=1)]
     assert all(45 <= int(part.sum()) <= 55 for part in quarters)
+
+
+@pytest.mark.parametrize(
+    "canvas", [*CANVASES, Canvas((2, 3), (4, 4), (0, 0, 8, 12), (8, 12)), Canvas.of_row((8, 8), (4, 4), 2)]
+)
+def test_the_number_that_stays_is_known_or_depends_on_which_patches_do(canvas):
+    random = torch.Generator().manual_seed(0)
+    for left in range(1, canvas.patches + 1):
+        found = set()
+        for _ in range(30):
+            order = torch.rand(canvas.rows, canvas.patches, generator=random).argsort(1)
+            alive = torch.zeros(canvas.rows, canvas.patches).scatter(1, order[:, :left], 1.0)
+            found.add(int(canvas.choose(canvas.spread(alive), left).sum()))
+        assert canvas.left(left) is None or found == {canvas.left(left)}
+    known = [canvas.left(left) is not None for left in range(1, canvas.patches)]
+    assert all(known) if canvas not in CANVASES else not any(known)
