@@ -54,6 +54,21 @@ PLANS = (
 )
 
 
+# Attention weighs how many patches a token stands for.
+WEIGHED = (
+    "tome(site=vision, layer=1, keep=0.4, proportional=on) | tome(site=vision, layer=3, keep=0.5, proportional=on)",
+    "partition(site=vision, layer=1, keep=0.6) | tome(site=vision, layer=2, keep=0.5, proportional=on) "
+    "| partition(site=vision, layer=3, keep=0.5)",
+)
+# Between the attention and the MLP of the block below.
+MIDDLE = (
+    "illava_v1(site=vision, layer=1, point=mid, keep=0.5)",
+    "partition(site=vision, layer=1, point=mid, keep=0.6) | illava_v2(site=vision, layer=2, keep=0.7, recycle=0.3) "
+    "| tome(site=vision, layer=3, point=mid, keep=0.5)",
+    "tome(site=vision, layer=2, point=mid, keep=0.5, proportional=on) | fastv(layer=2, keep=0.5)",
+)
+
+
 @pytest.fixture(scope="module")
 def case_of() -> Callable[..., Case]:
     made: dict[tuple[str, ...], Case] = {}
@@ -84,7 +99,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, Selection, int]]:
 
 @pytest.mark.parametrize("backend", ["sdpa", pytest.param("eager", marks=pytest.mark.full)])
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("plan", [*PLANS, *WEIGHED, *MIDDLE])
 def test_b_g_a_shorter_encoder_equals_a_masked_one(case_of, asked, plan, name, backend):
     case = case_of(name, backend)
     with torch.no_grad(), foveate.attach(case.model, plan) as attachment:
@@ -117,7 +132,7 @@ def test_b_g_a_shorter_encoder_equals_a_masked_one(case_of, asked, plan, name, b
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("plan", PLANS[:7])
+@pytest.mark.parametrize("plan", [*PLANS[:7], WEIGHED[0], MIDDLE[1]])
 def test_the_trace_says_what_each_token_is_made_of(case_of, asked, plan, name):
     case = case_of(name)
     with torch.no_grad(), foveate.attach(case.model, plan) as attachment:
@@ -169,9 +184,10 @@ def test_later_stages_know_how_many_patches_a_token_stands_for(case_of, asked, m
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("shortcut", [True, False])
-def test_a_keeping_everything_is_bit_identical(case_of, name, shortcut):
+@pytest.mark.parametrize("how", ["", ", proportional=on", ", point=mid"])
+def test_a_keeping_everything_is_bit_identical(case_of, name, shortcut, how):
     case = case_of(name)
-    plan = Plan.parse("random(site=vision, layer=1, keep=100%) | tome(site=vision, layer=2, keep=100%)")
+    plan = Plan.parse(f"random(site=vision, layer=1, keep=100%) | tome(site=vision, layer=2, keep=100%{how})")
     plain = tiny.generate(case.model, case.inputs)
     with Attachment(case.model, plan, stage_text, shortcut=shortcut) as attachment:
         kept = tiny.generate(case.model, case.inputs)
@@ -183,7 +199,7 @@ def test_a_keeping_everything_is_bit_identical(case_of, name, shortcut):
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("plan", [*PLANS, WEIGHED[0], MIDDLE[1]])
 def test_c_a_row_in_company_equals_the_row_alone(case_of, plan, name, side):
     case = case_of(name, side=side)
     with torch.no_grad(), foveate.attach(case.model, plan):

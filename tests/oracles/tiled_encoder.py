@@ -115,17 +115,22 @@ class Replay:
 
     Attributes:
         alive: by layer, [R, patches] bool from there on.
+        weights: by layer, [R, patches] what attention adds to the scores of those keys: the log of how many patches each stands
+            for, from the first stage on that asks for it.
         changes: by layer, [R, patches, patches] what replaces the states that enter it.
+        middle: layers whose stage stands within the block below, in front of its MLP.
         wholes: for each stage [R, patches, patches], rows of patches that are gone zero: what is made of what.
     """
 
-    def __init__(self, answers: list[tuple[int, Selection, int]], patches: int) -> None:
+    def __init__(self, answers: list[tuple[int, Selection, int]], patches: int, texts: list[str]) -> None:
         self.alive: dict[int, Tensor] = {}
+        self.weights: dict[int, Tensor] = {}
         self.changes: dict[int, Tensor] = {}
+        self.middle = {layer for (layer, *_), text in zip(answers, texts, strict=True) if "point=mid" in text}
         self.wholes: list[Tensor] = []
         rows = len(answers[0][1].kept)
         left = torch.arange(patches).expand(rows, -1)
-        for layer, selection, count in answers:
+        for number, (layer, selection, count) in enumerate(answers):
             change = torch.eye(patches).repeat(rows, 1, 1)
             alive = torch.zeros(rows, patches, dtype=torch.bool)
             for row in range(rows):
@@ -136,6 +141,8 @@ class Replay:
             before = self.wholes[-1] if self.wholes else torch.eye(patches).expand(rows, -1, -1)
             self.wholes.append(change @ before * alive[..., None])
             self.alive[layer], self.changes[layer] = alive, change
+            weighs = any("proportional=on" in text for text in texts[: number + 1])
+            self.weights[layer] = (self.wholes[-1] != 0).sum(2).log() if weighs else torch.zeros(rows, patches)
             left = left.gather(1, selection.kept)
 
     @property
@@ -150,8 +157,9 @@ class Replay:
 
 def replays(case: Case, plan: str, asked: list[tuple[int, Selection, int]]) -> list[Replay]:
     """The calls of the encoder in one pass: of images, then of videos."""
-    stages, calls = plan.count("site=vision"), len(kinds_of(case))
-    return [Replay(asked[stages * call : stages * (call + 1)], case.path.patches) for call in range(calls)]
+    texts = [text for text in plan.split(" | ") if "site=vision" in text]
+    stages, calls = len(texts), len(kinds_of(case))
+    return [Replay(asked[stages * call : stages * (call + 1)], case.path.patches, texts) for call in range(calls)]
 
 
 def kinds_of(case: Case) -> list[str]:
@@ -206,6 +214,8 @@ def made_of(case: Case, kind: str, trace: Trace) -> list[Tensor]:
 def dense_encoder(case: Case, calls: list[Replay]) -> Iterator[None]:
     """The plain encoder at full length: merged states in place, dead keys masked, dead rows zero behind the projector.
 
+    Blocks with a stage in their middle are run by their halves.
+
     Frames that are pooled in front of the projector are means of what lives there.
     """
     prefix, running = case.path.prefix, [-1]
@@ -216,19 +226,34 @@ def dense_encoder(case: Case, calls: list[Replay]) -> Iterator[None]:
     def now() -> Replay:
         return calls[running[0]]
 
+    def changed(index: int, hidden: Tensor) -> Tensor:
+        return torch.cat([hidden[:, :prefix], now().changes[index] @ hidden[:, prefix:]], dim=1)
+
     def substitute(index: int) -> Any:
         def run(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            hidden = args[0] if args else kwargs["hidden_states"]
-            hidden = torch.cat([hidden[:, :prefix], now().changes[index] @ hidden[:, prefix:]], dim=1)
+            hidden = changed(index, args[0] if args else kwargs["hidden_states"])
             return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
+
+        return run
+
+    def halves(index: int) -> Any:
+        def run(block: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+            hidden = args[0] if args else kwargs["hidden_states"]
+            hidden = hidden + block.self_attn(block.layer_norm1(hidden), attention_mask=None)[0]
+            hidden = changed(index, hidden)
+            hidden = hidden + block.mlp(block.layer_norm2(hidden))
+            return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
         return run
 
     def mask(index: int) -> Any:
         def run(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            alive = next(now().alive[layer] for layer in sorted(now().alive, reverse=True) if layer <= index)
-            alive = nn.functional.pad(alive, (prefix, 0), value=True)
-            seen = torch.where(alive, 0.0, torch.finfo(torch.float32).min)[:, None, None]
+            layers = [layer for layer in now().alive if layer <= index]
+            if not layers:
+                return None
+            alive, weights = now().alive[max(layers)], now().weights[max(layers)]
+            seen = torch.where(alive, weights, torch.finfo(torch.float32).min)
+            seen = nn.functional.pad(seen, (prefix, 0))[:, None, None]
             return args, {**kwargs, "attention_mask": seen.expand(-1, 1, seen.shape[-1], -1)}
 
         return run
@@ -252,7 +277,10 @@ def dense_encoder(case: Case, calls: list[Replay]) -> Iterator[None]:
         layers = compat.encoder_layers(tower)
         handles.append(tower.register_forward_pre_hook(next_call))
         for index in calls[0].changes:
-            handles.append(layers[index].register_forward_pre_hook(substitute(index), with_kwargs=True))
+            if index in calls[0].middle:
+                handles.append(layers[index - 1].register_forward_hook(halves(index), with_kwargs=True))
+            else:
+                handles.append(layers[index].register_forward_pre_hook(substitute(index), with_kwargs=True))
         for index in range(min(calls[0].changes), len(layers)):
             attention = layers[index].get_submodule(case.path.attention)
             handles.append(attention.register_forward_pre_hook(mask(index), with_kwargs=True))
