@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from benchmarks._quality_plots import STYLES, Study, differs, plot_curves, plot_grid, plot_rows
 from benchmarks._statistics import mean_interval
+from benchmarks._study import beside, difference, table
 
 PAGE = """# What pruning costs: quality curves of the demo model
 
@@ -75,17 +75,6 @@ def write_page(report: dict[str, Any], raw: Path, out: Path) -> None:
     out.write_text(page, encoding="utf-8")
 
 
-def difference(first: npt.NDArray[np.int_], second: npt.NDArray[np.int_]) -> str:
-    """The paired difference in points with its interval."""
-    delta = 100 * (first - second)
-    low, high = mean_interval(delta)
-    return f"{delta.mean():+.1f} [{low:+.1f}, {high:+.1f}]"
-
-
-def _table(heading: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    return "\n".join("| " + " | ".join(line) + " |" for line in (heading, ["---"] * len(heading), *lines))
-
-
 def _curve_table(study: Study) -> str:
     parts = []
     for layer in study.curve_layers:
@@ -93,9 +82,9 @@ def _curve_table(study: Study) -> str:
         for method, (_, _, label) in STYLES.items():
             own = None if method == "downsampled picture" else layer
             cells = [study.get(method, own, keep) for keep in study.keeps]
-            texts = ["not measured" if c is None else f"{c.mean():.3f} ({difference(c, study.plain)})" for c in cells]
+            texts = ["not measured" if c is None else beside(c, study.plain) for c in cells]
             lines.append([label, *texts])
-        parts.append(f"Plans before layer {layer}:\n\n" + _table(["method", *(f"keep {keep}" for keep in study.keeps)], lines))
+        parts.append(f"Plans before layer {layer}:\n\n" + table(["method", *(f"keep {keep}" for keep in study.keeps)], lines))
     return "\n\n".join(parts)
 
 
@@ -117,7 +106,7 @@ def _against_random(study: Study) -> str:
         if unclear
         else "FastV beats random at every measured point."
     )
-    return _table(["FastV - random, layer", *(f"keep {keep}" for keep in study.keeps)], lines) + "\n\n" + said
+    return table(["FastV - random, layer", *(f"keep {keep}" for keep in study.keeps)], lines) + "\n\n" + said
 
 
 def _task_table(study: Study, keep: float = 0.25) -> str:
@@ -136,7 +125,7 @@ def _task_table(study: Study, keep: float = 0.25) -> str:
                     text += " *"
                 cells.append(text)
         lines.append([task, *cells])
-    return _table(heading, lines)
+    return table(heading, lines)
 
 
 def _task_sentences(study: Study) -> str:
@@ -168,7 +157,7 @@ def _bias_table(bias: Sequence[dict[str, Any]]) -> str:
         lines.append(
             [str(entry["layer"]), "on" if entry["rope"] else "off", *(f"{t:.2f}" for t in thirds), f"{100 * centre:.0f} %"]
         )
-    return _table(
+    return table(
         ["layer", "rope in the score", "top third", "middle third", "bottom third", "mean height of kept tokens (0 % = top)"],
         lines,
     )

@@ -24,7 +24,8 @@ from torch import Tensor
 import foveate
 from benchmarks._models import build
 from benchmarks._statistics import mean_interval
-from benchmarks.quality import SEED, Prompts, Row, write_results
+from benchmarks._study import answers, beside, graded, resumed, table, write_results
+from benchmarks.quality import SEED, Prompts, Row
 from foveate.demo.evaluation import held_out_samples, versions
 from foveate.demo.loading import load_demo
 from foveate.families import family_for
@@ -134,11 +135,7 @@ def run(questions: int, out: Path) -> None:
         "what": "merging compared at equal numbers of tokens, demo model and a random SigLIP", "questions_per_task": questions,
         "seed": SEED, "device": "cpu", "dtype": "float32", "versions": versions(), "rows": [],
     }  # fmt: skip
-    if out.exists():
-        before = json.loads(out.read_text(encoding="utf-8"))
-        if any(before[key] != report[key] for key in ("questions_per_task", "seed", "versions")):
-            raise SystemExit(f"{out} holds another study; name a new file")
-        report = before
+    report = resumed(out, report, ("questions_per_task", "seed", "versions"))
     if "features" not in report:
         pictures = [sample.pixels[0] for sample in samples[: PICTURES * 4 : 4]]
         stacked = processor.image_processor(pictures, return_tensors="pt")["pixel_values"].to(model.dtype)
@@ -153,8 +150,7 @@ def run(questions: int, out: Path) -> None:
     for row in rows():
         if row.name not in done:
             right = prompts.right(model, row)
-            answers = "".join("1" if value else "0" for value in right)
-            report["rows"].append({"name": row.name, **asdict(row), "accuracy": float(right.mean()), "right": answers})
+            report["rows"].append({"name": row.name, **asdict(row), **graded(right)})
             write_results(out, report)
             print(f"{row.name:40s} {right.mean():.3f}", flush=True)
 
@@ -191,7 +187,7 @@ draws one of five seeds per batch.
 
 def write_page(report: dict[str, Any], raw: Path, out: Path) -> None:
     """Write the page."""
-    right = {row["name"]: np.array([int(mark) for mark in row["right"]]) for row in report["rows"]}
+    right = {row["name"]: answers(row) for row in report["rows"]}
     plain = right["plain keep 1.0"]
     out.parent.mkdir(parents=True, exist_ok=True)
     text = PAGE.format(
@@ -202,11 +198,6 @@ def write_page(report: dict[str, Any], raw: Path, out: Path) -> None:
     out.write_text(text, encoding="utf-8")
 
 
-def _markdown(lines: list[list[str]]) -> str:
-    heading, *rest = lines
-    return "\n".join("| " + " | ".join(line) + " |" for line in (heading, ["---"] * len(heading), *rest))
-
-
 def _interval(values: Any) -> str:
     array = np.asarray(values, dtype=float)
     low, high = mean_interval(array)
@@ -214,17 +205,17 @@ def _interval(values: Any) -> str:
 
 
 def _feature_table(found: list[dict[str, Any]]) -> str:
-    lines = [["encoder", "keep", "error", *METHODS]]
+    lines = []
     for encoder in dict.fromkeys(entry["encoder"] for entry in found):
         for keep in KEEPS:
             own = {e["method"]: e["errors"] for e in found if (e["encoder"], e["keep"]) == (encoder, keep)}
             for kind in ("own", "coverage"):
                 lines.append([encoder, str(keep), kind, *(_interval(own[name][kind]) for name in METHODS)])
-    return _markdown(lines)
+    return table(["encoder", "keep", "error", *METHODS], lines)
 
 
 def _answer_table(right: dict[str, Any]) -> str:
-    lines = [["place", "keep", *METHODS]]
+    lines = []
     for place in ("encoder", "decoder", "both"):
         for keep in KEEPS:
             cells = []
@@ -233,12 +224,9 @@ def _answer_table(right: dict[str, Any]) -> str:
                 if own is None:
                     cells.append("not defined" if name == "ToMe" else "not measured")
                     continue
-                low, high = mean_interval(100.0 * (own - right["plain keep 1.0"]))
-                cells.append(
-                    f"{own.mean():.3f} ({100 * (own.mean() - right['plain keep 1.0'].mean()):+.1f} [{low:+.1f}, {high:+.1f}])"
-                )
+                cells.append(beside(own, right["plain keep 1.0"]))
             lines.append([place, str(keep), *cells])
-    return _markdown(lines)
+    return table(["place", "keep", *METHODS], lines)
 
 
 def _verdict(right: dict[str, Any]) -> str:
@@ -261,12 +249,12 @@ def _task_table(right: dict[str, Any], tasks: Any) -> str:
     names = [
         f"{place} {name}" for place in ("encoder", "decoder") for name in METHODS if f"{place} {name} keep {keep}" in right
     ]
-    lines = [["task", "plain", *names]]
+    lines = []
     for task in dict.fromkeys(tasks.tolist()):
         own = tasks == task
         cells = [f"{right[f'{name} keep {keep}'][own].mean():.2f}" for name in names]
         lines.append([task, f"{right['plain keep 1.0'][own].mean():.2f}", *cells])
-    return _markdown(lines)
+    return table(["task", "plain", *names], lines)
 
 
 def main() -> None:

@@ -20,7 +20,8 @@ import numpy as np
 
 import foveate
 from benchmarks._statistics import mean_interval
-from benchmarks.quality import SEED, Prompts, Row, exact, seeded, write_results
+from benchmarks._study import answers, beside, difference, graded, resumed, table, write_results
+from benchmarks.quality import SEED, Prompts, Row, exact, seeded
 from foveate.demo.evaluation import held_out_samples, versions
 from foveate.demo.loading import load_demo
 from foveate.predictors import read_config
@@ -77,11 +78,7 @@ def run(folder: Path, base: Path | None, questions: int, out: Path) -> None:
         "device": "cpu", "dtype": "float32", "versions": versions(), "layer": config.layer, "keep": config.keep,
         "text_keep": config.text_keep, "provenance": dict(config.provenance), "rows": [],
     }  # fmt: skip
-    if out.exists():
-        before = json.loads(out.read_text(encoding="utf-8"))
-        if any(before[key] != report[key] for key in ("questions_per_task", "seed", "versions", "provenance")):
-            raise SystemExit(f"{out} holds another study; name a new file")
-        report = before
+    report = resumed(out, report, ("questions_per_task", "seed", "versions", "provenance"))
     asked = [(sample, question) for sample in held_out_samples(questions, SEED) for question in sample.questions]
     prompts = Prompts.of(processor, asked)
     report["tasks"] = prompts.tasks
@@ -102,9 +99,8 @@ def _measure(report: dict[str, Any], row: Row, model: Any, prompts: Prompts, fol
     if row.method in {known["method"] for known in report["rows"]}:
         return
     right = prompts.right(model, row)
-    answers = "".join("1" if value else "0" for value in right)
     plan = row.plan.replace(str(folder), "...")
-    report["rows"].append({**asdict(row), "plan": plan, "accuracy": float(right.mean()), "right": answers})
+    report["rows"].append({**asdict(row), "plan": plan, **graded(right)})
     _add_share(report["rows"][-1], model, prompts, str(folder))
     write_results(out, report)
     print(f"{row.method:32s} {right.mean():.3f}", flush=True)
@@ -135,24 +131,25 @@ one of five seeds per batch. Trained as: {trained}.
 
 def write_page(report: dict[str, Any], raw: Path, out: Path) -> None:
     """Write the page."""
-    right = {row["method"]: np.array([int(mark) for mark in row["right"]]) for row in report["rows"]}
+    right = {row["method"]: answers(row) for row in report["rows"]}
     tasks = np.array(report["tasks"])
     is_long = np.isin(tasks, LONG)
-    lines = [["plan", "all", "short answers", "long answers", "stored of long answers"]]
+    lines = []
     for row in report["rows"]:
         own, plain = right[row["method"]], right["plain"]
-        cells = [_cell(own[part], plain[part]) for part in (np.ones_like(is_long), ~is_long, is_long)]
+        cells = [beside(own[part], plain[part]) for part in (np.ones_like(is_long), ~is_long, is_long)]
         cells.append(f"{row['stored']:.0%}" if "stored" in row else "100%")
-        lines.append([f"{row['method']}: `{row['plan']}`".replace("|", "\\|"), *cells])
+        lines.append([f"{row['method']}: `{row['plan']}`", *cells])
     names = list(right)
-    by_task = [["task", *names]]
+    by_task = []
     for task in dict.fromkeys(tasks.tolist()):
         by_task.append([task, *(f"{right[name][tasks == task].mean():.2f}" for name in names)])
     trained = report["provenance"]
     text = PAGE.format(
         raw=raw.as_posix(), layer=report["layer"], keep=report["keep"], count=len(tasks), long=", ".join(LONG),
         stored="store everything" if report["text_keep"] is None else f"store {report['text_keep']:.0%}",
-        per_task=report["questions_per_task"], table=_markdown(lines), tasks=_markdown(by_task),
+        per_task=report["questions_per_task"], tasks=table(["task", *names], by_task),
+        table=table(["plan", "all", "short answers", "long answers", "stored of long answers"], lines),
         verdict=_verdict(right, is_long), trained=_trained(trained),
     )  # fmt: skip
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -163,11 +160,6 @@ def _trained(provenance: dict[str, Any]) -> str:
     settings = provenance.get("settings", {})
     shown = {key: settings[key] for key in ("mode", "masks", "steps", "batch_size", "seed", "least_answer") if key in settings}
     return ", ".join(f"{key} {value}" for key, value in shown.items()) or "not said"
-
-
-def _cell(own: Any, plain: Any) -> str:
-    low, high = mean_interval(100.0 * (own - plain))
-    return f"{own.mean():.3f} ({100 * (own.mean() - plain.mean()):+.1f} [{low:+.1f}, {high:+.1f}])"
 
 
 def _verdict(right: dict[str, Any], is_long: Any) -> str:
@@ -181,17 +173,12 @@ def _verdict(right: dict[str, Any], is_long: Any) -> str:
         for control in controls:
             if learned in right and control in right:
                 part = is_long if "answer" in learned else np.ones_like(is_long)
-                delta = 100.0 * (right[learned][part] - right[control][part])
-                low, high = mean_interval(delta)
+                own, other = right[learned][part], right[control][part]
+                low, high = mean_interval(100.0 * (own - other))
                 word = "better than" if low > 0 else "worse than" if high < 0 else "**not told apart from**"
                 where = " on long answers" if "answer" in learned else ""
-                said.append(f"- {learned} is {word} {control}{where}: {delta.mean():+.1f} [{low:+.1f}, {high:+.1f}] points.")
+                said.append(f"- {learned} is {word} {control}{where}: {difference(own, other)} points.")
     return "\n".join(said)
-
-
-def _markdown(lines: list[list[str]]) -> str:
-    heading, *rest = lines
-    return "\n".join("| " + " | ".join(line) + " |" for line in (heading, ["---"] * len(heading), *rest))
 
 
 def main() -> None:

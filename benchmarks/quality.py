@@ -29,6 +29,7 @@ from PIL import Image
 from transformers import DynamicCache
 
 import foveate
+from benchmarks._study import graded, resumed, write_results
 from foveate.demo.evaluation import held_out_samples, versions
 from foveate.demo.loading import load_demo
 from foveate.demo.packing import IGNORED, PackedBatch, Packer
@@ -181,11 +182,7 @@ def run(questions: int, out: Path, folder: Path | None) -> None:
         "layers": model.config.text_config.num_hidden_layers, "visual_tokens": model.config.image_seq_length,
         "versions": versions(), "rows": [],
     }  # fmt: skip
-    if out.exists():
-        before = json.loads(out.read_text(encoding="utf-8"))
-        if any(before[key] != report[key] for key in ("questions_per_task", "seed", "layers", "versions")):
-            raise SystemExit(f"{out} holds another study; name a new file")
-        report = before
+    report = resumed(out, report, ("questions_per_task", "seed", "layers", "versions"))
     prompts = Prompts.of(processor, asked)
     report["tasks"] = prompts.tasks
     done = {row["name"] for row in report["rows"]}
@@ -196,22 +193,13 @@ def run(questions: int, out: Path, folder: Path | None) -> None:
         if row.method == "downsampled picture":
             used = Prompts.of(processor, [(_Pixels(sample, row.keep), question) for sample, question in asked])
         right = used.right(model, row)
-        # One character a question keeps the file small and every comparison paired.
-        answers = "".join("1" if value else "0" for value in right)
-        report["rows"].append({"name": row.name, **asdict(row), "accuracy": float(right.mean()), "right": answers})
+        report["rows"].append({"name": row.name, **asdict(row), **graded(right)})
         write_results(out, report)
         print(f"{row.name:40s} {right.mean():.3f}", flush=True)
     if "position_bias" not in report:
         few = [[i for i, name in enumerate(prompts.tasks) if name == task][:BIAS_QUESTIONS] for task in set(prompts.tasks)]
         report["position_bias"] = position_bias(model, processor, [asked[i] for indices in few for i in indices])
         write_results(out, report)
-
-
-def write_results(out: Path, report: dict[str, Any]) -> None:
-    """Write a raw file, whole or not at all."""
-    part = out.with_suffix(".part")
-    part.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    part.replace(out)
 
 
 def main() -> None:

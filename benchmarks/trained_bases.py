@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks._statistics import mean_interval
+from benchmarks._study import answers, difference, marks, resumed, table, write_results
 from benchmarks.predictors import LONG, stored_share
-from benchmarks.quality import SEED, Prompts, Row, write_results
+from benchmarks.quality import SEED, Prompts, Row
 from foveate.demo.evaluation import held_out_samples, versions
 from foveate.demo.loading import load_demo
 from foveate.predictors import read_config
@@ -61,11 +62,7 @@ def run(label: str, model: Path | None, predictors: Path | None, controls: bool,
         "what": "bases of the demo model trained with learned, random and no masks; exact match", "device": "cpu",
         "dtype": "float32", "questions_per_task": questions, "seed": SEED, "versions": versions(), "bases": {},
     }  # fmt: skip
-    if out.exists():
-        before = json.loads(out.read_text(encoding="utf-8"))
-        if any(before[key] != report[key] for key in ("questions_per_task", "seed", "versions")):
-            raise SystemExit(f"{out} holds another study; name a new file")
-        report = before
+    report = resumed(out, report, ("questions_per_task", "seed", "versions"))
     asked = [(sample, question) for sample in held_out_samples(questions, SEED) for question in sample.questions]
     prompts = Prompts.of(processor, asked)
     report["tasks"] = prompts.tasks
@@ -74,7 +71,7 @@ def run(label: str, model: Path | None, predictors: Path | None, controls: bool,
         if row.method in entry["rows"]:
             continue
         right = prompts.right(base, row)
-        known = {"plan": row.plan.replace(str(predictors), "..."), "right": "".join("1" if value else "0" for value in right)}
+        known = {"plan": row.plan.replace(str(predictors), "..."), "right": marks(right)}
         if "answer" in row.method or "both" in row.method:
             known["stored"] = stored_share(base, prompts, row.plan)
         entry["rows"][row.method] = known
@@ -110,7 +107,7 @@ def write_page(report: dict[str, Any], raw: Path, out: Path) -> None:
     """Write the page."""
     tasks = np.array(report["tasks"])
     is_long = np.isin(tasks, LONG)
-    plain = _right(next(base["rows"][PLAIN] for base in report["bases"].values() if PLAIN in base["rows"]))
+    plain = answers(next(base["rows"][PLAIN] for base in report["bases"].values() if PLAIN in base["rows"]))
     names = [
         PLAIN,
         "fastv",
@@ -124,20 +121,16 @@ def write_page(report: dict[str, Any], raw: Path, out: Path) -> None:
     ]
     tables = []
     for part in (np.ones_like(is_long), is_long):
-        lines = [["base", *names], ["---"] * (len(names) + 1)]
-        for label, base in report["bases"].items():
-            lines.append([label, *(_cell(base["rows"].get(name), plain, part) for name in names)])
-        tables.append("\n".join("| " + " | ".join(line) + " |" for line in lines))
+        lines = [
+            [label, *(_cell(base["rows"].get(name), plain, part) for name in names)] for label, base in report["bases"].items()
+        ]
+        tables.append(table(["base", *names], lines))
     text = PAGE.format(
         raw=raw.as_posix(), count=len(tasks), per_task=report["questions_per_task"], layer=LAYER, keep=KEEP, stored=STORED,
         long=", ".join(LONG), everything=tables[0], longs=tables[1], verdict=_verdict(report["bases"], is_long),
         bases="\n".join(f"- **{label}**: {_trained(base['provenance'])}" for label, base in report["bases"].items()),
     )  # fmt: skip
     out.write_text(text, encoding="utf-8")
-
-
-def _right(row: dict[str, Any]) -> Any:
-    return np.array([int(mark) for mark in row["right"]])
 
 
 def _trained(provenance: dict[str, Any]) -> str:
@@ -152,7 +145,7 @@ def _trained(provenance: dict[str, Any]) -> str:
 def _cell(row: dict[str, Any] | None, plain: Any, part: Any) -> str:
     if row is None:
         return ""
-    right = _right(row)[part]
+    right = answers(row)[part]
     low, high = mean_interval(100.0 * (right - plain[part]))
     share = f" ({row['stored']:.0%})" if "stored" in row else ""
     return f"{right.mean():.3f} [{low:+.1f}, {high:+.1f}]{share}"
@@ -174,15 +167,13 @@ def _verdict(bases: dict[str, Any], is_long: Any) -> str:
             ("learned answer", "random answer", is_long, "long answers"),
             ("learned both", "random both", everything, "all questions"),
         ):
-            said.append(
-                f"- {label}: {learned} against {control} on {where}: {_difference(rows[learned], controls[control], part)}."
-            )
+            said.append(f"- {label}: {learned} against {control} on {where}: {_told(rows[learned], controls[control], part)}.")
     trained = {base["provenance"]["settings"]["masks"]: base["rows"] for base in bases.values() if _trains_base(base)}
     for masks, own, other in (("random", "learned both", "random both"), ("none", PLAIN, PLAIN)):
         if {"learned", masks} <= set(trained):
-            difference = _difference(trained["learned"][own], trained[masks][other], everything)
+            told = _told(trained["learned"][own], trained[masks][other], everything)
             word = {"random": "random masks", "none": "no masks"}[masks]
-            said.append(f"- base trained with learned masks ({own}) against one with {word} ({other}): {difference}.")
+            said.append(f"- base trained with learned masks ({own}) against one with {word} ({other}): {told}.")
     return "\n".join(said)
 
 
@@ -190,11 +181,11 @@ def _trains_base(base: dict[str, Any]) -> bool:
     return base["provenance"].get("settings", {}).get("mode") == "full"
 
 
-def _difference(row: dict[str, Any], other: dict[str, Any], part: Any) -> str:
-    delta = 100.0 * (_right(row)[part] - _right(other)[part])
-    low, high = mean_interval(delta)
+def _told(row: dict[str, Any], other: dict[str, Any], part: Any) -> str:
+    own, others = answers(row)[part], answers(other)[part]
+    low, high = mean_interval(100.0 * (own - others))
     word = "better" if low > 0 else "worse" if high < 0 else "not told apart"
-    return f"{word}, {delta.mean():+.1f} [{low:+.1f}, {high:+.1f}] points"
+    return f"{word}, {difference(own, others)} points"
 
 
 def main() -> None:

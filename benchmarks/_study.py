@@ -1,0 +1,69 @@
+"""What studies of answers share: a raw file that grows row by row, and the tables of the page made from it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks._statistics import mean_interval
+
+Answers = npt.NDArray[np.int_]
+
+
+def resumed(out: Path, report: dict[str, Any], same: Sequence[str]) -> dict[str, Any]:
+    """The report that the file holds, or the new one where there is no file.
+
+    Raises:
+        SystemExit: if the file's report differs in one of the entries that are to be the `same`.
+    """
+    if not out.exists():
+        return report
+    before: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
+    if any(before[key] != report[key] for key in same):
+        raise SystemExit(f"{out} holds another study; name a new file")
+    return before
+
+
+def write_results(out: Path, report: dict[str, Any]) -> None:
+    """Write a raw file, whole or not at all."""
+    part = out.with_suffix(".part")
+    part.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    part.replace(out)
+
+
+def marks(right: npt.NDArray[np.bool_]) -> str:
+    """Every answer as one character, which keeps the file small and all comparisons paired."""
+    return "".join("1" if value else "0" for value in right)
+
+
+def graded(right: npt.NDArray[np.bool_]) -> dict[str, Any]:
+    """Entries of a row: its accuracy, and every answer."""
+    return {"accuracy": float(right.mean()), "right": marks(right)}
+
+
+def answers(row: dict[str, Any]) -> Answers:
+    """Of a row, 1 for each right answer and 0 for each wrong one."""
+    return np.array([int(mark) for mark in row["right"]])
+
+
+def table(heading: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown. A vertical line in a plan would end its cell."""
+    rows = (heading, ["---"] * len(heading), *lines)
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
+
+
+def difference(first: Answers, second: Answers) -> str:
+    """The paired difference in points with its 95 % interval."""
+    delta = 100.0 * (first - second)
+    low, high = mean_interval(delta)
+    return f"{delta.mean():+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
+def beside(own: Answers, plain: Answers) -> str:
+    """An accuracy, and in brackets its difference to the plain model."""
+    return f"{own.mean():.3f} ({difference(own, plain)})"
