@@ -12,7 +12,7 @@ from rich.table import Table
 
 from foveate import recipes
 from foveate.api.capabilities import FamilyCapability, family_capabilities, method_capabilities, refused_models
-from foveate.cli import tables
+from foveate.cli import options, tables
 
 _CACHE_NOTE = (
     "static: a pruned layer reserves fewer slots, in steps of 256, and its decode steps compile; under SDPA, eager or flex. "
@@ -20,7 +20,7 @@ _CACHE_NOTE = (
 )
 
 
-def methods(as_json: Annotated[bool, typer.Option("--json")] = False) -> None:
+def methods(as_json: options.AsJson = False) -> None:
     """List the methods: what they do, where they act, their options."""
     rows = method_capabilities()
     console = tables.make_console()
@@ -52,7 +52,7 @@ def _recipes() -> Table:
 
 
 def models(
-    as_json: Annotated[bool, typer.Option("--json")] = False,
+    as_json: options.AsJson = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="As in the README.")] = False,
 ) -> None:
     """List the model families: what was tried on a tiny random model of each, here and now."""

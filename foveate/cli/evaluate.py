@@ -10,8 +10,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from foveate.cli import evaluate_generation, tables
-from foveate.errors import InputError
+from foveate.cli import evaluate_generation, files, options, tables
 
 app = typer.Typer(help="Measure accuracy.", no_args_is_help=True)
 app.command("generation")(evaluate_generation.generation)
@@ -21,12 +20,11 @@ app.command("generation")(evaluate_generation.generation)
 def demo(
     model: Annotated[Path | None, typer.Option(help="Folder of a demo training; the shipped model if left out.")] = None,
     questions: Annotated[int, typer.Option(min=1, help="Questions per task, each about another picture.")] = 1000,
-    out: Annotated[Path | None, typer.Option(help="Also write the numbers with settings and versions to this file.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    out: options.OutFile = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Score a demo model on held-out pictures: the table of its model card. Takes minutes with the default size."""
-    if out is not None and not out.absolute().parent.is_dir():
-        raise InputError(f"--out {out}: the folder {out.parent} does not exist")
+    files.check_file("--out", out)
     from foveate.demo.evaluation import DemoEvaluationConfig, evaluate_demo
     from foveate.demo.loading import load_demo
 
@@ -37,7 +35,7 @@ def demo(
             loaded, processor, DemoEvaluationConfig(questions_per_task=questions, majority_pictures=20 * questions)
         )
     if out is not None:
-        out.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        files.write({out: (json.dumps(results, indent=2) + "\n").encode("utf-8")})
     if as_json:
         console.print_json(json.dumps(results))
         return

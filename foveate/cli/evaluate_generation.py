@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from foveate.cli import loading, tables
+from foveate.cli import files, loading, options, tables
 from foveate.demo.evaluation import held_out_samples, versions
 from foveate.demo.long_answers import ONE_TURN_TASKS
 from foveate.errors import InputError
@@ -46,21 +46,20 @@ def generation(
     plan: Annotated[
         list[str] | None, typer.Option("--plan", help="May be repeated; the plain model is always the first row.")
     ] = None,
-    model: Annotated[str | None, typer.Option(help="Folder or hub id; the embedded demo model if left out.")] = None,
+    model: options.Model = None,
     samples: Annotated[int | None, typer.Option(min=1, help="At most so many; 50 of the demo, all of a file.")] = None,
     task: Annotated[str, typer.Option(help=f"Of the demo: {', '.join(ONE_TURN_TASKS)}.")] = ONE_TURN_TASKS[0],
     generate: Annotated[bool, typer.Option(help="Also let the model answer itself, for the overlap score.")] = True,
-    new_tokens: Annotated[int, typer.Option(min=1, help="Longest generated answer.")] = 1024,
+    new_tokens: options.NewTokens = 1024,
     step_by_step: Annotated[
         bool, typer.Option("--step-by-step", help="Read answers token by token; the same, slower.")
     ] = False,
-    out: Annotated[Path | None, typer.Option(help="Also write all numbers to this file.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    out: options.OutFile = None,
+    as_json: options.AsJson = False,
 ) -> None:
     """Compare plans on long answers: perplexity, overlap, output tokens, FLOPs without a cache, KV bytes with one."""
     plans = [str(Plan.parse(text)) for text in plan or _PLANS]
-    if out is not None and (out.is_dir() or not out.absolute().parent.is_dir()):
-        raise InputError(f"--out {out}: name a file in a folder that exists")
+    files.check_file("--out", out)
     if task not in ONE_TURN_TASKS:
         raise InputError(f"--task {task}: write one of {', '.join(ONE_TURN_TASKS)}")
     items = None if file is None else read_items(file, samples)
@@ -98,10 +97,7 @@ def generation(
         "versions": versions(),
     }
     if out is not None:
-        try:
-            out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"cannot write {out}: {error.strerror or error}") from None
+        files.write({out: (json.dumps(result, indent=2) + "\n").encode("utf-8")})
     if as_json:
         typer.echo(json.dumps(result))
         return

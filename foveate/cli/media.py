@@ -6,9 +6,8 @@ import os.path
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
 from PIL import Image
 
 from foveate.api import Video, load_video
@@ -16,14 +15,6 @@ from foveate.api.pictures import PICTURE_SUFFIXES, load_image
 from foveate.api.video import VIDEO_SUFFIXES
 from foveate.errors import InputError
 
-MEDIA_METAVAR = "[IMAGE|VIDEO...] QUESTION"
-MEDIA_HELP = "Pictures, video files and folders of frames, then the question."
-Videos = Annotated[list[Path] | None, typer.Option("--video", help="A video file or a folder of frames; may be repeated.")]
-Frames = Annotated[int | None, typer.Option("--frames", help="Frames of each video, spread evenly; 8, or all of fewer.")]
-Fps = Annotated[float | None, typer.Option("--fps", help="Instead of --frames: frames for each second.")]
-MaxFrames = Annotated[int, typer.Option("--max-frames", help="With --fps: at most so many of each video, spread evenly.")]
-Start = Annotated[float, typer.Option("--start", help="Where to begin in each video, in seconds.")]
-End = Annotated[float | None, typer.Option("--end", help="Where to stop in each video, in seconds.")]
 MAX_FRAMES = 64
 
 
@@ -42,7 +33,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Sampling:
-    """Which frames of each video are read: the options above."""
+    """Which frames of each video are read, by the options of `foveate.cli.options`."""
 
     frames: int | None = None
     fps: float | None = None

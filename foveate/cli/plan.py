@@ -14,7 +14,7 @@ from rich.table import Table
 
 from foveate.api import Video, default_plan, estimate, resolve_config
 from foveate.api.cost import media_of
-from foveate.cli import media, tables
+from foveate.cli import media, options, tables
 from foveate.core.site import SiteKind
 from foveate.cost.estimate import CostEstimate, grid
 from foveate.errors import InputError
@@ -32,19 +32,19 @@ def plan(
     frames: Annotated[
         int | None, typer.Option(min=1, help="Frames of one video of the size --images gives, or of --video.")
     ] = None,
-    text_tokens: Annotated[int, typer.Option(min=0)] = 64,
-    new_tokens: Annotated[int, typer.Option(min=0)] = 128,
-    batch: Annotated[int, typer.Option(min=1)] = 1,
+    text_tokens: Annotated[int, typer.Option(min=0, help="Text of the prompt.")] = 64,
+    new_tokens: Annotated[int, typer.Option(min=0, help="Tokens of the answer.")] = 128,
+    batch: Annotated[int, typer.Option(min=1, help="Prompts at once.")] = 1,
     dtype: Annotated[str, typer.Option(help="Of the KV cache.")] = "bf16",
     convention: Annotated[str, typer.Option(help="exact, fastv, dynamic-llava or illava-v1.")] = "exact",
     show_grid: Annotated[bool, typer.Option("--grid", help="LLM prefill FLOPs over layer x keep, as a heat map.")] = False,
     vs: Annotated[str | None, typer.Option(help="A second model without a plan, beside it.")] = None,
-    as_json: Annotated[bool, typer.Option("--json")] = False,
+    as_json: options.AsJson = False,
     video: Annotated[Path | None, typer.Option(help="A video file or a folder of frames, instead of sizes.")] = None,
-    fps: media.Fps = None,
-    max_frames: media.MaxFrames = media.MAX_FRAMES,
-    start: media.Start = 0.0,
-    end: media.End = None,
+    fps: options.Fps = None,
+    max_frames: options.MaxFrames = media.MAX_FRAMES,
+    start: options.Start = 0.0,
+    end: options.End = None,
 ) -> None:
     """Visual tokens, FLOPs and KV bytes of a plan on a model, from its config alone."""
     config = resolve_config(model)

@@ -11,27 +11,27 @@ from PIL import Image
 from rich.markup import escape
 
 from foveate.api import Answer, Candidate, Video, compare, default_plan
-from foveate.cli import loading, media, tables
+from foveate.cli import loading, media, options, tables
 from foveate.core.plan import Stage
 from foveate.spec import Plan
 
 
 def run(
-    arguments: Annotated[list[str], typer.Argument(metavar=media.MEDIA_METAVAR, help=media.MEDIA_HELP)],
-    model: Annotated[str | None, typer.Option(help="Folder or hub id; the embedded demo model if left out.")] = None,
+    arguments: options.Prompt,
+    model: options.Model = None,
     plan: Annotated[str | None, typer.Option(help='e.g. "fastv(layer=2, keep=0.5)", or "none".')] = None,
     compare_plans: Annotated[
         bool, typer.Option("--compare", help="Beside it: the plain model, random, uniform and a downsampled picture.")
     ] = False,
-    new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 64,
+    new_tokens: options.NewTokens = 64,
     repeats: Annotated[int, typer.Option(min=1, help="Time each row this often and report medians.")] = 1,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
-    video: media.Videos = None,
-    frames: media.Frames = None,
-    fps: media.Fps = None,
-    max_frames: media.MaxFrames = media.MAX_FRAMES,
-    start: media.Start = 0.0,
-    end: media.End = None,
+    as_json: options.AsJson = False,
+    video: options.Videos = None,
+    frames: options.Frames = None,
+    fps: options.Fps = None,
+    max_frames: options.MaxFrames = media.MAX_FRAMES,
+    start: options.Start = 0.0,
+    end: options.End = None,
 ) -> None:
     """Answer a question about pictures and videos under a plan, and print one table of what it took."""
     paths, question = media.split_arguments(arguments, bool(video))
@@ -42,14 +42,14 @@ def run(
     parsed = parsed or default_plan(loaded.config)
     inputs = loading.prompt_inputs(loaded, processor, contents, question)
     console = tables.make_console()
-    options: dict[str, Any] = {}
+    streamed: dict[str, Any] = {}
     if compare_plans:
         rows = [Candidate(str(parsed), parsed), *_controls(parsed, loaded, processor, contents, question)]
     else:
         rows = [Candidate(str(parsed), parsed)]
         if not as_json:
-            options["streamer"] = _streamer(processor)
-    answers = compare(loaded, inputs, rows, new_tokens, repeats, with_plain=compare_plans, warm_up=compare_plans, **options)
+            streamed["streamer"] = _streamer(processor)
+    answers = compare(loaded, inputs, rows, new_tokens, repeats, with_plain=compare_plans, warm_up=compare_plans, **streamed)
     texts = [_text(processor, answer) for answer in answers]
     if as_json:
         rows_json = [tables.answer_json(answer, text) for answer, text in zip(answers, texts, strict=True)]

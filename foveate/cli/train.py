@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from foveate.cli import tables, train_dynamic
+from foveate.cli import options, tables, train_dynamic
 from foveate.errors import InputError
 
 app = typer.Typer(help="Train predictors that choose tokens, or the embedded demo model.", no_args_is_help=True)
@@ -22,7 +22,7 @@ def demo(
     seed: Annotated[int, typer.Option(help="Decides weights and data.")] = 1,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads.")] = 1,
     precision: Annotated[str, typer.Option(help="bfloat16, or float32 for a CPU without AVX512-BF16 or AMX.")] = "bfloat16",
-    smoke: Annotated[bool, typer.Option("--smoke", help="The whole recipe in seconds, for tests; it learns nothing.")] = False,
+    smoke: options.Smoke = False,
 ) -> None:
     """Train the demo model from scratch on pictures that are drawn as it goes; progress is printed and logged."""
     if precision not in ("bfloat16", "float32"):

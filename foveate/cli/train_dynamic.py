@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from foveate.cli import tables
+from foveate.cli import options, tables
 from foveate.errors import InputError
 
 # Published for 7 to 13 billion parameters; what the demo model of 4.5 million wants instead.
@@ -30,7 +30,7 @@ def _share(text: str, default: str) -> Any:
 
 def dynamic_llava(
     out: Annotated[Path, typer.Option(help="Folder for the result, checkpoints and log.")] = Path("runs/dynamic-llava"),
-    model: Annotated[str | None, typer.Option(help="Folder or hub id; the embedded demo model by default.")] = None,
+    model: options.Model = None,
     data: Annotated[
         Path | None,
         typer.Option(help="LLaVA's .json, or .jsonl with chat messages; for the demo model generated questions by default."),
@@ -75,7 +75,7 @@ def dynamic_llava(
     eval_every: Annotated[int | None, _share("Steps between two validations", "never")] = None,
     report_to: Annotated[str | None, _share("Also report to, e.g. wandb", "none")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out from its newest checkpoint.")] = False,
-    smoke: Annotated[bool, typer.Option("--smoke", help="A few steps of everything, for tests; it learns nothing.")] = False,
+    smoke: options.Smoke = False,
 ) -> None:
     """Train Dynamic-LLaVA (arXiv 2412.00876): predictors of the tokens that stay, with or without the model."""
     given = {name: value for name, value in locals().items() if value is not None}

@@ -15,7 +15,7 @@ from rich.table import Table
 from torch import Tensor
 
 from foveate.api import attach, attention
-from foveate.cli import loading, media, tables
+from foveate.cli import loading, media, options, tables
 from foveate.cli.drawn import stage_table, traced_parts, with_parts
 from foveate.core.attention import KINDS, AttentionStudy, Raters
 from foveate.core.layout import Medium
@@ -27,24 +27,20 @@ from foveate.viz.kept import kept_film, kept_stages
 from foveate.viz.packages import require
 from foveate.viz.parts import Part, groups_of, is_film
 
-_Arguments = Annotated[list[str], typer.Argument(metavar=media.MEDIA_METAVAR, help=media.MEDIA_HELP)]
-_Model = Annotated[str | None, typer.Option(help="Folder or hub id; the embedded demo model if left out.")]
-_Out = Annotated[Path, typer.Option(help="Folder for the files.")]
-
 
 def view_attention(
-    arguments: _Arguments,
-    model: _Model = None,
-    out: _Out = Path("attention-view"),
-    new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 32,
+    arguments: options.Prompt,
+    model: options.Model = None,
+    out: options.OutFolder = Path("attention-view"),
+    new_tokens: options.NewTokens = 32,
     layers: Annotated[str | None, typer.Option(help="Decoder layers, e.g. 0,1,8..15; all if left out.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
-    video: media.Videos = None,
-    frames: media.Frames = None,
-    fps: media.Fps = None,
-    max_frames: media.MaxFrames = media.MAX_FRAMES,
-    start: media.Start = 0.0,
-    end: media.End = None,
+    as_json: options.AsJson = False,
+    video: options.Videos = None,
+    frames: options.Frames = None,
+    fps: options.Fps = None,
+    max_frames: options.MaxFrames = media.MAX_FRAMES,
+    start: options.Start = 0.0,
+    end: options.End = None,
 ) -> None:
     """Measure where the answer's tokens look: shares of system, visual, instruction and output tokens, and heat maps."""
     paths, question = media.split_arguments(arguments, bool(video))
@@ -78,16 +74,16 @@ def view_attention(
 
 
 def view_kept(
-    arguments: _Arguments,
+    arguments: options.Prompt,
     plan: Annotated[str, typer.Option(help='e.g. "fastv(layer=2, keep=0.5)".')],
-    model: _Model = None,
-    out: _Out = Path("kept-view"),
-    video: media.Videos = None,
-    frames: media.Frames = None,
-    fps: media.Fps = None,
-    max_frames: media.MaxFrames = media.MAX_FRAMES,
-    start: media.Start = 0.0,
-    end: media.End = None,
+    model: options.Model = None,
+    out: options.OutFolder = Path("kept-view"),
+    video: options.Videos = None,
+    frames: options.Frames = None,
+    fps: options.Fps = None,
+    max_frames: options.MaxFrames = media.MAX_FRAMES,
+    start: options.Start = 0.0,
+    end: options.End = None,
 ) -> None:
     """Draw which visual tokens each stage of a plan keeps of each picture."""
     paths, question = media.split_arguments(arguments, bool(video))

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from foveate.api import attach
-from foveate.cli import loading, media, tables
+from foveate.cli import files, loading, media, options, tables
 from foveate.cli.drawn import stage_table, traced_parts
 from foveate.errors import InputError
 from foveate.spec import Plan
@@ -29,24 +29,23 @@ def view_merge(
     ] = None,
     question: Annotated[str, typer.Option(help="What is asked; stages in the LLM rank by it.")] = _QUESTION,
     plan: Annotated[str, typer.Option(help="Any plan.")] = _PLAN,
-    model: Annotated[str | None, typer.Option(help="Folder or hub id; the embedded demo model if left out.")] = None,
-    html: Annotated[Path | None, typer.Option(help="Write the page with the slider here.")] = None,
-    png: Annotated[Path | None, typer.Option(help="Write all stages as one picture here.")] = None,
-    video: media.Videos = None,
-    frames: media.Frames = None,
-    fps: media.Fps = None,
-    max_frames: media.MaxFrames = media.MAX_FRAMES,
-    start: media.Start = 0.0,
-    end: media.End = None,
+    model: options.Model = None,
+    html: options.Html = None,
+    png: options.Png = None,
+    video: options.Videos = None,
+    frames: options.Frames = None,
+    fps: options.Fps = None,
+    max_frames: options.MaxFrames = media.MAX_FRAMES,
+    start: options.Start = 0.0,
+    end: options.End = None,
 ) -> None:
-    """Draw for every stage what survived, what was dropped, and which region each survivor stands for."""
+    """Draw for every stage what survived, what was dropped, and which region each survivor stands for: a page with a slider."""
     parsed = Plan.parse(plan)
     if not parsed.stages:
         raise InputError(f"--plan {plan}: it has no stage, so there is nothing to draw; write a method")
     html = html if html is not None or png is not None else Path("merge.html")
-    for name, path in (("html", html), ("png", png)):
-        if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
-            raise InputError(f"--{name} {path}: name a file in a folder that exists")
+    files.check_file("--html", html)
+    files.check_file("--png", png)
     if html is not None:
         require("jinja2")
     if not images and not video:
@@ -58,20 +57,16 @@ def view_merge(
         loaded.generate(**inputs, do_sample=False, max_new_tokens=1)
         trace = attachment.trace
     drawn = traced_parts(trace, shown, inputs, processor)
-    files: dict[Path, bytes] = {}
+    written: dict[Path, bytes] = {}
     if html is not None:
         heading_texts = MergeHeading(str(parsed), question, f"{type(loaded).__name__}, {media.names_of(shown)}")
-        files[html] = merge_page(drawn, heading_texts).encode("utf-8")
+        written[html] = merge_page(drawn, heading_texts).encode("utf-8")
     if png is not None:
-        files[png] = loading.png(
+        written[png] = loading.png(
             stack([merge_film(group) if is_film(group) else merge_stages(*group[0]) for group in groups_of(drawn)])
         )
-    for path, content in files.items():
-        try:
-            path.write_bytes(content)
-        except OSError as error:
-            raise InputError(f"cannot write {path}: {error.strerror or error}") from None
+    files.write(written)
     console = tables.make_console()
     console.print(stage_table(parsed, shown, drawn))
-    for path in files:
+    for path in written:
         console.print(f"wrote {path}", markup=False, highlight=False)

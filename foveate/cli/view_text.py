@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from foveate.api import attach
-from foveate.cli import loading, media, tables
+from foveate.cli import files, loading, media, options, tables
 from foveate.demo.evaluation import held_out_samples
 from foveate.demo.long_answers import ONE_TURN_TASKS as TASKS
 from foveate.engine.slot_cache import lasting_bytes, stored_bytes, ungated_bytes
@@ -32,29 +32,28 @@ _STYLES = {True: "bold", False: "bright_black", None: "italic"}
 
 def view_text(
     arguments: Annotated[
-        list[str] | None, typer.Argument(metavar=media.MEDIA_METAVAR, help=f"{media.MEDIA_HELP} Left out: --task.")
+        list[str] | None, typer.Argument(metavar=options.PROMPT_METAVAR, help=f"{options.PROMPT_HELP} Left out: --task.")
     ] = None,
     plan: Annotated[str, typer.Option(help="Any plan with a gate.")] = _PLAN,
     task: Annotated[str | None, typer.Option(help=f"A rendered picture and a question: {', '.join(TASKS)}.")] = None,
-    model: Annotated[str | None, typer.Option(help="Folder or hub id; the embedded demo model if left out.")] = None,
-    new_tokens: Annotated[int, typer.Option(min=2, help="Longest answer, in tokens.")] = 256,
-    html: Annotated[Path | None, typer.Option(help="Write the page here.")] = None,
-    png: Annotated[Path | None, typer.Option(help="Write the picture here.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of the text.")] = False,
-    video: media.Videos = None,
-    frames: media.Frames = None,
-    fps: media.Fps = None,
-    max_frames: media.MaxFrames = media.MAX_FRAMES,
-    start: media.Start = 0.0,
-    end: media.End = None,
+    model: options.Model = None,
+    new_tokens: Annotated[int, options.longest_answer(2)] = 256,
+    html: options.Html = None,
+    png: options.Png = None,
+    as_json: options.AsJson = False,
+    video: options.Videos = None,
+    frames: options.Frames = None,
+    fps: options.Fps = None,
+    max_frames: options.MaxFrames = media.MAX_FRAMES,
+    start: options.Start = 0.0,
+    end: options.End = None,
 ) -> None:
     """Show which tokens of an answer the layers behind a gate stored: those strong, rejected ones pale."""
     parsed = Plan.parse(plan)
     if parsed.gate is None:
         raise InputError(f"--plan {plan}: no stage gates decoding, so there is nothing to show; write e.g. {_PLAN}")
-    for name, path in (("html", html), ("png", png)):
-        if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
-            raise InputError(f"--{name} {path}: name a file in a folder that exists")
+    files.check_file("--html", html)
+    files.check_file("--png", png)
     require(*(package for package, path in (("jinja2", html), ("matplotlib", png)) if path is not None))
     prompt = _prompt(arguments or [], task, video, media.Sampling(frames, fps, max_frames, start, end))
     loaded, processor = loading.load_model(model)
@@ -65,21 +64,17 @@ def view_text(
     name = f"{type(loaded).__name__}, {prompt.name}"
     heading = AnswerHeading(prompt.question, str(parsed), name, None if plain == answer.text else plain, kv_bytes)
     counts = count_line(answer, heading, tables.human_bytes)
-    files: dict[Path, bytes] = {}
+    written: dict[Path, bytes] = {}
     if html is not None:
-        files[html] = answer_page(answer, heading, counts, prompt.pictures).encode("utf-8")
+        written[html] = answer_page(answer, heading, counts, prompt.pictures).encode("utf-8")
     if png is not None:
-        files[png] = answer_plot(answer, heading, counts)
-    for path, content in files.items():
-        try:
-            path.write_bytes(content)
-        except OSError as error:
-            raise InputError(f"cannot write {path}: {error.strerror or error}") from None
+        written[png] = answer_plot(answer, heading, counts)
+    files.write(written)
     if as_json:
-        typer.echo(json.dumps(_numbers(answer, heading, prompt) | {"files": [str(path) for path in files]}))
+        typer.echo(json.dumps(_numbers(answer, heading, prompt) | {"files": [str(path) for path in written]}))
         return
     _tell(console, answer, heading, counts)
-    for path in files:
+    for path in written:
         console.print(f"wrote {path}", markup=False, highlight=False)
 
 
@@ -122,12 +117,12 @@ def _answers(
 ) -> tuple[AnswerText, str, tuple[int, int, int] | None]:
     """The gated answer, the plain model's text, and KV bytes: held, lasting, without the gate."""
     length = inputs["input_ids"].shape[1]
-    options = {"do_sample": False, "max_new_tokens": new_tokens}
+    how = {"do_sample": False, "max_new_tokens": new_tokens}
     with attach(model, plan) as attachment:
-        out = model.generate(**inputs, **options, return_dict_in_generate=True)
+        out = model.generate(**inputs, **how, return_dict_in_generate=True)
         judged = attachment.trace.answer_kept
         with attachment.disabled():
-            plain = model.generate(**inputs, **options)[0, length:]
+            plain = model.generate(**inputs, **how)[0, length:]
     ids = out.sequences[0, length:].tolist()
     fates: list[bool | None] = [None] * len(ids)
     if judged:
