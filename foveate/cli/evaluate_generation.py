@@ -23,7 +23,7 @@ from foveate.errors import InputError
 from foveate.evaluate.files import read_items
 from foveate.evaluate.generation import Generation, Row, Sample, Score, evaluate, summarize
 from foveate.evaluate.intervals import Mean
-from foveate.evaluate.overlap import overlap_score
+from foveate.evaluate.overlap import METEOR_NEEDS, overlap_score
 from foveate.spec import Plan
 from foveate.train.data import ConversationFile, holds_conversations
 
@@ -121,7 +121,7 @@ def generation(
         return
     console = tables.make_console()
     console.print(_table(summarize(scores), score.name, f"{result['source']}, {len(chosen)} samples"))
-    console.print(_NOTES, style="dim")
+    console.print(_NOTES if score.name == "meteor" or not generate else f"{_NOTES}; {METEOR_NEEDS}", style="dim")
     if out is not None:
         console.print(f"wrote {out}", markup=False, highlight=False)
 

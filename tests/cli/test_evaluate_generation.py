@@ -37,6 +37,7 @@ def test_a_file_is_read_under_every_plan(command, model_folder, file, tmp_path):
     code, text, _ = run(command, model_folder, *arguments, "--out", str(out))
     assert code == 0
     assert "plain" in text and "3 samples" in text and "PPL" in text and "ROUGE-L" in text
+    assert "METEOR needs nltk" in text.replace("\n", " ")
     result = json.loads(out.read_text())
     assert [row["plan"] for row in result["rows"]] == ["none", GATE, "fastv(layer=2, keep=0.5)"]
     assert result["samples"] == 3 and result["overlap_score"] == "rouge_l"
