@@ -94,7 +94,8 @@ def write_page(report: dict[str, Any], raw: Path, out: Path) -> None:
 def _trained(provenance: dict[str, Any]) -> str:
     settings = provenance.get("settings", {})
     shown = {key: settings[key] for key in ("mode", "masks", "steps", "batch_size", "seed") if key in settings}
-    return ", ".join(f"{key} {value}" for key, value in shown.items()) or "how they were trained is not said"
+    margins = "margins calibrated" if "calibration" in provenance else "margins as trained, not calibrated"
+    return ", ".join([*(f"{key} {value}" for key, value in shown.items()), margins])
 
 
 def _table(own: dict[str, Any], plans: dict[str, str], overlap: str) -> str:
