@@ -17,6 +17,7 @@ from foveate.api.attach import attach
 from foveate.core.plan import Plan as CorePlan
 from foveate.cost.estimate import CostEstimate
 from foveate.engine.attach import unwrap
+from foveate.engine.slot_cache import lasting_bytes, stored_bytes
 from foveate.errors import InputError
 from foveate.families import family_for
 from foveate.spec import Plan
@@ -48,7 +49,9 @@ class Answer:
         new_tokens: [B, T] long, generated ids.
         visual_tokens, kept_tokens: of the whole batch, before and after the plan.
         prefill_ratio: LLM prefill FLOPs under the plan as a share of the plain model's, in theory; None without media.
-        kv_bytes: of the cache when the answer was complete, read off the cache; 0 without a cache.
+        kv_bytes: of the cache when the answer was complete, read off the cache, without slots that a gate rejected and that
+            wait to be taken away; 0 without a cache, None if the backend quantizes it.
+        kv_bytes_held: the same with those slots.
         ttft_ms: time to the first token: vision encoder, selection and prefill; median over the repeats.
         tpot_ms: mean time of the further tokens; None if there is only one.
         loyalty: share of generated tokens equal to the plain model's, position by position; 1.0 for the plain model.
@@ -60,7 +63,8 @@ class Answer:
     visual_tokens: int
     kept_tokens: int
     prefill_ratio: float | None
-    kv_bytes: int
+    kv_bytes: int | None
+    kv_bytes_held: int | None
     ttft_ms: float
     tpot_ms: float | None
     loyalty: float
@@ -100,7 +104,8 @@ def _row(plan: str | CorePlan | Candidate, inputs: Mapping[str, Any]) -> _Row:
 @dataclass(frozen=True)
 class _Run:
     new_tokens: Tensor
-    kv_bytes: int
+    kv_bytes: int | None
+    kv_bytes_held: int | None
     ttft_ms: float
     tpot_ms: float | None
     visual_tokens: int
@@ -179,19 +184,17 @@ def _generate(model: nn.Module, inputs: Mapping[str, Any], plan: Plan, tokens: i
         report = attachment.report()
         kept = visual - sum(before - after for _, _, before, after in report.media)
         estimate = report.estimate
+    cache = output.past_key_values
     return _Run(
         new_tokens=output.sequences[:, start:].cpu(),
-        kv_bytes=_kv_bytes(output.past_key_values),
+        kv_bytes=0 if cache is None else lasting_bytes(cache),
+        kv_bytes_held=0 if cache is None else stored_bytes(cache),
         ttft_ms=steps[0],
         tpot_ms=sum(steps[1:]) / len(steps[1:]) if len(steps) > 1 else None,
         visual_tokens=visual,
         kept_tokens=kept,
         estimate=estimate,
     )
-
-
-def _kv_bytes(cache: Any) -> int:
-    return 0 if cache is None else sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
 
 
 def _visual_tokens(model: nn.Module, inputs: Mapping[str, Any]) -> int:
@@ -210,6 +213,7 @@ def _answer(row: _Row, runs: list[_Run], plain: Tensor) -> Answer:
         kept_tokens=first.kept_tokens,
         prefill_ratio=None if first.estimate is None else first.estimate.llm_prefill_flops.ratio.plan,
         kv_bytes=first.kv_bytes,
+        kv_bytes_held=first.kv_bytes_held,
         ttft_ms=median(run.ttft_ms for run in runs),
         tpot_ms=median(tpots) if tpots else None,
         loyalty=_agreement(first.new_tokens, plain),

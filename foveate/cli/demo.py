@@ -126,7 +126,7 @@ def _speed(console: Console, repeats: int, results: Path | None) -> None:
             f"{100 * row.ttft_ms / rows[0].ttft_ms:.0f} %",
             f"{100 * theory:.0f} %",
             tables.milliseconds(row.tpot_ms),
-            tables.human_bytes(row.kv_bytes),
+            tables.cache_bytes(row),
         )
     console.print(table)
     console.print(

@@ -10,45 +10,54 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from PIL import Image
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from foveate.cli import files, loading, options, tables
-from foveate.demo.evaluation import held_out_samples, versions
-from foveate.demo.long_answers import ONE_TURN_TASKS
+from foveate.cli.rounds import Messages, answers_of, asked, check_rounds, demo_samples, read_messages
+from foveate.demo.evaluation import versions
+from foveate.demo.long_answers import LONG_TASKS
 from foveate.errors import InputError
-from foveate.evaluate.files import Item, read_items
+from foveate.evaluate.files import read_items
 from foveate.evaluate.generation import Generation, Row, Sample, Score, evaluate, summarize
 from foveate.evaluate.intervals import Mean
-from foveate.evaluate.overlap import overlap_score
+from foveate.evaluate.overlap import METEOR_NEEDS, overlap_score
 from foveate.spec import Plan
+from foveate.train.data import ConversationFile, holds_conversations
 
+_Named = tuple[str, Messages]
 _PLANS = ("random_gate(layer=2, keep=0.5)", "stride_gate(layer=2, keep=0.5)")
 _DEMO_SAMPLES = 50
 _PROTOCOL = (
-    "perplexity of the reference and its end token by teacher forcing with a KV cache: mean over samples of exp(mean loss); "
+    "perplexity of the reference and its end token by teacher forcing with a KV cache: mean over samples of exp(mean loss), of "
+    "several rounds the mean, each behind the true rounds before it and on their cache; "
     "differences are plan - plain with a paired 95 % bootstrap over samples"
 )
 _NOTES = (
     "PPL: mean over samples of exp(mean loss) of the reference, by teacher forcing; changes with paired 95 % intervals; output "
     "tokens: read, and computed behind the gate; FLOPs: of the last pass without a cache; Eq. 13: the paper's count of it, "
-    "over the output alone; KV cache: without rejected slots"
+    "over the output alone; KV cache: without rejected slots, of everything and of the output alone"
 )
 
 
 def generation(
     file: Annotated[
-        Path | None, typer.Argument(metavar="[FILE]", help='Lines of {"image", "question", "answer"}; left out: the demo.')
+        Path | None,
+        typer.Argument(
+            metavar="[FILE]",
+            help='Lines of {"image", "question", "answer"}, or conversations: LLaVA\'s .json, .jsonl with chat messages; '
+            "left out: the demo.",
+        ),
     ] = None,
     plan: Annotated[
         list[str] | None, typer.Option("--plan", help="May be repeated; the plain model is always the first row.")
     ] = None,
     model: options.Model = None,
     samples: Annotated[int | None, typer.Option(min=1, help="At most so many; 50 of the demo, all of a file.")] = None,
-    task: Annotated[str, typer.Option(help=f"Of the demo: {', '.join(ONE_TURN_TASKS)}.")] = ONE_TURN_TASKS[0],
+    pictures: Annotated[Path | None, typer.Option(help="Folder that picture paths start from; that of the file.")] = None,
+    task: Annotated[str, typer.Option(help=f"Of the demo: {', '.join(LONG_TASKS)}.")] = LONG_TASKS[0],
     generate: Annotated[bool, typer.Option(help="Also let the model answer itself, for the overlap score.")] = True,
     new_tokens: options.NewTokens = 1024,
     step_by_step: Annotated[
@@ -60,11 +69,16 @@ def generation(
     """Compare plans on long answers: perplexity, overlap, output tokens, FLOPs without a cache, KV bytes with one."""
     plans = [str(Plan.parse(text)) for text in plan or _PLANS]
     files.check_file("--out", out)
-    if task not in ONE_TURN_TASKS:
-        raise InputError(f"--task {task}: write one of {', '.join(ONE_TURN_TASKS)}")
-    items = None if file is None else read_items(file, samples)
+    if task not in LONG_TASKS:
+        raise InputError(f"--task {task}: write one of {', '.join(LONG_TASKS)}")
+    if file is None and pictures is not None:
+        raise InputError(f"--pictures {pictures}: the demo draws its own; name a FILE")
+    given = None if file is None else _read_file(file, samples, pictures)
     loaded, processor = loading.load_model(model)
-    asked = _of_demo(loaded, processor, task, samples or _DEMO_SAMPLES) if items is None else _of_file(loaded, processor, items)
+    if given is None:
+        chosen = demo_samples(loaded, processor, task, samples or _DEMO_SAMPLES)
+    else:
+        chosen = _of_file(loaded, processor, given)
     score = overlap_score()
 
     def decode(ids: Any) -> str:
@@ -78,22 +92,22 @@ def generation(
         console=Console(stderr=True),
         transient=True,
     ) as progress:
-        bar = progress.add_task("plain", total=rows * len(asked))
+        bar = progress.add_task("plain", total=rows * len(chosen))
 
         def note(name: str, done: int) -> None:
             progress.update(bar, advance=1, description=escape("plain" if name == str(Plan()) else name))
 
         wanted = Generation(decode, score, new_tokens) if generate else None
-        scores = evaluate(loaded, asked, plans, wanted, step_by_step, note)
+        scores = evaluate(loaded, chosen, plans, wanted, step_by_step, note)
     result = {
         "protocol": _PROTOCOL,
         "source": f"demo, held-out {task}" if file is None else str(file),
         "model": type(loaded).__name__ if model is None else model,
-        "samples": len(asked),
+        "samples": len(chosen),
         "overlap_score": score.name if generate else None,
         "step_by_step": step_by_step,
         "rows": [row.to_json() for row in summarize(scores)],
-        "scores": {name: _each(own, asked) for name, own in scores.items()},
+        "scores": {name: _each(own, chosen) for name, own in scores.items()},
         "versions": versions(),
     }
     if out is not None:
@@ -102,46 +116,59 @@ def generation(
         typer.echo(json.dumps(result))
         return
     console = tables.make_console()
-    console.print(_table(summarize(scores), score.name, f"{result['source']}, {len(asked)} samples"))
-    console.print(
-        _NOTES,
-        style="dim",
-    )
+    console.print(_table(summarize(scores), score.name, f"{result['source']}, {len(chosen)} samples"))
+    console.print(_NOTES if score.name == "meteor" or not generate else f"{_NOTES}; {METEOR_NEEDS}", style="dim")
     if out is not None:
         console.print(f"wrote {out}", markup=False, highlight=False)
 
 
-def _of_file(model: Any, processor: Any, items: Sequence[Item]) -> list[Sample]:
-    def prompt(item: Item) -> Any:
-        pictures = [loading.load_image(path) for path in item.images]
-        return loading.answered_prompt(model, processor, pictures, item.question, item.answer)
+def _of_file(model: Any, processor: Any, conversations: Sequence[_Named]) -> list[Sample]:
+    def rounds(messages: Messages) -> Any:
+        opened = [{**message, "content": [_opened(part) for part in message["content"]]} for message in messages]
+        return read_messages(model, processor, opened)
 
-    return [Sample(item.name, item.question, item.answer, partial(prompt, item)) for item in items]
-
-
-def _of_demo(model: Any, processor: Any, task: str, count: int) -> list[Sample]:
-    def prompt(sample: Any) -> Any:
-        (question,) = sample.questions
-        pictures = [Image.fromarray(pixels) for pixels in sample.pixels]
-        return loading.answered_prompt(model, processor, pictures, question.text, question.answer)
-
-    return [
-        Sample(f"{task} {number}", sample.questions[0].text, sample.questions[0].answer, partial(prompt, sample))
-        for number, sample in enumerate(held_out_samples(count, 0, (task,)), start=1)
-    ]
+    return [Sample(name, answers_of(messages), partial(rounds, messages)) for name, messages in conversations]
 
 
-def _each(scores: Sequence[Score], asked: Sequence[Sample]) -> list[dict[str, Any]]:
-    return [{"name": sample.name, **asdict(score)} for sample, score in zip(asked, scores, strict=True)]
+def _opened(part: dict[str, Any]) -> dict[str, Any]:
+    return {**part, "image": loading.load_image(part["image"])} if part["type"] == "image" else part
+
+
+def _read_file(path: Path, most: int | None, pictures: Path | None) -> list[_Named]:
+    """The conversations of a file, each with a name; pictures are paths that exist."""
+    if pictures is not None and not pictures.is_dir():
+        raise InputError(f"--pictures {pictures}: no such folder")
+    if not holds_conversations(path):
+        named = []
+        for item in read_items(path, most, pictures):
+            content = [{"type": "image", "image": image} for image in item.images]
+            question = {"role": "user", "content": [*content, {"type": "text", "text": item.question}]}
+            named.append((item.name, asked([question], item.answer)))
+        return named
+    file = ConversationFile(path, pictures)
+    if file.missing:
+        raise InputError(
+            f"{path}: {file.missing} rows name pictures that are not in {file.pictures}; name their folder: --pictures"
+        )
+    found = [(f"row {number}", file.read(number)) for number in range(min(len(file), most or len(file)))]
+    for name, messages in found:
+        check_rounds(messages, f"{path.name}, {name}")
+        for part in (part for message in messages for part in message["content"] if part["type"] == "image"):
+            part["image"] = file.pictures / part["image"]
+    return found
+
+
+def _each(scores: Sequence[Score], samples: Sequence[Sample]) -> list[dict[str, Any]]:
+    return [{"name": sample.name, **asdict(score)} for sample, score in zip(samples, scores, strict=True)]
 
 
 def _table(rows: Sequence[Row], overlap: str, title: str) -> Table:
     has_overlap = rows[0].overlap is not None
     table = Table(title=escape(title), title_justify="left", show_lines=True)
     table.add_column("plan", overflow="fold", min_width=26)
-    headings = ["PPL", "PPL\nchange [95 %]"]
-    headings += [{"meteor": "METEOR", "rouge_l": "ROUGE-L"}[overlap], "change [95 %]"] if has_overlap else []
-    for heading in (*headings, "output\ntokens", "FLOPs, last\nuncached pass", "Eq. 13", "KV cache"):
+    headings = ["PPL", "change\n[95 %]"]
+    headings += [{"meteor": "METEOR", "rouge_l": "ROUGE-L"}[overlap], "change\n[95 %]"] if has_overlap else []
+    for heading in (*headings, "output\ntokens", "FLOPs, last\nuncached pass", "Eq. 13", "KV cache,\nof output"):
         table.add_column(heading, justify="right")
     for number, row in enumerate(rows):
         cells = [f"{row.perplexity.value:.3f}", _change(row.perplexity_difference) if number else ""]
@@ -151,13 +178,14 @@ def _table(rows: Sequence[Row], overlap: str, title: str) -> Table:
         cells.append(f"{total:.0f} -> {computed:.0f}" if computed != total else f"{total:.0f}")
         cells.append(_with_share(row.last_pass_flops, row.last_pass_flops_share, tables.human_flops, number > 0))
         cells.append(_with_share(row.output_flops, row.output_flops_share, tables.human_flops, number > 0))
-        cells.append(_with_share(row.kv_bytes, row.kv_share, tables.human_bytes, number > 0))
+        both = ((row.kv_bytes, row.kv_share), (row.output_kv_bytes, row.output_kv_share))
+        cells.append("\n".join(_with_share(count, share, tables.human_bytes, number > 0) for count, share in both))
         table.add_row(escape(row.plan) if number else "plain", *cells)
     return table
 
 
 def _change(mean: Mean) -> str:
-    interval = "" if mean.low is None or mean.high is None else f"\n[{mean.low:+.3f}, {mean.high:+.3f}]"
+    interval = "" if mean.low is None or mean.high is None else f"\n[{mean.low:+.3f},\n{mean.high:+.3f}]"
     return f"{mean.value:+.3f}{interval}"
 
 

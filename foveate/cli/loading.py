@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
 
 from foveate.api import Video
 from foveate.api.pictures import first_line, load_image
@@ -18,7 +17,7 @@ from foveate.cli.media import metadata, takes_videos
 from foveate.demo.loading import load_demo
 from foveate.errors import InputError, UnknownName
 
-__all__ = ["answered_prompt", "as_seen", "downsampled", "load_image", "load_model", "png", "prompt_inputs"]
+__all__ = ["as_seen", "chat_inputs", "downsampled", "load_image", "load_model", "png", "prompt_inputs"]
 
 
 def load_model(name: str | None, training_dtype: str | None = None) -> tuple[Any, Any]:
@@ -57,9 +56,12 @@ def prompt_inputs(model: Any, processor: Any, media: Sequence[Image.Image | Vide
 
     A processor without videos gets their frames as pictures.
     """
-    turn = _turn(processor, media, question)
-    native = takes_videos(processor)
-    videos = [medium for medium in media if isinstance(medium, Video)] if native else []
+    videos = [medium for medium in media if isinstance(medium, Video)] if takes_videos(processor) else []
+    return chat_inputs(model, processor, _turn(processor, media, question), videos)
+
+
+def chat_inputs(model: Any, processor: Any, turn: list[dict[str, Any]], videos: Sequence[Video] = ()) -> dict[str, Any]:
+    """The same of chat messages with opened pictures that end with a question; `videos` are those of the first message."""
     try:
         made = _with_videos(processor, turn, videos) if videos else _templated(processor, turn)
     except (ValueError, ImportError) as error:  # video processors may need torchvision
@@ -69,33 +71,6 @@ def prompt_inputs(model: Any, processor: Any, media: Sequence[Image.Image | Vide
         if name.startswith("pixel_values") and value.is_floating_point():
             inputs[name] = value.to(model.dtype)
     return inputs
-
-
-def answered_prompt(
-    model: Any, processor: Any, media: Sequence[Image.Image | Video], question: str, answer: str
-) -> tuple[dict[str, Any], Tensor]:
-    """A prompt as `prompt_inputs` makes it, and the ids [n] of its answer as the chat template writes it, end token last.
-
-    Raises:
-        InputError: if the tokens of question and answer cannot be told apart.
-    """
-    inputs = prompt_inputs(model, processor, media, question)
-    tokenizer, turn = processor.tokenizer, _turn(processor, media, question)
-    reply = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
-    asked = processor.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
-    whole = processor.apply_chat_template([*turn, reply], tokenize=False)
-    # Tokens of the texts with their placeholders: pictures fill the same columns in both.
-    before, after = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (asked, whole))
-    if after[: len(before)] != before or len(after) == len(before):
-        raise InputError("this model's chat template does not continue a prompt with its answer, so the answer cannot be read")
-    ids = after[len(before) :]
-    known = getattr(model.generation_config, "eos_token_id", None)
-    ends = {tokenizer.eos_token_id, *(known if isinstance(known, list) else [known])} - {None}
-    if not ends:
-        raise InputError("neither the tokenizer nor the model names an end token, so no answer can be read to its end")
-    place = next((at for at, token in enumerate(ids) if token in ends), None)
-    ids = [*ids, tokenizer.eos_token_id or min(ends)] if place is None else ids[: place + 1]
-    return inputs, torch.tensor(ids)
 
 
 def _turn(processor: Any, media: Sequence[Image.Image | Video], question: str) -> list[dict[str, Any]]:

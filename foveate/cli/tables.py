@@ -42,6 +42,14 @@ def human_flops(count: float, unit: str = "FLOPs") -> str:
     return f"{count:.0f} {unit}"
 
 
+def cache_bytes(answer: Answer) -> str:
+    """What lasts in an answer's cache, and what is held until slots that a gate rejected are taken away, where that is more."""
+    if answer.kv_bytes is None or answer.kv_bytes_held is None:
+        return "quantized:\nnot measured"
+    held = "" if answer.kv_bytes_held == answer.kv_bytes else f"\n({human_bytes(answer.kv_bytes_held)} held)"
+    return human_bytes(answer.kv_bytes) + held
+
+
 def milliseconds(value: float | None) -> str:
     """ "12.3 ms", or that it was not measured."""
     return "not measured" if value is None else f"{value:.1f} ms"
@@ -87,7 +95,7 @@ def answer_table(answers: Sequence[Answer], texts: Sequence[str], title: str) ->
             highlighted(text, texts[0]),
             f"{answer.visual_tokens} -> {answer.kept_tokens}",
             "100 %" if answer.prefill_ratio is None else f"{100 * answer.prefill_ratio:.0f} %",
-            human_bytes(answer.kv_bytes),
+            cache_bytes(answer),
             milliseconds(answer.ttft_ms),
             milliseconds(answer.tpot_ms),
         )
@@ -104,6 +112,7 @@ def answer_json(answer: Answer, text: str) -> dict[str, object]:
         "kept_tokens": answer.kept_tokens,
         "llm_prefill_flops_ratio": answer.prefill_ratio,
         "kv_bytes": answer.kv_bytes,
+        "kv_bytes_held": answer.kv_bytes_held,
         "ttft_ms": answer.ttft_ms,
         "tpot_ms": answer.tpot_ms,
         "loyalty": answer.loyalty,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
 from transformers.cache_utils import (
     Cache,
     DynamicLayer,
@@ -113,6 +114,30 @@ def lasting_bytes(cache: Cache) -> int | None:
         return None
     waiting = [layer for layer in cache.layers if isinstance(layer, DynamicSlots) and layer.slots]
     return held - sum((layer.slots - layer.lasting_slots) * bytes_per_slot(layer) for layer in waiting)
+
+
+def bytes_of_columns(cache: Cache, wanted: Tensor) -> int | None:
+    """Bytes of the slots that hold certain columns; rejected slots hold none.
+
+    Args:
+        cache: of a single row.
+        wanted: [C] bool on the CPU, for all columns that the cache has seen.
+
+    Returns:
+        None for a static cache, which reserves its slots, and where the backend quantizes them.
+    """
+    if stored_bytes(cache) is None or any(isinstance(layer, StaticLayer) for layer in cache.layers):
+        return None
+    total = 0
+    for layer in cache.layers:
+        keys = getattr(layer, "keys", None)
+        if keys is None or not keys.numel():
+            continue
+        slots = keys.shape[-2]
+        columns = layer.positions(1, keys.device)[0].cpu() if isinstance(layer, DynamicSlots) else None
+        held = wanted[-slots:] if columns is None else wanted[columns[columns >= 0]]
+        total += int(held.sum()) * (int(keys.nbytes + layer.values.nbytes) // slots)
+    return total
 
 
 def ungated_bytes(cache: Cache, first: int, rejected: int) -> int | None:

@@ -22,12 +22,13 @@ class Item:
     answer: str
 
 
-def read_items(path: Path, most: int | None = None) -> list[Item]:
+def read_items(path: Path, most: int | None = None, pictures: Path | None = None) -> list[Item]:
     """Read a file of lines `{"image": "a.jpg", "question": "...", "answer": "..."}`.
 
     Args:
-        path: of the file. Pictures are found from its folder; `image` may be a list of them. Other fields are not read.
+        path: of the file. `image` may be a list. Other fields are not read.
         most: at most so many, the first ones.
+        pictures: the folder that names of pictures start from; the file's own by default.
 
     Raises:
         InputError: naming the line that does not fit, before any picture is read; without any line.
@@ -38,13 +39,14 @@ def read_items(path: Path, most: int | None = None) -> list[Item]:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from None
     except UnicodeDecodeError:
         raise InputError(f"{path} is no UTF-8 text: one JSON object in each line is read") from None
-    items = [_item(path, number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    folder = path.parent if pictures is None else pictures
+    items = [_item(path, folder, number, line) for number, line in enumerate(lines, start=1) if line.strip()]
     if not items:
         raise InputError(f"{path} has no line with {', '.join(_FIELDS)}")
     return items[:most]
 
 
-def _item(path: Path, number: int, line: str) -> Item:
+def _item(path: Path, folder: Path, number: int, line: str) -> Item:
     where = f"{path}, line {number}"
     try:
         fields: Any = json.loads(line)
@@ -59,7 +61,7 @@ def _item(path: Path, number: int, line: str) -> Item:
     for field in _FIELDS[1:]:
         if not isinstance(fields.get(field), str) or not fields[field].strip():
             raise InputError(f"{where}: {field} must be text")
-    found = tuple(path.parent / name for name in names)
+    found = tuple(folder / name for name in names)
     missing = next((place for place in found if not place.is_file()), None)
     if missing is not None:
         raise InputError(f"{where}: no picture at {missing}")

@@ -1,8 +1,9 @@
 """Plans compared on long answers: perplexity, overlap of generated answers, lengths, FLOPs and KV bytes.
 
-Dynamic-LLaVA's protocol (arXiv 2412.00876, Tab. 3). Differs from it: FLOPs without a cache are also counted
-exactly and with the prompt, beside the paper's formula over the output alone; KV bytes are those of the keys and values in
-the cache, not the allocator's.
+Dynamic-LLaVA's protocol (arXiv 2412.00876, Tab. 3), in several rounds too: scores of a sample are means over its rounds,
+lengths their sums. Differs from it: FLOPs without a cache are also counted exactly and with the prompt, beside the paper's
+formula over the output alone; KV bytes are those of the keys and values in the cache, not the allocator's; between rounds the
+end token is read where the chat template writes it.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from math import isfinite
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from foveate.api import Attachment, attach
+from foveate.core.plan import Plan as CorePlan
 from foveate.cost.conventions import dynamic_llava_layer_flops
 from foveate.cost.flops import decoder_prefill_flops, lm_head_flops
 from foveate.cost.tokens import visual_tokens_per_layer
@@ -25,7 +27,7 @@ from foveate.engine.slot_cache import lasting_bytes, stored_bytes
 from foveate.errors import InputError
 from foveate.evaluate.intervals import Mean, difference, mean_of
 from foveate.evaluate.overlap import OverlapScore
-from foveate.evaluate.reading import Reading, read_answer
+from foveate.evaluate.reading import Reading, Rounds, read_rounds
 from foveate.families import family_for
 from foveate.spec import Plan
 
@@ -34,27 +36,26 @@ PLAIN = "none"
 
 @dataclass(frozen=True)
 class Sample:
-    """One question. `prompt()` makes the inputs of its prompt [1, S] and the ids [n] of the answer with its end token."""
+    """One conversation: the true answer of each round as text, and `rounds()`, which makes the tokens of all of it."""
 
     name: str
-    question: str
-    answer: str
-    prompt: Callable[[], tuple[Mapping[str, Any], Tensor]]
+    answers: tuple[str, ...]
+    rounds: Callable[[], Rounds]
 
 
 @dataclass(frozen=True)
 class Generated:
-    """What the model says itself, greedily.
+    """What the model says itself, greedily, in each round behind the true answers of the rounds before it.
 
     Attributes:
-        answer: the text.
-        overlap: with the reference.
-        output_tokens: those read again, and those that the gated layers compute in a last pass without a cache.
-        kv_bytes_held, kv_bytes: in the cache at the end; the second without slots that a gate rejected and that wait to be
-            taken away. None if quantized.
+        answers: the texts.
+        overlap: with the references, mean over rounds.
+        output_tokens: those read again, and those that the gated layers compute in a last pass without a cache; sums.
+        kv_bytes_held, kv_bytes: in the cache at the end of the last round; the second without slots that a gate rejected and
+            that wait to be taken away. None if quantized.
     """
 
-    answer: str
+    answers: tuple[str, ...]
     overlap: float
     output_tokens: tuple[int, int]
     kv_bytes_held: int | None
@@ -66,18 +67,20 @@ class Score:
     """One sample under one plan.
 
     Attributes:
-        perplexity: of the reference answer.
-        output_tokens: of the reference, as of `Generated`.
-        kv_bytes: of prompt and reference, without rejected slots; None if quantized.
-        last_pass_flops: of the decoder and the LM head, 2 x MAC, in the last pass without a cache, over prompt and answer;
-            None where more than shapes decides how many tokens stay.
-        output_flops: Eq. 13 of the paper over the answer's tokens alone.
+        perplexity: of the reference answer; mean over rounds.
+        output_tokens: of the references, as of `Generated`.
+        kv_bytes: of everything that was read, without rejected slots; None if quantized.
+        output_kv_bytes: of the answers' tokens alone; None for a static cache too.
+        last_pass_flops: of the decoder and the LM head, 2 x MAC, in the last pass without a cache, over everything; None where
+            more than shapes decides how many tokens stay.
+        output_flops: Eq. 13 of the paper over the answers' tokens alone.
         generated: None if nothing was generated.
     """
 
     perplexity: float
     output_tokens: tuple[int, int]
     kv_bytes: int | None
+    output_kv_bytes: int | None
     last_pass_flops: int | None
     output_flops: float
     generated: Generated | None
@@ -125,75 +128,118 @@ def evaluate(
             pass
     scores: dict[str, list[Score]] = {}
     for text, plan in parsed.items():
-        attachment = attach(base, plan) if plan.stages else None  # the plain model carries no hook at all
-        with attachment or nullcontext():
-            scores[text] = []
-            for sample in samples:
-                scores[text].append(_score(base, sample, attachment, generation, step_by_step))
-                note(text, len(scores[text]))
+        scores[text] = score_samples(base, samples, plan, generation, step_by_step, partial(note, text))
+    return scores
+
+
+def score_samples(
+    model: Any,
+    samples: Sequence[Sample],
+    plan: str | CorePlan,
+    generation: Generation | None = None,
+    step_by_step: bool = False,
+    note: Callable[[int], None] = lambda done: None,
+) -> list[Score]:
+    """A score for each sample under one plan; arguments as of `evaluate`, `note` is called with how many samples are done."""
+    base, plan, scores = unwrap(model), Plan.of(plan), []
+    attachment = attach(base, plan) if plan.stages else None  # the plain model carries no hook at all
+    with attachment or nullcontext():
+        for sample in samples:
+            scores.append(_score(base, sample, attachment, generation, step_by_step))
+            note(len(scores))
     return scores
 
 
 def _score(
     model: Any, sample: Sample, attachment: Attachment | None, generation: Generation | None, step_by_step: bool
 ) -> Score:
-    inputs, answer = sample.prompt()
-    reading = read_answer(model, inputs, answer, attachment, step_by_step)
-    if not isfinite(reading.perplexity):
-        raise InputError(f"{sample.name}: the perplexity is {reading.perplexity}; load the model in bfloat16 or float32")
-    whole, eq13 = _flops(model, inputs, reading, attachment)
+    rounds = sample.rounds()
+    talk = None if generation is None else _Talk(model, sample, attachment, generation)
+    readings = read_rounds(model, rounds, attachment, step_by_step, talk)
+    perplexities = [reading.perplexity for reading in readings]
+    broken = next((value for value in perplexities if not isfinite(value)), None)
+    if broken is not None:
+        raise InputError(f"{sample.name}: the perplexity is {broken}; load the model in bfloat16 or float32")
+    output = _output_tokens(readings)
+    whole, eq13 = _flops(model, rounds, output, attachment)
     return Score(
-        perplexity=reading.perplexity,
-        output_tokens=reading.output_tokens,
-        kv_bytes=reading.kv_bytes,
+        perplexity=sum(perplexities) / len(perplexities),
+        output_tokens=output,
+        kv_bytes=readings[-1].kv_bytes,
+        output_kv_bytes=readings[-1].answer_kv_bytes,
         last_pass_flops=whole,
         output_flops=eq13,
-        generated=None if generation is None else _generated(model, inputs, sample, attachment, generation),
+        generated=None if talk is None else talk.generated(),
     )
 
 
-def _flops(model: Any, inputs: Mapping[str, Any], reading: Reading, attachment: Attachment | None) -> tuple[int | None, float]:
+def _output_tokens(readings: Sequence[Reading]) -> tuple[int, int]:
+    """Of all rounds: tokens read, and those computed in the last pass; of earlier answers only what was stored is."""
+    *earlier, last = readings
+    total, computed = last.output_tokens
+    for reading in earlier:
+        read, _ = reading.output_tokens
+        total += read
+        computed += read if reading.stored is None else int(reading.stored.sum())
+    return total, computed
+
+
+def _flops(
+    model: Any, rounds: Rounds, output_tokens: tuple[int, int], attachment: Attachment | None
+) -> tuple[int | None, float]:
     family = family_for(model.config)
     decoder = family.model_shape(model.config).decoder
     plan = Plan() if attachment is None else attachment.plan
     gate = decoder.layers if plan.gate is None else plan.gate.site.layer
     assert gate is not None
-    total, computed = reading.output_tokens
+    total, computed = output_tokens
     output = [total if layer < gate else computed for layer in range(decoder.layers)]
     eq13 = sum(dynamic_llava_layer_flops(decoder, tokens) for tokens in output)
     if not all(stage.budget is None or stage.budget.is_fixed for stage in plan.stages):
         return None, eq13  # a threshold's count depends on the scores
-    columns = inputs["input_ids"].shape[1]
-    holders = torch.tensor(list(family.placeholder_ids(model.config).values()))
-    visual = int(torch.isin(inputs["input_ids"].cpu(), holders).sum())
-    left: Sequence[int] = [visual] * decoder.layers
-    if attachment is not None and visual:
-        left = visual_tokens_per_layer(plan, [entry.medium.shape for entry in attachment.trace.media], decoder.layers)
-    tokens = [columns - visual + count + own for count, own in zip(left, output, strict=True)]
+    ids = rounds.inputs["input_ids"]
+    holders = {kind: int((ids == token).sum()) for kind, token in family.placeholder_ids(model.config).items()}
+    visual, left = sum(holders.values()), [sum(holders.values())] * decoder.layers
+    if visual and attachment is not None:
+        media = [shape for shapes in family.media(model.config, rounds.inputs, holders).values() for shape in shapes]
+        left = list(visual_tokens_per_layer(plan, media, decoder.layers))
+    text = ids.shape[1] - visual + sum(len(turn) for turn in rounds.turns)
+    tokens = [text + count + own for count, own in zip(left, output, strict=True)]
     return decoder_prefill_flops(decoder, tokens) + lm_head_flops(decoder), eq13
 
 
-def _generated(
-    model: Any, inputs: Mapping[str, Any], sample: Sample, attachment: Attachment | None, generation: Generation
-) -> Generated:
-    with torch.inference_mode():
-        out = model.generate(
-            **inputs, do_sample=False, num_beams=1, max_new_tokens=generation.new_tokens, return_dict_in_generate=True
+class _Talk:
+    """Lets the model answer in each round; called with what generate() takes."""
+
+    def __init__(self, model: Any, sample: Sample, attachment: Attachment | None, generation: Generation) -> None:
+        self.model, self.sample, self.attachment, self.generation = model, sample, attachment, generation
+        self.answers: list[str] = []
+        self.total = self.computed = 0
+        self.cache: Any = None
+
+    def __call__(self, inputs: Mapping[str, Any]) -> None:
+        out = self.model.generate(
+            **inputs, do_sample=False, num_beams=1, max_new_tokens=self.generation.new_tokens, return_dict_in_generate=True
         )
-    said = out.sequences[0, inputs["input_ids"].shape[1] :]
-    answer = generation.decode(said).strip()
-    total = computed = len(said) - 1
-    if attachment is not None and attachment.plan.gate is not None and total:
-        (stored,) = attachment.trace.answer_kept
-        computed = int(stored[:-1].sum()) + 1
-    cache = out.past_key_values
-    return Generated(
-        answer=answer,
-        overlap=generation.score.of(answer, sample.answer),
-        output_tokens=(total, computed),
-        kv_bytes_held=stored_bytes(cache),
-        kv_bytes=lasting_bytes(cache),
-    )
+        said = out.sequences[0, inputs["input_ids"].shape[1] :]
+        total = computed = len(said) - 1
+        if self.attachment is not None and self.attachment.plan.gate is not None and total:
+            (stored,) = self.attachment.trace.answer_kept
+            computed = int(stored[:-1].sum()) + 1
+        self.answers.append(self.generation.decode(said).strip())
+        self.total, self.computed, self.cache = self.total + total, self.computed + computed, out.past_key_values
+
+    def generated(self) -> Generated:
+        """What was said in all rounds."""
+        pairs = zip(self.answers, self.sample.answers, strict=True)
+        overlaps = [self.generation.score.of(answer, reference) for answer, reference in pairs]
+        return Generated(
+            answers=tuple(self.answers),
+            overlap=sum(overlaps) / len(overlaps),
+            output_tokens=(self.total, self.computed),
+            kv_bytes_held=stored_bytes(self.cache),
+            kv_bytes=lasting_bytes(self.cache),
+        )
 
 
 @dataclass(frozen=True)
@@ -210,9 +256,11 @@ class Row:
     overlap_difference: Mean | None
     output_tokens: tuple[float, float]
     kv_bytes: float | None
+    output_kv_bytes: float | None
     last_pass_flops: float | None
     output_flops: float
     kv_share: float | None
+    output_kv_share: float | None
     last_pass_flops_share: float | None
     output_flops_share: float | None
 
@@ -230,6 +278,7 @@ def summarize(scores: Mapping[str, Sequence[Score]]) -> list[Row]:
 def _row(plan: str, own: Sequence[Score], plain: Sequence[Score]) -> Row:
     generated, before = ([one.generated.overlap for one in some if one.generated is not None] for some in (own, plain))
     kv, flops = _mean(one.kv_bytes for one in own), _mean(one.last_pass_flops for one in own)
+    output_kv = _mean(one.output_kv_bytes for one in own)
     eq13 = _mean(one.output_flops for one in own)
     assert eq13 is not None
     return Row(
@@ -240,9 +289,11 @@ def _row(plan: str, own: Sequence[Score], plain: Sequence[Score]) -> Row:
         overlap_difference=difference(before, generated) if generated else None,
         output_tokens=(_mean(one.output_tokens[0] for one in own) or 0.0, _mean(one.output_tokens[1] for one in own) or 0.0),
         kv_bytes=kv,
+        output_kv_bytes=output_kv,
         last_pass_flops=flops,
         output_flops=eq13,
         kv_share=_share(kv, _mean(one.kv_bytes for one in plain)),
+        output_kv_share=_share(output_kv, _mean(one.output_kv_bytes for one in plain)),
         last_pass_flops_share=_share(flops, _mean(one.last_pass_flops for one in plain)),
         output_flops_share=_share(eq13, _mean(one.output_flops for one in plain)),
     )

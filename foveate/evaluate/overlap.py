@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 
+METEOR_NEEDS = "METEOR needs nltk and its data: pip install nltk, then python -m nltk.downloader punkt_tab wordnet"
+
 
 @dataclass(frozen=True)
 class OverlapScore:
@@ -17,12 +19,16 @@ class OverlapScore:
 
 
 def overlap_score() -> OverlapScore:
-    """METEOR as nltk computes it, on nltk's words, as the paper does; ROUGE-L if nltk, its words or WordNet are missing."""
+    """METEOR as nltk computes it, on nltk's words, as the paper does; ROUGE-L if nltk, its words or WordNet are missing.
+
+    nltk looks for the synonyms of stems, so fewer words match than in the METEOR of Lavie and Agarwal (2007): Porter's stem of
+    "large" is "larg", which WordNet does not know.
+    """
     try:
         tokenize = import_module("nltk").word_tokenize
         single = import_module("nltk.translate.meteor_score").single_meteor_score
         single(tokenize("a word"), tokenize("one word"))  # reads WordNet
-    except (ImportError, LookupError):  # nltk raises LookupError for data that was not downloaded
+    except (ImportError, LookupError, OSError):  # data that was not downloaded, or lacks one of its files
         return OverlapScore("rouge_l", rouge_l)
 
     def meteor(answer: str, reference: str) -> float:

@@ -91,7 +91,7 @@ class ConversationFile(Dataset[Messages]):
             at = (index + step) % len(self)
             if self._broken[at]:
                 continue
-            messages = self._read(at)
+            messages = self.read(at)
             if self._open(messages):
                 return messages
             self._broken[at] = 1
@@ -102,7 +102,8 @@ class ConversationFile(Dataset[Messages]):
         """[rows] uint8, 1 at rows whose pictures could not be read so far."""
         return self._broken
 
-    def _read(self, index: int) -> Messages:
+    def read(self, index: int) -> Messages:
+        """The conversation of a row as it stands in the file: pictures are paths."""
         with self.path.open("rb") as file:
             file.seek(self._starts[index])
             row = json.loads(file.read(self._lengths[index]))
@@ -134,6 +135,18 @@ class ConversationFile(Dataset[Messages]):
             except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError):
                 return False
         return True
+
+
+def holds_conversations(path: Path) -> bool:
+    """Whether a file is one for `ConversationFile`, by its name or its first row, rather than of another kind of lines."""
+    if path.suffix != ".jsonl":
+        return path.suffix == ".json"
+    try:
+        with path.open(encoding="utf-8") as file:
+            row = json.loads(next((line for line in file if line.strip()), "null"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(row, dict) and ("conversations" in row or "messages" in row)
 
 
 def from_llava(row: Mapping[str, Any], where: str) -> Messages:

@@ -82,6 +82,17 @@ def test_compare_runs_every_plan_on_the_same_inputs(model, inputs):
     assert torch.equal(rows[0].new_tokens, plain[:, -3:])
 
 
+def test_compare_tells_what_lasts_from_what_a_gate_holds_for_a_while(model, inputs):
+    gate, steps = "stride_gate(layer=2, keep=0.5)", 7
+    plain, gated, pruned = foveate.compare(model, inputs, [gate, "fastv(layer=2, keep=0.5)"], max_new_tokens=steps)
+    layers = model.config.text_config.num_hidden_layers
+    slot = plain.kv_bytes // (inputs["input_ids"].shape[1] + steps - 1) // layers
+    # Of the 6 tokens that were read again 0, 2 and 4 were rejected; none was taken away yet.
+    assert plain.kv_bytes - gated.kv_bytes == 3 * slot * (layers - 2)
+    assert gated.kv_bytes_held == plain.kv_bytes_held == plain.kv_bytes
+    assert pruned.kv_bytes_held == pruned.kv_bytes
+
+
 def test_compare_refuses_a_bad_plan_before_generating(model, inputs, monkeypatch):
     monkeypatch.setattr(type(model), "generate", lambda *a, **k: pytest.fail("generated before the plans were checked"))
     with pytest.raises(foveate.FoveateError, match="layer=9"):
@@ -135,7 +146,7 @@ def test_beams_are_counted_once(model, inputs):
 
 def test_compare_takes_the_options_of_generate(model, inputs):
     (row,) = foveate.compare(model, inputs, "none", max_new_tokens=2, use_cache=False, with_plain=False)
-    assert row.kv_bytes == 0
+    assert row.kv_bytes == row.kv_bytes_held == 0
     for option in ("past_key_values", "return_dict_in_generate"):
         with pytest.raises(foveate.FoveateError, match=option):
             foveate.compare(model, inputs, "none", **{option: True})

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from foveate.cli import loading
+from foveate.cli.rounds import read_messages
 from foveate.demo.packing import Packer
 from foveate.errors import InputError
 from tests.cli.test_run import _is_one_line
@@ -36,6 +37,7 @@ def test_a_file_is_read_under_every_plan(command, model_folder, file, tmp_path):
     code, text, _ = run(command, model_folder, *arguments, "--out", str(out))
     assert code == 0
     assert "plain" in text and "3 samples" in text and "PPL" in text and "ROUGE-L" in text
+    assert "METEOR needs nltk" in text.replace("\n", " ")
     result = json.loads(out.read_text())
     assert [row["plan"] for row in result["rows"]] == ["none", GATE, "fastv(layer=2, keep=0.5)"]
     assert result["samples"] == 3 and result["overlap_score"] == "rouge_l"
@@ -67,32 +69,132 @@ def test_the_demo_model_knows_its_captions(command):
     assert result["source"] == "demo, held-out caption"
 
 
+def talk(*turns, picture=None):
+    """Chat messages from questions and answers; a picture, opened or a path, in front of the first."""
+    messages = [
+        {"role": "assistant" if number % 2 else "user", "content": [{"type": "text", "text": text}]}
+        for number, text in enumerate(turns)
+    ]
+    if picture is not None:
+        messages[0]["content"].insert(0, {"type": "image", "image": picture})
+    return messages
+
+
 def test_an_answer_is_read_as_it_was_trained():
     model, processor = loading.load_model(None)
     picture = Image.new("RGB", (96, 96))
-    inputs, ids = loading.answered_prompt(model, processor, [picture], "what do you see?", "a sign.")
+    rounds = read_messages(model, processor, talk("what do you see?", "a sign.", picture=picture))
     packer = Packer(processor.tokenizer)
-    assert ids.tolist() == [*packer._encode("a sign."), packer.end_id]
+    assert rounds.turns == () and [ids.tolist() for ids in rounds.answers] == [[*packer._encode("a sign."), packer.end_id]]
     plain = loading.prompt_inputs(model, processor, [picture], "what do you see?")
-    assert all(torch.equal(inputs[name], plain[name]) for name in plain)
+    assert set(rounds.inputs) == set(plain) and all(torch.equal(rounds.inputs[name], plain[name]) for name in plain)
+
+
+def test_rounds_put_together_are_the_conversation_as_the_processor_makes_it():
+    model, processor = loading.load_model(None)
+    picture = Image.new("RGB", (96, 96))
+    messages = talk("list the colors.", "red, blue.", "which first?", "red", "and then?", "blue", picture=picture)
+    rounds = read_messages(model, processor, messages)
+    parts = [rounds.inputs["input_ids"][0]]
+    for number, answer in enumerate(rounds.answers):
+        parts += [answer[:-1], *rounds.turns[number : number + 1]]
+    end = rounds.answers[-1][-1:]
+    whole = processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt")["input_ids"][0]
+    assert torch.equal(torch.cat([*parts, end]), whole)
+    assert all(answer[-1] == end for answer in rounds.answers) and all(turn[0] == end for turn in rounds.turns)
+    assert [processor.tokenizer.decode(ids[:-1]).strip() for ids in rounds.answers] == ["red, blue.", "red", "blue"]
+    assert "which first?" in processor.tokenizer.decode(rounds.turns[0])
 
 
 def test_templates_without_an_end_get_one_and_with_more_behind_it_are_cut():
     model, processor = loading.load_model(None)
     picture, template = Image.new("RGB", (96, 96)), processor.chat_template
-    _, expected = loading.answered_prompt(model, processor, [picture], "what?", "a sign.")
-    for change in ("", "{{ '<|end|>' }}{{ ' and more' }}"):
+    messages = talk("what?", "a sign.", "really?", "yes", picture=picture)
+    known = read_messages(model, processor, messages)
+    # Nothing, a space as in LLaVA's template, and a line end behind the end token as in Qwen's; the last is part of a turn.
+    for change, between in (("", []), ("{{ ' ' }}", None), ("{{ '<|end|>' }}{{ ' and more' }}", None)):
         processor.chat_template = template.replace("{{ '<|end|>' }}", change)
-        _, ids = loading.answered_prompt(model, processor, [picture], "what?", "a sign.")
-        assert torch.equal(ids, expected)
+        rounds = read_messages(model, processor, messages)
+        assert all(torch.equal(one, other) for one, other in zip(rounds.answers, known.answers, strict=True))
+        text = processor.tokenizer.decode(rounds.turns[0])
+        assert "really?" in text and ("<|end|>" in text) == ("end" in change) and ("and more" in text) == ("more" in change)
+        if between is not None:
+            assert torch.equal(rounds.turns[0], known.turns[0][1:])
     processor.chat_template = template.replace("{% if add_generation_prompt %}", "{% if add_generation_prompt %}{{ 'x' }}")
+    with pytest.raises(InputError, match="does not continue a round"):
+        read_messages(model, processor, messages)
     with pytest.raises(InputError, match="does not continue a prompt"):
-        loading.answered_prompt(model, processor, [picture], "what?", "a sign.")
+        read_messages(model, processor, messages[:2])
     processor.chat_template = template.replace("{{ '<|end|>' }}", "")
     processor.tokenizer.eos_token = None
     mute = SimpleNamespace(device=model.device, dtype=model.dtype, generation_config=SimpleNamespace(eos_token_id=None))
     with pytest.raises(InputError, match="names an end token"):
-        loading.answered_prompt(mute, processor, [picture], "what?", "a sign.")
+        read_messages(mute, processor, messages)
+
+
+@pytest.fixture
+def chats(tmp_path, picture):
+    """The same conversations as chat messages and as LLaVA's list, and a row of two rounds in each."""
+    first = talk("what is it?", "a large red circle.", "and its color?", "it is red.", picture="picture.png")
+    second = talk("hello?", "there is no picture here.")
+    lines, rows = tmp_path / "chats.jsonl", tmp_path / "chats.json"
+    lines.write_text("\n".join(json.dumps({"messages": messages}) for messages in (first, second)))
+    names = {"user": "human", "assistant": "gpt"}
+    rows.write_text(
+        json.dumps(
+            [
+                {
+                    "conversations": [{"from": names[one["role"]], "value": one["content"][-1]["text"]} for one in messages],
+                    **({"image": "picture.png"} if messages is first else {}),
+                }
+                for messages in (first, second)
+            ]
+        )
+    )
+    return str(lines), str(rows)
+
+
+def test_conversations_of_both_formats_are_read_round_by_round(command, model_folder, chats, tmp_path):
+    options = ("--plan", f"fastv(layer=2, keep=0.5) | {GATE}", "--new-tokens", "4", "--json")
+    results = [json.loads(run(command, model_folder, path, *options)[1]) for path in chats]
+    assert results[0]["rows"] == results[1]["rows"]
+    plain, gated = results[0]["rows"]
+    assert plain["plan"] == "none" and gated["kv_share"] < 1 and gated["output_kv_share"] < 1
+    (talk_of_two, alone) = results[0]["scores"]["none"]
+    assert [one["name"] for one in (talk_of_two, alone)] == ["row 0", "row 1"]
+    assert len(talk_of_two["generated"]["answers"]) == 2 and len(alone["generated"]["answers"]) == 1
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    moved = elsewhere / "chats.jsonl"
+    moved.write_text((tmp_path / "chats.jsonl").read_text())
+    again = json.loads(run(command, model_folder, str(moved), "--pictures", str(tmp_path), *options)[1])
+    assert again["rows"] == results[0]["rows"]
+
+
+def test_the_demo_s_second_turns_are_read_behind_the_first(command):
+    code, text, _ = command("eval", "generation", "--task", "follow_up", "--samples", "3", "--no-generate", "--json")
+    assert code == 0
+    assert 1 < json.loads(text)["rows"][0]["perplexity"]["mean"] < 2
+
+
+def test_conversations_that_cannot_be_read_are_refused_by_their_row(command, model_folder, tmp_path, picture):
+    good = talk("what?", "this.", picture="picture.png")
+    cases = [
+        (talk("what?", "this.", "why?"), "row 1: the user and the assistant must take turns"),
+        (good[1:], "row 1: the user and the assistant must take turns"),
+        ([*good, *talk("and this?", "that.", picture="picture.png")], "row 1: a picture behind the first question"),
+        (talk("what?", " "), "row 1: an answer without text"),
+        (talk("what?", "this.", picture="lost.png"), "1 rows name pictures"),
+    ]
+    path = tmp_path / "chats.jsonl"
+    for messages, says in cases:
+        path.write_text("\n".join(json.dumps({"messages": one}) for one in (good, messages)))
+        _is_one_line(*run(command, model_folder, str(path)), says)
+    path.write_text(json.dumps({"messages": good}))
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG no picture")
+    _is_one_line(*run(command, model_folder, str(path)), "as a picture")
+    _is_one_line(*run(command, model_folder, str(path), "--pictures", str(tmp_path / "none")), "no such folder")
+    _is_one_line(*run(command, model_folder, "--pictures", str(tmp_path)), "name a FILE")
 
 
 def test_bad_input_gives_one_line_and_writes_nothing(command, model_folder, file, tmp_path):

@@ -48,6 +48,28 @@ def test_a_plan_that_halves_the_encoder_is_told_what_it_loses(command, model_fol
     assert ("dense text and charts lose most" in " ".join(out.split())) is warned
 
 
+def test_a_gate_s_row_says_what_lasts_and_what_is_still_held(command, model_folder, picture):
+    options = (
+        picture,
+        "what is this?",
+        "--model",
+        model_folder,
+        "--plan",
+        "stride_gate(layer=2, keep=0.5)",
+        "--new-tokens",
+        "9",
+    )
+    code, out, _ = command("run", *options, "--json")
+    (row,) = json.loads(out)["rows"]
+    assert code == 0 and row["kv_bytes"] < row["kv_bytes_held"]
+    code, out, _ = command("run", *options)
+    assert code == 0 and "held)" in out
+    lasting, held = (f"{row[name] / 2**20:.1f} MiB" for name in ("kv_bytes", "kv_bytes_held"))
+    assert f" {lasting} " in out and f"({held} held)" in out
+    _, out, _ = command("run", *options, "--plan", "fastv(layer=2, keep=0.5)")
+    assert "held)" not in out
+
+
 def test_several_pictures(command, model_folder, picture):
     code, out, _ = command("run", picture, picture, "same?", "--model", model_folder, "--new-tokens", "2", "--json")
     assert code == 0

@@ -11,6 +11,7 @@ import foveate
 from foveate.errors import FoveateError, InputError
 from foveate.evaluate.generation import Generation, Sample, evaluate, summarize
 from foveate.evaluate.overlap import OverlapScore
+from foveate.evaluate.reading import Rounds
 from tests import tiny
 from tests.trained import random_predictors
 
@@ -27,7 +28,7 @@ def sample(number: int, size: int) -> Sample:
     maker = tiny.Maker("llava")
     inputs = maker.inputs([tiny.Row([maker.text(4 + number), maker.picture(number), maker.text(5)])])
     answer = torch.randint(3, 30, (size,), generator=torch.Generator().manual_seed(number))
-    return Sample(f"s{number}", "?", "a b", lambda: (inputs, answer))
+    return Sample(f"s{number}", ("a b",), lambda: Rounds(inputs, (answer,)))
 
 
 SAMPLES = [sample(0, 9), sample(1, 15), sample(2, 12)]
@@ -61,7 +62,7 @@ def test_counts_by_hand(scores):
 def test_flops_are_those_of_the_estimate_and_of_equation_13(scores, model):
     decoder = foveate.families.family_for(model.config).model_shape(model.config).decoder
     for one, gated, asked in zip(scores["none"], scores[GATE], SAMPLES, strict=True):
-        inputs, _ = asked.prompt()
+        inputs = asked.rounds().inputs
         visual = int((inputs["input_ids"] == model.config.image_token_id).sum())
         text = inputs["input_ids"].shape[1] - visual + one.output_tokens[0]
         for plan, score in (("none", one), (PRUNE, scores[PRUNE][SAMPLES.index(asked)])):
@@ -81,11 +82,11 @@ def test_flops_are_those_of_the_estimate_and_of_equation_13(scores, model):
 def test_generated_answers_are_the_model_s_own(scores, model):
     for plan, own in scores.items():
         for one, asked in zip(own, SAMPLES, strict=True):
-            inputs, _ = asked.prompt()
+            inputs = asked.rounds().inputs
             with foveate.attach(model, plan):
                 ids = model.generate(**inputs, max_new_tokens=6, do_sample=False)[0, inputs["input_ids"].shape[1] :]
-            assert one.generated.answer == GENERATION.decode(ids)
-            assert one.generated.overlap == len(one.generated.answer) / 100
+            assert one.generated.answers == (GENERATION.decode(ids),)
+            assert one.generated.overlap == len(one.generated.answers[0]) / 100
             total, computed = one.generated.output_tokens
             assert total == len(ids) - 1 and (computed < total) == ("gate" in plan)
             held, lasting = one.generated.kv_bytes_held, one.generated.kv_bytes
@@ -119,7 +120,7 @@ def test_references_alone_and_token_by_token(model, scores):
 
 @pytest.mark.parametrize("method", ["dynamic_image", "dynamic_instruct"])
 def test_a_threshold_has_no_flops_before_its_scores(model, tmp_path, method):
-    inputs, _ = SAMPLES[0].prompt()
+    inputs = SAMPLES[0].rounds().inputs
     folder, _ = random_predictors(tmp_path, model, inputs=inputs, instruct_keep=0.5)
     plan = f'{method}(layer=2, keep=threshold:0.5, path="{folder}")'
     plain, row = summarize(evaluate(model, SAMPLES[:1], [plan]))

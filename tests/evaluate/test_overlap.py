@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
 import sys
 from types import ModuleType
 
@@ -49,11 +52,68 @@ def test_meteor_gets_the_reference_first_as_nltk_wants_it(monkeypatch):
     assert calls[-1] == (["the", "reference"], ["an", "answer"])
 
 
-def test_without_wordnet_or_nltk_the_score_has_another_name(monkeypatch):
+@pytest.mark.parametrize("error", [LookupError("Resource wordnet not found"), OSError("No such file: 'wordnet/lexnames'")])
+def test_without_wordnet_or_nltk_the_score_has_another_name(monkeypatch, error):
     def missing(*_):
-        raise LookupError("Resource wordnet not found")
+        raise error
 
     fake_nltk(monkeypatch, missing)
     assert overlap_score().name == "rouge_l"
     monkeypatch.setitem(sys.modules, "nltk", None)
     assert overlap_score().name == "rouge_l" and overlap_score().of("a", "a") == 1.0
+
+
+LEXNAMES = "".join(f"{number:02d}\tnoun.some{number}\t1\n" for number in range(45))
+SYNSET = "06 n 02 car 0 auto 0 000 | a motor vehicle"
+
+
+def stand_in_data(folder):
+    """nltk data of one synset, `car` and `auto`, and of a sentence splitter that knows no abbreviation."""
+    wordnet, punkt = folder / "corpora" / "wordnet", folder / "tokenizers" / "punkt_tab" / "english"
+    wordnet.mkdir(parents=True)
+    punkt.mkdir(parents=True)
+    header = "  1 WordNet 3.0 Copyright\n"
+    for part in ("adj", "adv", "noun", "verb"):
+        (wordnet / f"index.{part}").write_text(header)
+        (wordnet / f"data.{part}").write_text(header)
+        (wordnet / f"{part}.exc").write_text("")
+    offset = f"{len(header):08d}"
+    (wordnet / "data.noun").write_text(f"{header}{offset} {SYNSET}\n")
+    (wordnet / "index.noun").write_text(f"{header}auto n 1 0 1 0 {offset}\ncar n 1 0 1 0 {offset}\n")
+    (wordnet / "lexnames").write_text(LEXNAMES)
+    for name in ("cntlist.rev", "index.sense"):
+        (wordnet / name).write_text("")
+    for name in ("collocations.tab", "sent_starters.txt", "abbrev_types.txt", "ortho_context.tab"):
+        (punkt / name).write_text("")
+
+
+def test_meteor_through_nltk_s_own_code_by_hand(tmp_path):
+    pytest.importorskip("nltk")
+    stand_in_data(tmp_path)
+    # Words match exactly, by stem, by synonym; a sentence ends inside; the last pair is in another order.
+    pairs = [
+        ("a red auto parks.", "a red car parked."),
+        ("no car. a sign", "no car. a sign"),
+        ("a bus", "the car"),
+        ("car the", "the car"),
+        ("a car", "a car stops here"),
+    ]
+    script = (
+        "import json, sys; from foveate.evaluate.overlap import overlap_score; score = overlap_score();"
+        "print(json.dumps([score.name, *[score.of(*pair) for pair in json.loads(sys.argv[1])]]))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", script, json.dumps(pairs)],
+        env={**os.environ, "NLTK_DATA": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    name, *scores = json.loads(run.stdout)
+
+    def meteor(matches, said, wanted, chunks):  # Lavie and Agarwal (2007): alpha 0.9, beta 3, gamma 0.5
+        precision, recall = matches / said, matches / wanted
+        return precision * recall / (0.9 * precision + 0.1 * recall) * (1 - 0.5 * (chunks / matches) ** 3)
+
+    assert name == "meteor"
+    assert scores == pytest.approx([meteor(5, 5, 5, 1), meteor(5, 5, 5, 1), 0, meteor(2, 2, 2, 2), meteor(2, 2, 4, 1)])

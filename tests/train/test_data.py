@@ -11,7 +11,7 @@ from PIL import Image
 
 from foveate.errors import InputError
 from foveate.train import data
-from foveate.train.data import ConversationFile, from_chat, from_llava, pictures_of
+from foveate.train.data import ConversationFile, from_chat, from_llava, holds_conversations, pictures_of
 
 
 def llava(picture: str | None, *turns: str) -> dict[str, Any]:
@@ -36,6 +36,18 @@ def write(folder: Path, rows: Any, name: str = "rows.json") -> Path:
     )
     path.write_text(text, encoding="utf-8")
     return path
+
+
+def test_files_of_conversations_are_told_from_other_lines(folder):
+    talk = llava("a.png", "q", "a")
+    assert holds_conversations(write(folder, [talk])) and holds_conversations(write(folder, [talk], "rows.jsonl"))
+    chat = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
+    assert holds_conversations(write(folder, [chat], "rows.jsonl"))
+    assert not holds_conversations(write(folder, [{"image": "a.png", "question": "q", "answer": "a"}], "rows.jsonl"))
+    for text in ("", "{", "[1]"):
+        (folder / "odd.jsonl").write_text(text)
+        assert not holds_conversations(folder / "odd.jsonl")
+    assert not holds_conversations(folder / "none.jsonl") and not holds_conversations(folder / "a.png")
 
 
 @pytest.mark.parametrize("chunk", [7, 64, 1 << 20])
