@@ -41,16 +41,18 @@ def doctor(
     if loaded is not None:
         backend = loaded.config.get_text_config()._attn_implementation
         console.print(f"attention backend: {backend}; plans leave it on, attention rows are computed beside it")
-    console.print(f"sites: pre_llm, llm(1..{len(windows) - 1}); fastv from layer {_first_fastv_layer(windows)} on")
+    theory = estimate(config, suggested, [picture.size])
+    blocks = len(theory.encoder_tokens[0])
+    sites = [f"vision(0..{blocks - 1})"] if blocks and SiteKind.VISION_LAYER not in family.unsupported else []
+    sites += ["pre_llm", f"llm(1..{len(windows) - 1})", "decode"]
+    console.print(f"sites: {', '.join(sites)}; fastv from layer {_first_fastv_layer(windows)} on")
     reasons: dict[str, list[str]] = {}
     for kind, reason in family.unsupported.items():
         reasons.setdefault(reason, []).append(kind.value)
-    reasons["no engine in this version"] = [SiteKind.KV_CACHE.value, SiteKind.DECODE.value]
-    for reason, sites in reasons.items():
-        console.print(f"refused: {', '.join(sites)} - {reason}")
-    console.print("refused: static and quantized caches - a pruned cache is a DynamicCache in this version")
+    for reason, refused in reasons.items():
+        console.print(f"refused: {', '.join(refused)} - {reason}")
+    console.print("caches: dynamic, static and quantized behind a pruned prompt; stages at decode take no static one")
     console.print(f"suggested plan: [bold]{suggested}[/]")
-    theory = estimate(config, suggested, [picture.size])
     console.print(f"in theory, {picture.width} x {picture.height}, 64 text and 128 new tokens: {theory.summary()}")
     if loaded is None:
         console.print("time shares: not measured (no weights here); run doctor on the loaded model, or foveate run --compare")

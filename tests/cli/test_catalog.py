@@ -67,6 +67,7 @@ def test_doctor_names_the_first_valid_layer_of_sliding_models(command):
     code, out, _ = command("doctor", "gemma-3-12b")
     assert code == 0
     assert "fastv from layer 6 on" in out
+    assert "sites: pre_llm, llm(1..47), decode" in out
     assert "not measured" in out
 
 
@@ -74,6 +75,8 @@ def test_doctor_measures_a_loaded_model(command, model_folder, picture):
     code, out, _ = command("doctor", model_folder, "--image", picture)
     assert code == 0
     assert "suggested plan: fastv(layer=2, keep=0.5)" in out
+    assert "sites: vision(0..3), pre_llm, llm(1..7), decode" in out
+    assert "decode" not in "".join(line for line in out.splitlines() if line.startswith("refused"))
     assert "x faster" in out
 
 
