@@ -196,9 +196,11 @@ def column_means(query: Tensor, key: Tensor, mask: Any, scaling: float | None = 
     batch, heads, count, width = query.shape
     total = torch.zeros(batch, key.shape[2], dtype=torch.float32, device=query.device)
     step = max(1, _ROWS_AT_ONCE // (batch * heads))
-    transposed = key.transpose(-1, -2)
+    # Laid out once: a product of strided heads would copy all keys again for each chunk.
+    flat, transposed = query.reshape(batch * heads, count, width), key.reshape(batch * heads, -1, width).transpose(1, 2)
     for start in range(0, count, step):
-        score = (query[:, :, start : start + step] @ transposed).float() * (scaling or width**-0.5)
+        score = (flat[:, start : start + step] @ transposed).float() * (scaling or width**-0.5)
+        score = score.view(batch, heads, -1, score.shape[-1])
         if mask is not None:
             row = mask if mask.shape[2] == 1 else mask[:, :, start : start + step]
             score = score.masked_fill(~row, -torch.inf) if row.dtype == torch.bool else score + row
