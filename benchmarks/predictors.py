@@ -159,7 +159,10 @@ def write_page(report: dict[str, Any], raw: Path, out: Path) -> None:
 def _trained(provenance: dict[str, Any]) -> str:
     settings = provenance.get("settings", {})
     shown = {key: settings[key] for key in ("mode", "masks", "steps", "batch_size", "seed", "least_answer") if key in settings}
-    return ", ".join(f"{key} {value}" for key, value in shown.items()) or "not said"
+    said = [f"{key} {value}" for key, value in shown.items()]
+    if provenance.get("calibration"):
+        said.append(f"margins shifted on {provenance['calibration']['rows']:.0f} held-out rows")
+    return ", ".join(said) or "not said"
 
 
 def _verdict(right: dict[str, Any], is_long: Any) -> str:
