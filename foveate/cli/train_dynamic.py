@@ -17,7 +17,7 @@ DEMO_SETTINGS: dict[str, Any] = {
     "heads": 2,
     "feedforward": 256,
     "predictor_rate": 1e-3,
-    "base_rate": 2e-4,
+    "base_rate": 3e-5,
     "least_answer": 10,
 }
 VALIDATION_ROWS = 256
