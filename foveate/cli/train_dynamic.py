@@ -48,7 +48,7 @@ def dynamic_llava(
     tau_start: Annotated[float | None, _share("Temperature of the first step", "1")] = None,
     tau_end: Annotated[float | None, _share("Temperature behind the last step", "0.1")] = None,
     predictor_rate: Annotated[float | None, _share("Learning rate of the predictors", "2e-4; demo 1e-3")] = None,
-    base_rate: Annotated[float | None, _share("Learning rate of the rest", "5e-6; demo 2e-4")] = None,
+    base_rate: Annotated[float | None, _share("Learning rate of the rest", "5e-6; demo 3e-5")] = None,
     predictor_decay: Annotated[float | None, _share("Weight decay of the predictors", "0")] = None,
     weight_decay: Annotated[float | None, _share("Weight decay of the rest", "0")] = None,
     warmup: Annotated[float | None, _share("Share of the steps in which rates rise", "0.03")] = None,
