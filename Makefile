@@ -15,7 +15,7 @@ WITHOUT_BROWSER := and not browser
 endif
 
 # The oldest supported transformers, and those that inference engines pin.
-VERSIONS := 5.9.0 5.17.0 5.19.0
+VERSIONS := 5.9.0 5.17.0 5.20.2 5.23.0
 
 demo: install
 	@$(BIN)/foveate demo

@@ -33,6 +33,7 @@ from benchmarks._run import Benchmark, Sample
 from benchmarks._timing import Clock, Spent
 from foveate.api import attach
 from foveate.cost.estimate import CostEstimate
+from foveate.engine.compat import cache_in
 from foveate.engine.slot_cache import lasting_bytes, stored_bytes
 from foveate.families import family_for
 
@@ -79,8 +80,8 @@ class Decode(Benchmark):
                 stopping_criteria=StoppingCriteriaList([steps]),
             )
         facts: dict[str, Any] = {
-            "kv_bytes": stored_bytes(out.past_key_values),
-            "kv_bytes_lasting": lasting_bytes(out.past_key_values),
+            "kv_bytes": stored_bytes(cache_in(out)),
+            "kv_bytes_lasting": lasting_bytes(cache_in(out)),
         }
         if attachment is not None and attachment.plan.gate is not None:
             answers = attachment.trace.answer_kept

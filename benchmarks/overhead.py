@@ -28,6 +28,7 @@ from benchmarks import _models as models
 from benchmarks._timing import CHOOSING, Clock, Parts, timed, turns
 from foveate.demo.evaluation import versions
 from foveate.engine.attach import Attachment
+from foveate.engine.compat import CACHE, cache_in
 from foveate.spec import Plan, stage_text
 
 THREADS, VISUAL_TOKENS = 1, 1024
@@ -81,12 +82,12 @@ def main() -> None:
             read(carrying)
             chosen = choosing(lambda: read(carrying), options.prefills)
         with Attachment(carrying, Plan.parse("fastv(layer=2, keep=1023)"), stage_text):
-            caches = {"plain": read(plain).past_key_values, "attached": read(carrying).past_key_values}
+            caches = {"plain": cache_in(read(plain)), "attached": cache_in(read(carrying))}
             both = {"plain": plain, "attached": carrying}
             token = torch.tensor([[11]])
 
             def step(name: str) -> Any:
-                return both[name](input_ids=token, past_key_values=caches[name], use_cache=True)
+                return both[name](input_ids=token, **{CACHE: caches[name]}, use_cache=True)
 
             calls = {name: (lambda name=name: step(name)) for name in both}
             in_turns(calls, 10)

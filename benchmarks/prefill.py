@@ -32,6 +32,7 @@ from foveate.api import attach
 from foveate.cost.estimate import CostEstimate
 from foveate.cost.flops import attention_flops
 from foveate.engine.attach import check_plan
+from foveate.engine.compat import cache_in
 from foveate.engine.slot_cache import stored_bytes
 from foveate.errors import FoveateError
 from foveate.families import family_for
@@ -57,7 +58,7 @@ class Prefill(Benchmark):
             start = clock.mark()
             out = model.generate(**inputs, max_new_tokens=1, do_sample=False, return_dict_in_generate=True)
             times = {"ttft": clock.between(start, clock.mark()), **parts.spent()}
-            facts = {"kv_bytes": stored_bytes(out.past_key_values)}
+            facts = {"kv_bytes": stored_bytes(cache_in(out))}
         return Sample(times, facts)
 
     def theory(self, model: Any, prompt: Prompt, plan: str, batch: int, cost: CostEstimate) -> dict[str, float]:

@@ -35,6 +35,7 @@ from foveate.demo.loading import load_demo
 from foveate.demo.packing import IGNORED, PackedBatch, Packer
 from foveate.demo.questions import Question
 from foveate.demo.samples import Sample
+from foveate.engine.compat import CACHE
 
 BATCH, SEED, RANDOM_SEEDS = 32, 1, 5
 LAYERS, KEEPS = (1, 2, 3, 4, 6), (0.75, 0.5, 0.25, 0.1, 0.05)
@@ -140,7 +141,7 @@ def exact(model: Any, batch: PackedBatch, length: int, attachment: Any) -> npt.N
     real = batch.segments >= 0
     # With a cache the prompt's last token ranks, as in generate(); without one the newest output token would.
     inputs = {"input_ids": batch.input_ids, "attention_mask": real.long(), "pixel_values": batch.pixel_values}
-    inputs["past_key_values"] = DynamicCache()
+    inputs[CACHE] = DynamicCache()
     with attachment.conversation(prompt_length=length) if attachment is not None else nullcontext():
         logits = model(**inputs, logits_to_keep=batch.input_ids.shape[1] - length + 1).logits[:, :-1]
     labels = batch.labels[:, length:]

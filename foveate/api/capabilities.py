@@ -18,6 +18,7 @@ from foveate.core.method import Method, StepMethod, TokenMethod
 from foveate.core.plan import Effect, Scope, Stage
 from foveate.core.site import LAYERED, Site, SiteKind
 from foveate.core.view import Importance, TokenView
+from foveate.engine.compat import CACHE
 from foveate.errors import FoveateError
 
 _BACKENDS = ("eager", "sdpa")
@@ -157,8 +158,8 @@ def family_capabilities() -> Iterator[FamilyCapability]:
             model.set_attn_implementation(backend)
             stage = _probe_stage(SiteKind.LLM_LAYER)
             assert stage is not None
-            _forward(model, inputs, stage)
-            backends.append(backend)
+            if _works(partial(_forward, model, inputs, stage)):
+                backends.append(backend)
         yield FamilyCapability(
             title=family.title,
             name=name,
@@ -189,7 +190,7 @@ def _decodes(model: Any, inputs: dict[str, torch.Tensor], kind: str) -> bool:
     options: dict[str, Any] = {"cache_implementation": kind}
     try:
         if kind == "quantized":
-            options = {"past_key_values": QuantizedCache(backend="fp8", config=model.config)}
+            options = {CACHE: QuantizedCache(backend="fp8", config=model.config)}
         with attach(model, stage):
             everything = torch.ones_like(inputs["input_ids"])
             model.generate(**inputs, **options, attention_mask=everything, max_new_tokens=2, do_sample=False, pad_token_id=0)

@@ -17,6 +17,7 @@ from foveate.api.attach import attach
 from foveate.core.plan import Plan as CorePlan
 from foveate.cost.estimate import CostEstimate
 from foveate.engine.attach import unwrap
+from foveate.engine.compat import cache_in
 from foveate.engine.slot_cache import lasting_bytes, stored_bytes
 from foveate.errors import InputError
 from foveate.families import family_for
@@ -141,7 +142,7 @@ def compare(
     """
     if not isinstance(repeats, int) or not isinstance(max_new_tokens, int) or min(repeats, max_new_tokens) < 1:
         raise InputError("repeats and max_new_tokens are whole numbers of at least 1")
-    taken = sorted({"past_key_values", "return_dict_in_generate", "max_length"} & {*options, *inputs})
+    taken = sorted({"cache", "past_key_values", "return_dict_in_generate", "max_length"} & {*options, *inputs})
     if taken or "input_ids" not in inputs:
         raise InputError(f"compare runs whole prompts from input_ids, and sets {', '.join(taken) or 'nothing else'} itself")
     rows = [_Row("plain", Plan(), inputs)] if with_plain else []
@@ -184,7 +185,7 @@ def _generate(model: nn.Module, inputs: Mapping[str, Any], plan: Plan, tokens: i
         report = attachment.report()
         kept = visual - sum(before - after for _, _, before, after in report.media)
         estimate = report.estimate
-    cache = output.past_key_values
+    cache = cache_in(output)
     return _Run(
         new_tokens=output.sequences[:, start:].cpu(),
         kv_bytes=0 if cache is None else lasting_bytes(cache),

@@ -16,6 +16,7 @@ from foveate.api import attach
 from foveate.cli import files, loading, media, options, tables
 from foveate.demo.evaluation import held_out_samples
 from foveate.demo.long_answers import ONE_TURN_TASKS as TASKS
+from foveate.engine.compat import cache_in
 from foveate.engine.slot_cache import lasting_bytes, stored_bytes, ungated_bytes
 from foveate.errors import InputError
 from foveate.spec import Plan
@@ -136,7 +137,7 @@ def _answers(
     first, *others = pieces_of(decode, ids) or ("",)
     answer = AnswerText((first.lstrip(), *others)[: len(ids)], tuple(fates[: len(ids)]))
     assert plan.gate is not None and plan.gate.site.layer is not None
-    cache = out.past_key_values
+    cache = cache_in(out)
     rejected = answer.judged - answer.stored
     held, lasting, ungated = stored_bytes(cache), lasting_bytes(cache), ungated_bytes(cache, plan.gate.site.layer, rejected)
     known = None if held is None or lasting is None or ungated is None else (held, lasting, ungated)

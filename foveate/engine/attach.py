@@ -226,6 +226,7 @@ class Attachment:
             raise AttachError(f"keep_traces={keep_traces!r}: write a whole number of at least 1")
         self.model, self.plan = model, plan
         self.family = family_for(model.config)
+        compat.refuse_broken(self.family)
         self._describe, self._shortcut, self.soft, self._given = describe, shortcut, soft, dict(modules or {})
         self._conversations: deque[Conversation] = deque(maxlen=keep_traces)
         self._installed = False

@@ -19,8 +19,8 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from foveate.core.attention import AttentionStudy, Raters
 from foveate.core.layout import Layout, Role
+from foveate.engine import compat, observe
 from foveate.engine import layout as layouts
-from foveate.engine import observe
 from foveate.engine.attach import attachment_of
 from foveate.errors import AttachError, InputError
 from foveate.families import Family, family_for
@@ -76,7 +76,7 @@ def _prompt(model: nn.Module, family: Family, inputs: Mapping[str, Any], new_tok
     if not hasattr(model, "generate"):
         raise AttachError(f"{type(model).__name__} has no generate(): give the model with its head")
     ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
-    if not isinstance(ids, Tensor) or inputs.get("past_key_values") is not None:
+    if not isinstance(ids, Tensor) or compat.cache_of(inputs) is not None:
         raise InputError("an attention study runs a whole prompt from input_ids: pass what the processor returned")
     taken = sorted({*_GREEDY, "max_new_tokens", "max_length", "generation_config"} & set(inputs))
     if taken:

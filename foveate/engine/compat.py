@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from copy import copy
 from typing import Any
 
 import torch
@@ -15,9 +16,12 @@ from transformers import cache_utils
 from transformers.cache_utils import DynamicLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from foveate.errors import UnsupportedModel
+from foveate.families import Family
 from foveate.version import NEWEST_TESTED_TRANSFORMERS
 
-_TRANSFORMERS = tuple(int(part) for part in transformers.__version__.split(".")[:2])
+_MAJOR, _MINOR = (int(part) for part in transformers.__version__.split(".")[:2])
+_TRANSFORMERS = (_MAJOR, _MINOR)
 # From 5.23 on checkpointing wraps forward and hooks stay outside; before, hooks are replayed inside backward.
 # Delete when transformers >= 5.23 is required.
 HOOKS_SURVIVE_CHECKPOINTING = _TRANSFORMERS >= (5, 23)
@@ -32,6 +36,11 @@ FP8_LAYER: Any = getattr(cache_utils, "Fp8QuantizedLayer", None)
 # The cache layer of a decoder layer that stores nothing, None in versions that give such layers none. Delete with those.
 DUMMY_LAYER: Any = getattr(cache_utils, "DummyLayer", None)
 
+# The name of a call's KV cache among its arguments and in its output. Callers may go on writing the old name until 5.40;
+# hooks see what was written. Delete when transformers >= 5.24 is required.
+CACHE = "cache" if _TRANSFORMERS >= (5, 24) else "past_key_values"
+_CACHE_NAMES = ("cache", "past_key_values")
+
 _warned: set[str] = set()
 
 
@@ -45,6 +54,44 @@ def warn_if_untested() -> None:
             "if answers look wrong, compare with attachment.disabled()",
             stacklevel=3,
         )
+
+
+def refuse_broken(family: Family) -> None:
+    """Raise UnsupportedModel where this transformers cannot run a family's plain model."""
+    reason = family.broken_in.get(_TRANSFORMERS)
+    if reason is not None:
+        raise UnsupportedModel(
+            f"{family.title} fails in transformers {transformers.__version__} itself, without any plan: {reason}; "
+            "install another version of transformers"
+        )
+
+
+def cache_of(arguments: Mapping[str, Any]) -> Any:
+    """The KV cache among the keyword arguments of a call (a layer's, a model's or generate's), under either of its names."""
+    for name in _CACHE_NAMES:
+        if arguments.get(name) is not None:
+            return arguments[name]
+    return None
+
+
+def cache_in(output: Any) -> Any:
+    """The KV cache in what a model or generate() gave back; None without one."""
+    return getattr(output, CACHE, None)
+
+
+def replace_features(output: Any, change: Callable[[Any], Any]) -> None:
+    """Put changed features of pictures, as they stand in the prompt, into what a model gave back.
+
+    From transformers 5.24 on they stand in what the encoder gave, which later steps read again: that is left as it is. Delete
+    the other branch when 5.24 is required.
+    """
+    for kind in ("image", "video"):
+        encoded = getattr(output, f"{kind}_outputs", None)
+        if encoded is not None and encoded.pooler_output is not None:
+            changed = output[f"{kind}_outputs"] = copy(encoded)
+            changed.pooler_output = change(encoded.pooler_output)
+        elif _TRANSFORMERS < (5, 24) and getattr(output, f"{kind}_hidden_states", None) is not None:
+            output[f"{kind}_hidden_states"] = change(output[f"{kind}_hidden_states"])
 
 
 def attention_function(module: nn.Module, implementation: str) -> Callable[..., Any]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate.core.plan import Stage
-from foveate.engine import entrance, forward, labels, prefill
+from foveate.engine import compat, entrance, forward, labels, prefill
 from foveate.engine.cache import Announcement, SlotLayer
 from foveate.engine.forward import Pass
 from foveate.engine.gate import Gate
@@ -105,7 +105,7 @@ class DecoderHooks:
 
         def run(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             hidden = args[0] if args else kwargs["hidden_states"]
-            if in_compiled_step(hidden, kwargs.get("past_key_values")):
+            if in_compiled_step(hidden, compat.cache_of(kwargs)):
                 return self._compiled_step(index, hidden, args, kwargs)
             return self._layer(index, hidden, args, kwargs)
 
@@ -121,7 +121,7 @@ class DecoderHooks:
         return self._shorten(running, index, hidden, args, kwargs)
 
     def _shorten(self, running: Pass, index: int, hidden: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        cache = kwargs.get("past_key_values")
+        cache = compat.cache_of(kwargs)
         mask = kwargs.get("attention_mask")
         stored = cache.layers[index] if cache is not None and index < len(cache.layers) else None
         gate = self.gate if self.gate is not None and self.gate.concerns(running, index, stored) else None
@@ -200,7 +200,7 @@ class DecoderHooks:
 
     def _compiled_step(self, index: int, hidden: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A decode step under torch.compile: only a pruned layer's mask has to be brought to its slots."""
-        slots = kwargs["past_key_values"].layers[index]
+        slots = compat.cache_of(kwargs).layers[index]
         if not isinstance(slots, SlotLayer):
             return None
         first_key = slots.first_key(1)
@@ -239,7 +239,7 @@ class DecoderHooks:
 
     def after_decoder(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """The hook behind the decoder: states go back to their columns."""
-        if in_compiled_step(output[0], getattr(output, "past_key_values", None)):
+        if in_compiled_step(output[0], compat.cache_in(output)):
             return None
         return self._scatter(output)
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import update_wrapper
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -35,11 +34,11 @@ class Features:
 
     Attributes:
         arguments: of the call. They hold its tensors, so that no other one can take their identity.
-        output: the attributes that the model reads of what the function gave; the rows [N, D] of visual tokens among them.
+        output: of what the function gave, what the model reads; the rows [N, D] of visual tokens among it.
     """
 
     arguments: tuple[_Argument, ...]
-    output: SimpleNamespace
+    output: ModelOutput
 
     def are_of(self, arguments: tuple[_Argument, ...]) -> bool:
         """Whether these arguments are the same objects, unchanged, or equal numbers and words."""
@@ -64,11 +63,11 @@ def _version(value: Any) -> int | None:
     return value._version if isinstance(value, Tensor) and not value.is_inference() else None
 
 
-def _needed(output: Any) -> SimpleNamespace:
-    """The attributes that a model reads of its encoder's output: what was pooled or projected, else the last states."""
-    attributes = vars(output)
-    besides = _BESIDES if attributes.get("pooler_output") is not None else _BESIDES[1:]
-    return SimpleNamespace(**{name: value for name, value in attributes.items() if name not in besides})
+def _needed(output: ModelOutput) -> ModelOutput:
+    """What a model reads of its encoder's output: what was pooled or projected, else the last states."""
+    besides = _BESIDES if output.get("pooler_output") is not None else _BESIDES[1:]
+    kept: ModelOutput = type(output)(**{name: value for name, value in output.items() if name not in besides})
+    return kept
 
 
 class _Function:

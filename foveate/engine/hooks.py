@@ -189,13 +189,13 @@ class Hooks:
         call = _named(self.base_arguments, args, kwargs)
         source = _source(call)
         # Without a source the model itself says what is missing. A compiled decode step finds what it needs in the cache.
-        if source is not None and not in_compiled_step(source, call.get("past_key_values")):
+        if source is not None and not in_compiled_step(source, compat.cache_of(call)):
             self._open_pass(call, source)
 
     @uncompiled
     def _open_pass(self, call: dict[str, Any], source: Tensor) -> None:
         own_labels = labels.take()
-        cache = call.get("past_key_values")
+        cache = compat.cache_of(call)
         talk = conversation.current(self.owner) or Conversation(self.owner)
         past = talk.columns_in(cache, source.shape[1])
         running = Pass(self.owner, talk, queries=source.shape[1], past=past, cached=cache is not None, labels=own_labels)
@@ -212,7 +212,7 @@ class Hooks:
     def _number(self, running: Pass, call: Mapping[str, Any], source: Tensor) -> None:
         """Find the answer's tokens of a pass for the gate."""
         assert self.gate is not None
-        cache = call.get("past_key_values")
+        cache = compat.cache_of(call)
         if cache is not None and self.soft is None and (running.past == 0 or running.queries > 1):
             check_gated_cache(cache, self.gate.layer, self.gate.method.name)
         running.ids = call.get("input_ids")
@@ -223,7 +223,7 @@ class Hooks:
     def _after_base(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         call = _named(self.base_arguments, args, kwargs)
         source = _source(call)
-        if source is not None and not in_compiled_step(source, call.get("past_key_values")):
+        if source is not None and not in_compiled_step(source, compat.cache_of(call)):
             self._close_pass(output)
 
     @uncompiled
@@ -231,11 +231,11 @@ class Hooks:
         running = forward.current(self.owner)
         forward.leave(self.owner)
         if self.encoder is not None:
-            _unmark(output)
+            compat.replace_features(output, _unmarked)
         if running is not None:
             running.conversation.seen = running.past + running.queries
         if running is not None and running.layout is not None:
-            cache = getattr(output, "past_key_values", None)
+            cache = compat.cache_in(output)
             running.conversation.prefill_kv_bytes = None if cache is None else stored_bytes(cache)
 
     def _prepare(self, running: Pass, call: Mapping[str, Any], source: Tensor) -> None:
@@ -280,7 +280,7 @@ class Hooks:
         running = forward.current(self.owner)
         if running is not None and not talk.inputs:
             return running.layout
-        fresh = talk.inputs.get("past_key_values") is None and isinstance(talk.inputs.get("input_ids"), Tensor)
+        fresh = compat.cache_of(talk.inputs) is None and isinstance(talk.inputs.get("input_ids"), Tensor)
         if talk.layout is None and fresh:
             talk.layout = self._find(Pass(self.owner, talk, queries=0), talk.inputs, talk.inputs)
         return talk.layout
@@ -326,7 +326,7 @@ class Hooks:
         if not found.media:
             return
         if running.cached:
-            check_cache(call["past_key_values"], self.decoder.config, self.masks)
+            check_cache(compat.cache_of(call), self.decoder.config, self.masks)
         reason = self.family.refuse_length(self.config, running.past + running.queries)
         if reason is not None and not self.masks:
             raise UnsupportedCombination(reason)
@@ -372,12 +372,11 @@ class Hooks:
             prefill.begin(running, repeated, source.device, self.by_piece)
 
 
-def _unmark(output: Any) -> None:
+def _unmarked(features: Any) -> Any:
     """Features of pictures that a call returns: tokens that are gone are zero, the mark is our own affair."""
-    for name in ("image_hidden_states", "video_hidden_states"):
-        features = getattr(output, name, None)
-        if isinstance(features, Tensor):
-            output[name] = features.nan_to_num(0.0)
+    if isinstance(features, (list, tuple)):
+        return type(features)(_unmarked(part) for part in features)
+    return features.nan_to_num(0.0) if isinstance(features, Tensor) else features
 
 
 _send_labels, _take_labels = uncompiled(labels.send), uncompiled(labels.take)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from foveate.core.layout import Role
-from foveate.engine import forward
+from foveate.engine import compat, forward
 from foveate.engine.cache import SlotLayer
 from foveate.engine.decoder import in_compiled_step, project_rotary, uncompiled
 from foveate.engine.projection import Alive, take
@@ -35,7 +35,7 @@ def _outside_compiled_steps(hook: PreHook) -> PreHook:
     outside = uncompiled(hook)
 
     def run(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        compiled = in_compiled_step(_states(args, kwargs), kwargs.get("past_key_values"))
+        compiled = in_compiled_step(_states(args, kwargs), compat.cache_of(kwargs))
         return None if compiled else outside(module, args, kwargs)
 
     return run
@@ -146,7 +146,7 @@ class SideInputs:
 
         def run(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             mask: Any = kwargs.get("attention_mask")
-            cache: Any = kwargs.get("past_key_values")
+            cache: Any = compat.cache_of(kwargs)
             if in_compiled_step(_states(args, kwargs), cache):
                 if isinstance(cache.layers[index], SlotLayer):
                     cache.layers[index].lent_mask = mask  # a compiled step has no pass
@@ -167,7 +167,7 @@ class SideInputs:
         is_last = index == max(layer for layer, lender in self.sources.items() if lender == source)
 
         def run(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            cache: Any = kwargs.get("past_key_values")
+            cache: Any = compat.cache_of(kwargs)
             if not in_compiled_step(_states(args, kwargs), cache):
                 return outside(args, kwargs)
             stored = cache.layers[source]

@@ -36,7 +36,7 @@ class Watch:
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Arm the probe if the pass has something to rank."""
-        if in_compiled_step(args[0] if args else kwargs["hidden_states"], kwargs.get("past_key_values")):
+        if in_compiled_step(args[0] if args else kwargs["hidden_states"], compat.cache_of(kwargs)):
             return
         self._arm(module, kwargs)
 
@@ -46,7 +46,7 @@ class Watch:
         if running is None or not running.spans:
             return
         turn_back = self._turning_back(module, kwargs.get("position_embeddings"))
-        cache = kwargs.get("past_key_values")
+        cache = compat.cache_of(kwargs)
         stored = cache.layers[self.layer] if cache is not None and self.layer < len(cache.layers) else None
 
         def measure(query: Tensor, key: Tensor, mask: Any, scaling: float | None, softcap: float | None) -> None:
@@ -60,7 +60,7 @@ class Watch:
 
     def after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """Disarm, also when the call failed before its attention function."""
-        if not in_compiled_step(args[0] if args else kwargs["hidden_states"], kwargs.get("past_key_values")):
+        if not in_compiled_step(args[0] if args else kwargs["hidden_states"], compat.cache_of(kwargs)):
             _disarm(module)
 
     def _turning_back(self, module: nn.Module, embeddings: Any) -> Callable[[Tensor], Tensor]:

@@ -23,6 +23,7 @@ from foveate.cost.conventions import dynamic_llava_layer_flops
 from foveate.cost.flops import decoder_prefill_flops, lm_head_flops
 from foveate.cost.tokens import visual_tokens_per_layer
 from foveate.engine.attach import unwrap
+from foveate.engine.compat import cache_in
 from foveate.engine.slot_cache import lasting_bytes, stored_bytes
 from foveate.errors import InputError
 from foveate.evaluate.intervals import Mean, difference, mean_of
@@ -227,7 +228,7 @@ class _Talk:
             (stored,) = self.attachment.trace.answer_kept
             computed = int(stored[:-1].sum()) + 1
         self.answers.append(self.generation.decode(said).strip())
-        self.total, self.computed, self.cache = self.total + total, self.computed + computed, out.past_key_values
+        self.total, self.computed, self.cache = self.total + total, self.computed + computed, cache_in(out)
 
     def generated(self) -> Generated:
         """What was said in all rounds."""

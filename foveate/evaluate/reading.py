@@ -20,6 +20,7 @@ from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList
 
 from foveate.api import Attachment
 from foveate.core.plan import Effect
+from foveate.engine.compat import CACHE, cache_in
 from foveate.engine.slot_cache import bytes_of_columns, lasting_bytes
 from foveate.errors import InputError
 
@@ -120,7 +121,7 @@ def read_rounds(
             if number:
                 inputs = _next_round(inputs, torch.cat([rounds.answers[number - 1][:-1], rounds.turns[number - 1]]))
             if ask is not None:
-                ask(inputs if cache is None else {**inputs, "past_key_values": copy.deepcopy(cache)})
+                ask(inputs if cache is None else {**inputs, CACHE: copy.deepcopy(cache)})
             if step_by_step or not _fits_one_pass(model, inputs, attachment, known):
                 logits, cache = _decoded(model, inputs, answer, cache)
             else:
@@ -199,8 +200,8 @@ def _at_once(
         options["logits_to_keep"] = len(answer)  # large vocabularies: a prompt's logits may take gigabytes
     cache = DynamicCache(config=model.config) if cache is None else cache
     with attachment.conversation(prompt_length=length) if attachment is not None else nullcontext():
-        out = model(**longer, past_key_values=cache, use_cache=True, **options)
-    return out.logits[0, -len(answer) :], out.past_key_values
+        out = model(**longer, **{CACHE: cache}, use_cache=True, **options)
+    return out.logits[0, -len(answer) :], cache_in(out)
 
 
 class _Forced(LogitsProcessor):
@@ -218,7 +219,7 @@ class _Forced(LogitsProcessor):
 def _decoded(model: Any, inputs: Mapping[str, Any], answer: Tensor, cache: Any) -> tuple[Tensor, Any]:
     out = model.generate(
         **inputs,
-        **({} if cache is None else {"past_key_values": cache}),
+        **({} if cache is None else {CACHE: cache}),
         max_new_tokens=len(answer),
         do_sample=False,
         num_beams=1,
@@ -228,4 +229,4 @@ def _decoded(model: Any, inputs: Mapping[str, Any], answer: Tensor, cache: Any) 
     )
     if len(out.logits) != len(answer):
         raise InputError("an answer that holds the end token inside cannot be read token by token: cut it there")
-    return torch.cat(out.logits), out.past_key_values
+    return torch.cat(out.logits), cache_in(out)

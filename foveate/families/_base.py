@@ -78,6 +78,7 @@ class Family(ABC):
         bidirectional: whether tokens of a picture (or of a prefix) see each other in both directions in the decoder.
         token_inputs: arguments of a decoder layer with an entry for each token [B, S, ...], besides states, positions and mask.
         notes: what is special, one line for the capability table.
+        broken_in: versions (major, minor) of transformers whose own code fails on the plain model, each with what fails.
     """
 
     model_types: ClassVar[tuple[str, ...]]
@@ -91,6 +92,7 @@ class Family(ABC):
     bidirectional: ClassVar[bool] = False
     token_inputs: ClassVar[tuple[str, ...]] = ()
     notes: ClassVar[str] = ""
+    broken_in: ClassVar[Mapping[tuple[int, int], str]] = {}
 
     def covers(self, config: Any) -> bool:
         """Whether this file describes a config; families that share a model type tell their configs apart here."""

@@ -29,6 +29,7 @@ class Llama4(Family):
     decoder = "language_model.model"
     host_inputs = ("input_ids",)
     notes = "images in tiles, chunked layers, full layers without rotary positions, experts"
+    broken_in = {(5, 24): "its forward asks the language model's output for 'image_outputs', which that has not"}
 
     def media(self, config: Any, inputs: Mapping[str, Any], columns: Mapping[str, int]) -> dict[str, list[MediumShape]]:
         pixels, tokens = inputs.get("pixel_values"), self._tile(config)[1] ** 2

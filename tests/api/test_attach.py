@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import foveate
+from foveate.engine.compat import CACHE, cache_in
 from foveate.errors import AttachError, UnknownName
 from tests import tiny
 
@@ -33,7 +34,7 @@ def test_report_says_theory_and_what_was_measured(model, inputs):
         out = model.generate(**inputs, max_new_tokens=1, do_sample=False, return_dict_in_generate=True)
         report = attachment.report()
     assert [entry[2:] for entry in report.media] == [(36, 18)] * 3
-    assert report.prefill_kv_bytes == sum(x.keys.nbytes + x.values.nbytes for x in out.past_key_values.layers)
+    assert report.prefill_kv_bytes == sum(x.keys.nbytes + x.values.nbytes for x in cache_in(out).layers)
     assert "LLM prefill FLOPs" in str(report)
     # Theory is for the first row, on its own: 12 text and 36 visual tokens, 2 full and 3 pruned layers, 2 heads of 8, fp32.
     per_token = 2 * 2 * 8 * 4
@@ -161,7 +162,7 @@ def test_theory_is_not_made_up_for_a_turn_behind_a_cache(model):
         more = torch.cat([maker.text(2), torch.full((36,), tiny.IMAGE), maker.text(4)])[None]
         ids = torch.cat([out.sequences, more], dim=1)
         second = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **picture.inputs}
-        model.generate(**second, past_key_values=out.past_key_values, max_new_tokens=2, do_sample=False)
+        model.generate(**second, **{CACHE: cache_in(out)}, max_new_tokens=2, do_sample=False)
         report = attachment.report()
     assert report.estimate is None
     assert "not computed: more than shapes decide it" in str(report)

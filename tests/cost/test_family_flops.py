@@ -10,6 +10,7 @@ from transformers import AutoModelForImageTextToText
 from foveate import families
 from foveate.core.plan import Plan
 from foveate.cost.estimate import estimate_cost
+from foveate.engine.compat import CACHE, cache_in
 from tests import tiny
 
 STEPS = 4
@@ -42,7 +43,7 @@ class Counted:
     def call(self, **inputs):
         with FlopCounterMode(display=False) as counter:
             output = self.model(**inputs, logits_to_keep=1, use_cache=True)
-        return counter.get_total_flops(), output.past_key_values
+        return counter.get_total_flops(), cache_in(output)
 
 
 def stored_bytes(cache) -> int:
@@ -59,7 +60,7 @@ def test_prefill_and_decoding_cost_what_eager_attention_executes(name):
     assert counted.estimate().kv_bytes.plain == stored_bytes(cache)
     total = 0
     for _ in range(STEPS):
-        flops, cache = counted.call(input_ids=torch.tensor([[5]]), past_key_values=cache)
+        flops, cache = counted.call(input_ids=torch.tensor([[5]]), **{CACHE: cache})
         total += flops
     assert counted.estimate(STEPS + 1).decode_flops.plain == pytest.approx(total, rel=TOLERANCE)
     assert counted.estimate(STEPS + 1).kv_bytes.plain == stored_bytes(cache)

@@ -17,6 +17,7 @@ from transformers import (
 from foveate.core.plan import Plan
 from foveate.core.shape import DecoderShape, EncoderShape, LinearShape, MediumShape, ModelShape
 from foveate.cost.estimate import estimate_cost
+from foveate.engine.compat import CACHE, cache_in
 
 TOLERANCE = 1e-3  # agrees to the last FLOP today; some versions build rotary tables with matrix products
 IMAGE_ID, TEXT, STEPS = 90, 40, 6
@@ -101,7 +102,7 @@ def build(make):
 def counted(model, **inputs):
     with FlopCounterMode(display=False) as counter:
         output = model(**inputs, logits_to_keep=1, use_cache=True)
-    return counter.get_total_flops(), output.past_key_values
+    return counter.get_total_flops(), cache_in(output)
 
 
 @pytest.mark.parametrize("make", [llava, qwen, gemma])
@@ -119,7 +120,7 @@ def test_exact_decoding_is_what_eager_attention_executes(make):
     _, cache = counted(model, **inputs)
     measured = 0
     for _ in range(STEPS):
-        flops, cache = counted(model, input_ids=torch.tensor([[5]]), past_key_values=cache)
+        flops, cache = counted(model, input_ids=torch.tensor([[5]]), **{CACHE: cache})
         measured += flops
     cost = estimate_cost(shape, Plan(), [medium], TEXT, new_tokens=STEPS + 1, dtype_bytes=4)
     assert cost.decode_flops.plain == pytest.approx(measured, rel=TOLERANCE)

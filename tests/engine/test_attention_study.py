@@ -14,6 +14,7 @@ from foveate import families
 from foveate.core.attention import KINDS, Raters
 from foveate.core.layout import Role
 from foveate.engine import observe
+from foveate.engine.compat import CACHE
 from foveate.errors import AttachError, InputError
 from tests import fake_backends, tiny
 from tests.fake_backends import FLASH, FLEX
@@ -343,7 +344,7 @@ def refusals():
     maker = tiny.Maker("llava")
     good = prompts("llava")
     return [
-        ({**good, "past_key_values": object()}, {}, "whole prompt"),
+        ({**good, CACHE: object()}, {}, "whole prompt"),
         ({name: value for name, value in good.items() if name != "input_ids"}, {}, "whole prompt"),
         ({**good, "do_sample": True}, {}, "do_sample"),
         (maker.inputs(tiny.ragged_rows(maker, 3), side="right"), {}, "padding_side='left'"),

@@ -9,6 +9,7 @@ import foveate
 from foveate import families
 from foveate.engine import observe
 from foveate.engine.attach import Attachment
+from foveate.engine.compat import CACHE, cache_in
 from foveate.spec import Plan, stage_text
 from tests import fake_backends, tiny
 from tests.fake_backends import FLASH, FLEX
@@ -148,7 +149,7 @@ def test_a_text_turn_on_a_pruned_cache_equals_sdpa(models, family, backend):
         with foveate.attach(model, plan_for("fastv", family)):
             first = tiny.generate(model, inputs)
             ids = torch.cat([first.sequences, more], 1)
-            again = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "past_key_values": first.past_key_values}
+            again = {"input_ids": ids, "attention_mask": torch.ones_like(ids), CACHE: cache_in(first)}
             again |= maker.side_inputs(ids)
             logits[name] = tiny.generate(model, again)
     assert tiny.greatest_difference(logits["sdpa"], logits[backend]) < LOGITS

@@ -12,6 +12,7 @@ from transformers.cache_utils import DynamicLayer
 
 import foveate
 from foveate import families
+from foveate.engine.compat import CACHE
 from foveate.errors import (
     AttachError,
     FoveateError,
@@ -164,13 +165,13 @@ def test_an_unknown_cache_passed_in(model_of, family):
     with torch.no_grad(), foveate.attach(model, FASTV):
         refused(
             model,
-            lambda: model(**inputs, past_key_values=cache, use_cache=True),
+            lambda: model(**inputs, **{CACHE: cache}, use_cache=True),
             UnsupportedCombination,
             "_UnknownLayer cannot hold a pruned cache",
         )
         assert cache.get_seq_length() == 0, "refused before anything is written"
         expected = tiny.generate(model, inputs)
-        lazy = tiny.generate(model, inputs, past_key_values=DynamicCache())
+        lazy = tiny.generate(model, inputs, **{CACHE: DynamicCache()})
         # A bare DynamicCache keeps Gemma's whole past and lets the mask say what a sliding layer sees.
         assert tiny.greatest_difference(expected, lazy) < LOGITS
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import foveate
 from foveate import families
 from foveate.core.layout import Role
+from foveate.engine.compat import CACHE, cache_in
 from foveate.errors import AttachError, UnsupportedCombination
 from tests import tiny
 from tests.oracles.dense_reference import dense_reference, eager_attention, mask_keys
@@ -52,9 +53,9 @@ def test_a_text_turn_on_a_pruned_cache_equals_the_dense_reference(model_of, fami
         first = tiny.generate(model, inputs)
         alive = {2: alive_columns(attachment.trace, inputs)[0]}
         again = next_turn(family, first, inputs, more)
-        second = tiny.generate(model, again, past_key_values=first.past_key_values)
+        second = tiny.generate(model, again, **{CACHE: cache_in(first)})
         third = next_turn(family, second, again, more)
-        last = tiny.generate(model, third, past_key_values=second.past_key_values)
+        last = tiny.generate(model, third, **{CACHE: cache_in(second)})
     with dense_reference(model, alive):
         dense = tiny.generate(model, inputs | again, use_cache=False)
         dense_last = tiny.generate(model, inputs | third, use_cache=False)
@@ -69,10 +70,10 @@ def test_a_turn_may_name_the_grids_and_types_of_the_turns_before_it(model_of, fa
     with foveate.attach(model, FASTV):
         first = tiny.generate(model, inputs)
         again = next_turn(family, first, inputs, torch.tensor([[5, 6, 7]]))
-        cache = copy.deepcopy(first.past_key_values)
-        expected = tiny.generate(model, again, past_key_values=cache)
+        cache = copy.deepcopy(cache_in(first))
+        expected = tiny.generate(model, again, **{CACHE: cache})
         grids = {name: value for name, value in inputs.items() if name.endswith("grid_thw")}
-        answer = tiny.generate(model, again | grids, past_key_values=first.past_key_values)
+        answer = tiny.generate(model, again | grids, **{CACHE: cache_in(first)})
     assert tiny.greatest_difference(answer, expected) == 0
 
 
@@ -87,11 +88,11 @@ def test_a_turn_with_a_new_image_equals_the_dense_reference(model_of, family, pl
         first = tiny.generate(model, inputs)
         old = alive_columns(attachment.trace, inputs)[0]
         again = next_turn(family, first, inputs, turn["input_ids"])
-        second = tiny.generate(model, again | {"pixel_values": turn["pixel_values"]}, past_key_values=first.past_key_values)
+        second = tiny.generate(model, again | {"pixel_values": turn["pixel_values"]}, **{CACHE: cache_in(first)})
         assert len(attachment.trace) == 1
         entry = attachment.trace.media[0]
         past = again["input_ids"].shape[1] - turn["input_ids"].shape[1]
-        width = first.past_key_values.layers[3].slots
+        width = cache_in(first).layers[3].slots
     # The last generated token was never in the cache: it comes with the next turn.
     new = alive_columns(attachment.trace, {"input_ids": again["input_ids"][:, past - 1 :]})[0]
     assert len(entry.kept_index) < 36
@@ -215,11 +216,11 @@ def test_masking_equals_dropping_in_the_prefill_and_saves_nothing(model_of, fami
             dropped = model(**inputs).logits[:, -1]
         with foveate.attach(model, f"{FASTV[:-1]}, effect=mask)") as attachment:
             masked = model(**inputs).logits[:, -1]
-            cache = tiny.generate(model, inputs, tokens=1).past_key_values
+            cache = cache_in(tiny.generate(model, inputs, tokens=1))
             assert attachment.last.prefill_kv_bytes == sum(k.keys.nbytes + k.values.nbytes for k in cache.layers)
     assert float((masked - dropped).abs().max()) < LOGITS
     assert float((masked - plain.logits[0]).abs().max()) > 100 * LOGITS
-    assert [layer.keys.shape for layer in cache.layers] == [layer.keys.shape for layer in plain.past_key_values.layers]
+    assert [layer.keys.shape for layer in cache.layers] == [layer.keys.shape for layer in cache_in(plain).layers]
 
 
 @every_family
@@ -289,17 +290,17 @@ def test_masking_refuses_what_would_need_several_choices_at_once(model_of, famil
         first = tiny.generate(model, inputs)
         again = next_turn(family, first, inputs, torch.tensor([[5, 6, 7]]))
         with pytest.raises(UnsupportedCombination, match="effect=drop"):
-            tiny.generate(model, again, past_key_values=first.past_key_values)
+            tiny.generate(model, again, **{CACHE: cache_in(first)})
         with pytest.raises(UnsupportedCombination, match="effect=drop"):
             tiny.generate(model, inputs, tokens=20, prompt_lookup_num_tokens=3)
         for columns in (1, 2):
-            step = {"input_ids": first.sequences[:, -columns:], "past_key_values": first.past_key_values}
+            step = {"input_ids": first.sequences[:, -columns:], CACHE: cache_in(first)}
             with pytest.raises(UnsupportedCombination, match=r"attachment\.conversation\(\)"):
                 model(**step)
         with attachment.conversation(prompt_length=inputs["input_ids"].shape[1]):
-            cache = model(**inputs, use_cache=True).past_key_values
+            cache = cache_in(model(**inputs, use_cache=True))
             with pytest.raises(UnsupportedCombination, match="effect=drop"):
-                model(input_ids=torch.tensor([[5, 6]]), past_key_values=cache)
+                model(input_ids=torch.tensor([[5, 6]]), **{CACHE: cache})
 
 
 @every_family
@@ -327,7 +328,7 @@ def test_a_conversation_with_a_manual_decode_loop_equals_generate(model_of, fami
                     input_ids=answer.sequences[:, width + step, None],
                     attention_mask=mask,
                     position_ids=position_ids.expand(3, -1, -1) if family == "qwen2_5_vl" else position_ids,
-                    past_key_values=out.past_key_values,
+                    **{CACHE: cache_in(out)},
                 )
         assert attachment.last is talk
         assert [entry.kept_index.tolist() for entry in attachment.trace] == expected
@@ -341,9 +342,9 @@ def test_a_new_image_in_an_open_conversation_is_pruned_too(model_of, family):
     then = maker.inputs([tiny.Row([maker.text(4), maker.picture(), maker.text(6)])], mask=False)
     with torch.no_grad(), foveate.attach(model, "uniform(layer=2, keep=0.25)") as attachment:
         with attachment.conversation(prompt_length=48):
-            cache = model(**first, use_cache=True).past_key_values
+            cache = cache_in(model(**first, use_cache=True))
             slots = cache.layers[4].slots
-            model(**then, past_key_values=cache)
+            model(**then, **{CACHE: cache})
         assert [len(entry.kept_index) for entry in attachment.trace] == [9, 9]
         assert cache.layers[4].slots == slots + 19
 
@@ -371,11 +372,11 @@ def test_a_pruned_cache_without_its_plan_is_refused(model_of, family):
         first = tiny.generate(model, inputs)
         again = next_turn(family, first, inputs, torch.tensor([[5, 6]]))
         with attachment.disabled(), pytest.raises(AttachError, match="attach the plan again"):
-            tiny.generate(model, again, past_key_values=copy.deepcopy(first.past_key_values))
+            tiny.generate(model, again, **{CACHE: copy.deepcopy(cache_in(first))})
     with pytest.raises(AttachError, match="attach the plan again"):
-        tiny.generate(model, again, past_key_values=copy.deepcopy(first.past_key_values))
+        tiny.generate(model, again, **{CACHE: copy.deepcopy(cache_in(first))})
     with foveate.attach(model, FASTV):
-        tiny.generate(model, again, past_key_values=first.past_key_values)
+        tiny.generate(model, again, **{CACHE: cache_in(first)})
 
 
 @every_family
@@ -385,8 +386,8 @@ def test_a_copy_of_a_pruned_cache_continues_like_the_original(model_of, family, 
     more = torch.arange(5, 9).expand(batch, -1)
     with foveate.attach(model, FASTV):
         first = tiny.generate(model, inputs)
-        copied = copy.deepcopy(first.past_key_values)
+        copied = copy.deepcopy(cache_in(first))
         again = next_turn(family, first, inputs, more)
-        one = tiny.generate(model, again, past_key_values=first.past_key_values)
-        two = tiny.generate(model, again, past_key_values=copied)
+        one = tiny.generate(model, again, **{CACHE: cache_in(first)})
+        two = tiny.generate(model, again, **{CACHE: copied})
     assert all(torch.equal(a, b) for a, b in zip(one.logits, two.logits, strict=True))

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 import foveate
 from foveate.core.selection import Selection
 from foveate.engine import gate as gate_module
+from foveate.engine.compat import CACHE, cache_in
 from foveate.errors import UnsupportedCombination
 from tests import fake_backends, tiny
 from tests.engine.test_gate import LOGITS, TOKENS, answers
@@ -97,7 +98,7 @@ def test_3_a_second_turn_of_a_ragged_batch_loses_nothing(model_of, path, monkeyp
         ids = torch.cat([first.sequences, question.expand(len(first.sequences), -1)], dim=1)
         new = torch.ones(len(ids), ids.shape[1] - inputs["input_ids"].shape[1], dtype=torch.long)
         mask = torch.cat([inputs["attention_mask"], new], dim=1)
-        second = answers(model, {"input_ids": ids, "attention_mask": mask}, past_key_values=first.past_key_values)
+        second = answers(model, {"input_ids": ids, "attention_mask": mask}, **{CACHE: cache_in(first)})
         return [*first.logits, *second.logits]
 
     with foveate.attach(model, PLAN.format(path=path)) as attachment:

@@ -11,6 +11,7 @@ from torch import Tensor
 import foveate
 from foveate import families
 from foveate.engine import gate as gate_module
+from foveate.engine.compat import CACHE, cache_in
 from foveate.engine.slot_cache import lasting_bytes, stored_bytes, ungated_bytes
 from foveate.errors import PlanError, UnsupportedCombination
 from tests import tiny
@@ -129,25 +130,25 @@ def test_rejected_slots_are_taken_away_and_nothing_else_changes(model_of, family
         after = answers(model, inputs)
     assert tiny.greatest_difference(before, after) < LOGITS
     layer, length = gate_layer(family), inputs["input_ids"].shape[1]
-    stored = [one for one in after.past_key_values.layers[layer:] if not one.is_sliding]
+    stored = [one for one in cache_in(after).layers[layer:] if not one.is_sliding]
     assert stored
     for one in stored:
         assert one.get_seq_length() == length + TOKENS - 1
         assert one.keys.shape[-2] < length + TOKENS - 1
-    assert after.past_key_values.layers[0].keys.shape[-2] == length + TOKENS - 1 or family == "gemma3"
+    assert cache_in(after).layers[0].keys.shape[-2] == length + TOKENS - 1 or family == "gemma3"
 
 
 @pytest.mark.parametrize("text", [PLANS[0], PLANS[3]])
 def test_bytes_that_last_are_those_of_a_cache_that_was_just_cleaned(model_of, monkeypatch, text):
     model, inputs = model_of("llava"), prompt("llava")
     with foveate.attach(model, plan_for("llava", text)) as attachment:
-        waiting = answers(model, inputs).past_key_values
+        waiting = cache_in(answers(model, inputs))
         kept = torch.stack(attachment.trace.answer_kept)
         monkeypatch.setattr(gate_module, "CLEAN_EVERY", 1)
-        cleaned = answers(model, inputs).past_key_values
+        cleaned = cache_in(answers(model, inputs))
         rejected = int((~kept[0]).sum())
     with foveate.attach(model, text.format(l=2).partition("random_gate")[0].strip(" |") or "none"):
-        ungated = stored_bytes(answers(model, inputs).past_key_values)
+        ungated = stored_bytes(cache_in(answers(model, inputs)))
     assert stored_bytes(waiting) == ungated
     assert lasting_bytes(waiting) < stored_bytes(cleaned) <= stored_bytes(waiting)  # the last token was not cleaned yet
     assert lasting_bytes(waiting) == lasting_bytes(cleaned)
@@ -157,7 +158,7 @@ def test_bytes_that_last_are_those_of_a_cache_that_was_just_cleaned(model_of, mo
     assert stored_bytes(waiting) - lasting_bytes(waiting) == rejected * slot * (len(waiting.layers) - 2)
     assert ungated_bytes(cleaned, 2, rejected) == ungated_bytes(waiting, 2, rejected) == ungated
     with foveate.attach(model, "fastv(layer=2, keep=0.5)"):
-        plain = answers(model, inputs).past_key_values
+        plain = cache_in(answers(model, inputs))
     assert lasting_bytes(plain) == stored_bytes(plain)
 
 
@@ -231,12 +232,12 @@ def test_i_reading_an_answer_at_once_equals_decoding_it(model_of, family, text, 
                 if family == "qwen2_5_vl":  # whose own positions a bare call with a cache must be told
                     count = longer["attention_mask"].cumsum(1)[:, length:] - 1
                     rest["position_ids"] = (count + model.model.rope_deltas).expand(3, -1, -1)
-                logits = model(**new, **rest, past_key_values=first.past_key_values).logits
+                logits = model(**new, **rest, **{CACHE: cache_in(first)}).logits
                 logits = torch.cat([first.logits[:, -1:], logits], dim=1)
             else:
                 from transformers import DynamicCache
 
-                logits = model(**longer, past_key_values=DynamicCache(config=model.config)).logits[:, length - 1 :]
+                logits = model(**longer, **{CACHE: DynamicCache(config=model.config)}).logits[:, length - 1 :]
     for step in range(TOKENS):
         torch.testing.assert_close(answer.logits[step], logits[:, step], atol=LOGITS, rtol=0)
 
@@ -283,9 +284,7 @@ def test_a_second_turn_sees_what_the_first_one_stored(model_of, monkeypatch, opt
         first = answers(model, inputs)
         kept = torch.stack(attachment.trace.answer_kept)
         ids = torch.cat([first.sequences, question], dim=1)
-        second = answers(
-            model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, past_key_values=first.past_key_values
-        )
+        second = answers(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, **{CACHE: cache_in(first)})
         later = torch.stack(attachment.trace.answer_kept)
     # The last token of the first answer is read with the second prompt, as part of it.
     rejected = torch.zeros(1, second.sequences.shape[1] - 1, dtype=torch.bool)
@@ -342,7 +341,7 @@ def test_caches_that_cannot_forget_single_tokens_are_refused(model_of, cache):
     model, inputs = model_of("llava"), prompt("llava")
     options: dict[str, Any] = {"cache_implementation": cache}
     if cache == "quantized":
-        options = {"past_key_values": QuantizedCache(backend="fp8", config=model.config)}
+        options = {CACHE: QuantizedCache(backend="fp8", config=model.config)}
     with (
         foveate.attach(model, PLANS[0].format(l=2)),
         pytest.raises(UnsupportedCombination, match="use a dynamic cache"),

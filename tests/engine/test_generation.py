@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers.generation.streamers import BaseStreamer
 
 import foveate
+from foveate.engine.compat import CACHE, cache_in
 from foveate.errors import UnsupportedCombination
 from tests import tiny
 from tests.oracles.dense_reference import dense_reference
@@ -86,14 +87,14 @@ def test_invariant_8_beam_search_may_run_long(model_of, family):
     # What a cache layer remembers about itself must not grow with every reordering.
     model, inputs = model_of(family), prompts(family, 2)
     with foveate.attach(model, FASTV):
-        cache = tiny.generate(model, inputs, tokens=1).past_key_values
+        cache = cache_in(tiny.generate(model, inputs, tokens=1))
         for _ in range(3000):
             for layer in cache.layers[2:]:
                 layer.reorder_cache(torch.tensor([1, 0]))
         width = cache.get_seq_length()
         mask = torch.nn.functional.pad(inputs["attention_mask"], (0, 1), value=1)
         with torch.no_grad():
-            model(input_ids=torch.tensor([[5], [6]]), attention_mask=mask, past_key_values=copy.deepcopy(cache))
+            model(input_ids=torch.tensor([[5], [6]]), attention_mask=mask, **{CACHE: copy.deepcopy(cache)})
         assert cache.get_seq_length() == width
 
 

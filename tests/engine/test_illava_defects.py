@@ -18,6 +18,7 @@ import foveate
 from foveate.core.selection import Selection
 from foveate.engine import compat, decoder
 from foveate.engine.attach import Attachment
+from foveate.engine.compat import cache_in
 from foveate.spec import Plan, stage_text
 from tests import tiny
 from tests.engine.test_encoder import deeper, siglip_llava
@@ -135,7 +136,7 @@ def test_3_text_between_pictures_is_kept_and_read(case, variant):
     assert float((before - after).abs().max()) > MATTERS
     inputs = case.maker.inputs([row])
     with torch.no_grad(), foveate.attach(case.model, plan) as attachment:
-        caches = case.model(**inputs, use_cache=True).past_key_values
+        caches = cache_in(case.model(**inputs, use_cache=True))
         alive = alive_columns(attachment.trace, inputs)[-1]
     text = inputs["input_ids"] != tiny.IMAGE
     stored = caches.layers[4].positions(1, torch.device("cpu"))[0].tolist()
@@ -163,7 +164,7 @@ def test_6_merges_at_several_layers_of_the_llm_all_happen(case, layers):
     plan = recipe(vit_layers="[]", vit_keep="[]", llm_layers=layers, llm_keep=["0.7"] * len(layers)).replace("'", "")
     inputs = case.maker.inputs(case.rows[:1])
     with torch.no_grad(), foveate.attach(case.model, plan) as attachment:
-        cache = case.model(**inputs, use_cache=True).past_key_values
+        cache = cache_in(case.model(**inputs, use_cache=True))
         counts = [int(alive.sum()) for alive in alive_columns(attachment.trace, inputs)]
     assert counts == sorted(set(counts), reverse=True) and len(counts) == len(layers)
     width = inputs["input_ids"].shape[1]
@@ -300,6 +301,6 @@ def test_13_each_part_runs_alone_and_neither_is_the_plain_model(case, part):
     assert len(stages) == inside + 2 * behind
     assert (seen[0] < seen[-1]) is inside
     width = case.inputs["input_ids"].shape[1]
-    assert (answer.past_key_values.layers[4].keys.shape[2] < width) is (inside or behind)
+    assert (cache_in(answer).layers[4].keys.shape[2] < width) is (inside or behind)
     same = all(torch.equal(a, b) for a, b in zip(answer.logits, plain.logits, strict=True))
     assert same is (part == "neither")

@@ -9,6 +9,7 @@ import foveate
 from foveate.core.selection import Selection
 from foveate.engine.attach import Attachment
 from foveate.engine.cache import SlotLayer
+from foveate.engine.compat import cache_in
 from foveate.spec import Plan, stage_text
 from tests import tiny
 from tests.oracles.controls import pool_matrix
@@ -40,7 +41,7 @@ def test_invariant_1_kept_tokens_ascend_and_text_is_untouched(model_of, family):
                 assert bool((kept[1:] > kept[:-1]).all())
             assert set(entry.kept[1].tolist()) < set(entry.kept[0].tolist())
         for layer, alive in ((0, first), (4, second)):
-            slots = answer.past_key_values.layers[layer].positions(3, torch.device("cpu"))
+            slots = cache_in(answer).layers[layer].positions(3, torch.device("cpu"))
             if family != "gemma3":  # Gemma's layers 0 and 4 differ in kind; the sliding one keeps the last of them
                 for row in range(3):
                     stored = [column for column in slots[row].tolist() if 0 <= column < visual.shape[1]]
@@ -56,9 +57,7 @@ def test_invariant_1_a_text_only_prompt_is_an_exact_no_op(model_of, family):
     with foveate.attach(model, "random(site=pre_llm, keep=0.5) | fastv(layer=2, keep=0.5)"):
         answer = tiny.generate(model, inputs)
     assert all(torch.equal(a, b) for a, b in zip(answer.logits, plain.logits, strict=True))
-    assert [layer.keys.shape for layer in answer.past_key_values.layers] == [
-        layer.keys.shape for layer in plain.past_key_values.layers
-    ]
+    assert [layer.keys.shape for layer in cache_in(answer).layers] == [layer.keys.shape for layer in cache_in(plain).layers]
 
 
 @every_family
@@ -93,7 +92,7 @@ def test_invariant_3_the_outside_sees_columns_and_a_layer_stores_slots(model_of,
     with torch.no_grad(), foveate.attach(model, "fastv(layer=2, keep=0.4)") as attachment:
         out = model(**inputs, use_cache=True, output_hidden_states=True)
         alive = alive_columns(attachment.trace, inputs)[0] & real(inputs)
-    cache = out.past_key_values
+    cache = cache_in(out)
     assert out.logits.shape[1] == width
     assert all(states.shape[1] == width for states in out.hidden_states)
     for index, layer in enumerate(cache.layers):
@@ -118,9 +117,9 @@ def test_invariant_4_layers_below_the_cut_are_full_and_kv_bytes_shrink(model_of,
     width = inputs["input_ids"].shape[1]
     visual = int((inputs["input_ids"] == tiny.IMAGE).sum())
     kept = width - visual + int(visual * 0.25)
-    plain = tiny.generate(model, inputs, tokens=1).past_key_values
+    plain = cache_in(tiny.generate(model, inputs, tokens=1))
     with foveate.attach(model, "fastv(layer=2, keep=0.25)") as attachment:
-        cache = tiny.generate(model, inputs, tokens=1).past_key_values
+        cache = cache_in(tiny.generate(model, inputs, tokens=1))
         measured = attachment.last.prefill_kv_bytes
     windows = [getattr(layer, "sliding_window", None) for layer in plain.layers]
     slots = [layer.keys.shape[2] for layer in cache.layers]
@@ -175,7 +174,7 @@ def test_invariant_7_keeping_everything_is_bit_identical(model_of, family, short
         kept = tiny.generate(model, inputs)
     assert state_of(model) == before
     assert all(torch.equal(a, b) for a, b in zip(kept.logits, plain.logits, strict=True))
-    assert any(isinstance(layer, SlotLayer) for layer in kept.past_key_values.layers) is not shortcut
+    assert any(isinstance(layer, SlotLayer) for layer in cache_in(kept).layers) is not shortcut
     again = tiny.generate(model, inputs)
     assert all(torch.equal(a, b) for a, b in zip(again.logits, plain.logits, strict=True))
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import foveate
+from foveate.engine.compat import cache_in
 from foveate.errors import BudgetError
 from tests import tiny
 from tests.engine.test_gate import LOGITS, TOKENS, answers, columns_left, extended, prompt, rejected_columns
@@ -127,7 +128,7 @@ def test_cache_lengths_follow_the_picture(model_of, trained):
     model, inputs = model_of("llava"), prompt("llava", batch=1)
     length = inputs["input_ids"].shape[1]
     with torch.no_grad(), foveate.attach(model, PLANS[1].format(path=trained("llava"))) as attachment:
-        cache = model(**inputs, use_cache=True).past_key_values
+        cache = cache_in(model(**inputs, use_cache=True))
         entry = attachment.trace.media[0]
         gone = entry.medium.shape.grid_tokens - len(entry.kept_index)
     assert gone > 0

@@ -19,6 +19,7 @@ from foveate.core.layout import Layout
 from foveate.core.shape import MediumShape
 from foveate.engine import hooks, observe
 from foveate.engine.cache import SlotLayer
+from foveate.engine.compat import CACHE, cache_in
 from foveate.engine.projection import Alive, project_positions
 from foveate.errors import PlanError, UnsupportedCombination
 from tests import fake_backends, tiny
@@ -62,9 +63,9 @@ def test_p1_gaps_in_the_positions_are_not_taken_for_packed_sequences(family):
 @pytest.mark.parametrize("plan", [FASTV, "random(site=pre_llm, keep=0.4)"])
 def test_p2_the_cache_reports_columns_wherever_transformers_asks(model_of, family, plan):
     model, inputs = model_of(family), prompts(family)
-    plain = tiny.generate(model, inputs, tokens=3).past_key_values
+    plain = cache_in(tiny.generate(model, inputs, tokens=3))
     with foveate.attach(model, plan):
-        cache = tiny.generate(model, inputs, tokens=3).past_key_values
+        cache = cache_in(tiny.generate(model, inputs, tokens=3))
     assert cache.get_seq_length() == plain.get_seq_length()
     for index, (layer, other) in enumerate(zip(cache.layers, plain.layers, strict=True)):
         assert cache.get_seq_length(index) == plain.get_seq_length(index)
@@ -96,7 +97,7 @@ def test_p4_sliding_layers_hold_their_last_slots_and_scores_come_from_full_atten
         alive = alive_columns(attachment.trace, inputs)[0][0]
     assert watched == [1], "layer 2 slides; the nearest full layer below the cut is 1"
     survivors = [*torch.nonzero(alive).flatten().tolist(), 48, 49, 50]
-    for layer in answer.past_key_values.layers[3:]:
+    for layer in cache_in(answer).layers[3:]:
         positions = layer.positions(1, torch.device("cpu"))[0].tolist()
         window = layer.sliding_window - 1 if layer.is_sliding else 500
         assert positions == survivors[-window:]
@@ -112,19 +113,19 @@ def test_p4_a_sliding_layer_that_records_its_past_can_be_cropped(model_of, recor
     more = maker.text(9)[None]
     with torch.no_grad(), foveate.attach(model, "uniform(layer=2, keep=0.25)"):
         cache = DynamicCache(config=model.config.get_text_config())
-        model(**inputs, past_key_values=cache)
+        model(**inputs, **{CACHE: cache})
         whole = copy.deepcopy(cache)
-        expected = model(input_ids=more[:, :3], past_key_values=whole).logits
+        expected = model(input_ids=more[:, :3], **{CACHE: whole}).logits
         if recording:
             cache.activate_past_recording()
-        model(input_ids=more[:, :2], past_key_values=cache)
+        model(input_ids=more[:, :2], **{CACHE: cache})
         if not recording:
             with pytest.raises(RuntimeError, match="activate_past_recording"):
                 cache.crop(-2)
             return
-        model(input_ids=more[:, 5:9], past_key_values=cache)
+        model(input_ids=more[:, 5:9], **{CACHE: cache})
         cache.crop(-4)
-        got = model(input_ids=more[:, 2:3], past_key_values=cache).logits
+        got = model(input_ids=more[:, 2:3], **{CACHE: cache}).logits
     assert float((got[:, -1] - expected[:, -1]).abs().max()) < LOGITS
 
 
@@ -224,10 +225,10 @@ def test_p13_decode_steps_of_an_even_batch_touch_no_tensor(model_of, family):
         counts = []
         for plan in ("none", FASTV):
             with foveate.attach(model, plan):
-                cache = model(**inputs, use_cache=True).past_key_values
-                model(input_ids=torch.tensor([[5]]), past_key_values=cache)
+                cache = cache_in(model(**inputs, use_cache=True))
+                model(input_ids=torch.tensor([[5]]), **{CACHE: cache})
                 with Operations() as operations:
-                    model(input_ids=torch.tensor([[6]]), past_key_values=cache)
+                    model(input_ids=torch.tensor([[6]]), **{CACHE: cache})
                 counts.append(operations.count)
     assert counts[0] == counts[1]
 
@@ -253,7 +254,7 @@ def test_p15_signatures_are_read_once_and_slot_layers_are_ordinary_classes(model
             return signature(*args, **kwargs)
 
         monkeypatch.setattr(inspect, "signature", count)
-        cache = model(**inputs, use_cache=True).past_key_values
+        cache = cache_in(model(**inputs, use_cache=True))
         monkeypatch.undo()
     assert not [file for file in calls if "foveate" in file.rpartition("tests")[0].rpartition("/foveate/")[1]]
     for layer in cache.layers:
@@ -272,19 +273,19 @@ def test_p16_cropping_counts_columns_back_from_the_end(model_of, family, batch, 
     # Qwen asks for the position of a decode step; any will do, as long as both caches get the same.
     more = {"position_ids": torch.full((3, batch, 1), 70)} if family == "qwen2_5_vl" else {}
     with torch.no_grad(), foveate.attach(model, FASTV):
-        cache = model(**inputs, use_cache=True).past_key_values
+        cache = cache_in(model(**inputs, use_cache=True))
         for number in range(said):
             seen = mask[:, : mask.shape[1] - said + number]
-            model(input_ids=step + number, attention_mask=seen, past_key_values=cache, **more)
+            model(input_ids=step + number, attention_mask=seen, **{CACHE: cache}, **more)
         expected_cache = copy.deepcopy(cache)
         for number in range(2):
             seen = torch.nn.functional.pad(mask, (0, number), value=1)
-            model(input_ids=step + 9, attention_mask=seen, past_key_values=cache, **more)
+            model(input_ids=step + 9, attention_mask=seen, **{CACHE: cache}, **more)
         cache.crop(-2)
         cache.crop(0)
         assert [layer.get_seq_length() for layer in cache.layers] == [layer.get_seq_length() for layer in expected_cache.layers]
-        one = model(input_ids=step, attention_mask=mask, past_key_values=cache, **more).logits
-        two = model(input_ids=step, attention_mask=mask, past_key_values=expected_cache, **more).logits
+        one = model(input_ids=step, attention_mask=mask, **{CACHE: cache}, **more).logits
+        two = model(input_ids=step, attention_mask=mask, **{CACHE: expected_cache}, **more).logits
     assert float((one - two).abs().max()) < LOGITS
 
 
@@ -292,7 +293,7 @@ def test_p16_cropping_counts_columns_back_from_the_end(model_of, family, batch, 
 def test_p16_cropping_into_the_prompt_keeps_the_slots_before_it(model_of):
     model, inputs = model_of("llava"), prompts("llava", 1)
     with torch.no_grad(), foveate.attach(model, "uniform(layer=2, keep=0.25)"):
-        cache = model(**inputs, use_cache=True).past_key_values
+        cache = cache_in(model(**inputs, use_cache=True))
         cache.crop(-10)  # 7 columns of text and the last 3 of the picture
         layer = cache.layers[3]
         assert isinstance(layer, SlotLayer)

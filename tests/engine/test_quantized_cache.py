@@ -9,6 +9,7 @@ from transformers.cache_utils import QuantoQuantizedLayer
 
 import foveate
 from foveate.engine import compat
+from foveate.engine.compat import CACHE, cache_in
 from foveate.errors import UnsupportedCombination
 from tests import tiny
 
@@ -44,7 +45,7 @@ def test_the_first_token_is_exact_and_the_next_ones_are_as_far_off_as_without_a_
         exact = tiny.generate(model, inputs, tokens=6)
         # The same tokens are read back, so that one early flip does not decide the rest.
         forced = {"prefix_allowed_tokens_fn": _force(exact.sequences, inputs["input_ids"].shape[1])}
-        rough = tiny.generate(model, inputs, tokens=6, past_key_values=cache_of(model, backend), **forced)
+        rough = tiny.generate(model, inputs, tokens=6, **{CACHE: cache_of(model, backend)}, **forced)
         steps = [float((a - b).abs().max()) for a, b in zip(exact.logits, rough.logits, strict=True)]
         return steps[0], max(steps[1:])
 
@@ -63,7 +64,7 @@ def _force(sequences: torch.Tensor, start: int):
 def test_removed_tokens_are_never_stored(model_of, backend):
     model, inputs = model_of("llava"), prompts("llava", 1)
     with foveate.attach(model, PLAN) as attachment, torch.no_grad():
-        cache = model(**inputs, past_key_values=cache_of(model, backend), use_cache=True).past_key_values
+        cache = cache_in(model(**inputs, **{CACHE: cache_of(model, backend)}, use_cache=True))
         assert attachment.last.prefill_kv_bytes is None, "bytes of packed integers are not known from shapes"
     assert cache.get_seq_length() == 48
     # 36 visual tokens, 22 behind the first stage, 9 behind the second; 12 of text.
@@ -94,7 +95,7 @@ def test_a_lossless_quantized_cache_equals_the_dynamic_one(model_of, lossless, f
     with foveate.attach(model, PLAN):
         # Long enough for the full-precision rest to be quantized several times.
         dynamic = tiny.generate(model, inputs, tokens=14, num_beams=beams)
-        answer = tiny.generate(model, inputs, tokens=14, num_beams=beams, past_key_values=cache_of(model, backend))
+        answer = tiny.generate(model, inputs, tokens=14, num_beams=beams, **{CACHE: cache_of(model, backend)})
     assert torch.equal(answer.sequences, dynamic.sequences)
     assert tiny.greatest_difference(answer, dynamic) < LOGITS
 
@@ -103,7 +104,7 @@ def test_a_lossless_quantized_cache_equals_the_dynamic_one(model_of, lossless, f
 def test_what_a_quantized_cache_cannot_do_is_refused(model_of, backend):
     model, inputs = model_of("llava"), prompts("llava", 1)
     with foveate.attach(model, PLAN), torch.no_grad():
-        cache = model(**inputs, past_key_values=cache_of(model, backend), use_cache=True).past_key_values
+        cache = cache_in(model(**inputs, **{CACHE: cache_of(model, backend)}, use_cache=True))
     with pytest.raises(UnsupportedCombination, match="use a dynamic cache"):
         cache.crop(-2)
     with pytest.raises(UnsupportedCombination, match="use a dynamic cache"):

@@ -11,6 +11,7 @@ import foveate
 from foveate import families
 from foveate.engine import static_cache
 from foveate.engine.attach import Attachment
+from foveate.engine.compat import CACHE, cache_in
 from foveate.engine.static_cache import StaticSlots
 from foveate.errors import UnsupportedCombination
 from foveate.spec import Plan, stage_text
@@ -54,7 +55,7 @@ def test_static_equals_dynamic(model_of, family, backend, batch, plan):
         assert [entry.kept_index.tolist() for entry in attachment.trace] == kept
     assert torch.equal(static.sequences, dynamic.sequences)
     assert tiny.greatest_difference(static, dynamic) < LOGITS
-    assert any(isinstance(layer, StaticSlots) for layer in static.past_key_values.layers)
+    assert any(isinstance(layer, StaticSlots) for layer in cache_in(static).layers)
 
 
 @every_family
@@ -82,10 +83,10 @@ def test_a_text_turn_and_beams_on_a_pruned_static_cache_equal_the_dynamic_one(mo
             options = {}
             if kind == "static":
                 cache = StaticCache(config=model.config.get_text_config(decoder=True), max_cache_len=160)
-                options["past_key_values"] = cache
+                options[CACHE] = cache
             first = tiny.generate(model, inputs, **options)
             ids = torch.cat([first.sequences, more], 1)
-            again = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "past_key_values": first.past_key_values}
+            again = {"input_ids": ids, "attention_mask": torch.ones_like(ids), CACHE: cache_in(first)}
             again |= maker.side_inputs(ids)
             answers[kind] = tiny.generate(model, again)
         assert tiny.greatest_difference(answers["static"], answers["dynamic"]) < LOGITS
@@ -106,9 +107,9 @@ def test_a_new_image_behind_a_text_turn_in_a_static_cache(model_of):
             cache = StaticCache(config=model.config.get_text_config(), max_cache_len=90) if kind == "static" else None
             plan = f"fastv(layer=2, keep=0.4, query={query})"
             with torch.no_grad(), foveate.attach(model, plan) as attachment, attachment.conversation():
-                out = model(**text, past_key_values=cache, use_cache=True)
+                out = model(**text, **{CACHE: cache}, use_cache=True)
                 then = maker.inputs([tiny.Row([words[:2], picture, words[2:]])], mask=False)
-                logits[kind] = model(**then, past_key_values=out.past_key_values).logits
+                logits[kind] = model(**then, **{CACHE: cache_in(out)}).logits
         assert float((logits["static"] - logits["dynamic"]).abs().max()) < LOGITS
 
 
@@ -120,7 +121,7 @@ def test_a_cleared_static_cache_serves_the_next_prompt(model_of):
     with foveate.attach(model, plans("gemma3")["two"]):
         expected = [tiny.generate(model, batch) for batch in (inputs, longer)]
         for batch, answer in zip((inputs, longer), expected, strict=True):
-            got = tiny.generate(model, batch, past_key_values=cache)
+            got = tiny.generate(model, batch, **{CACHE: cache})
             assert tiny.greatest_difference(got, answer) < LOGITS
             cache.reset()
 
@@ -135,11 +136,11 @@ def test_a_pruned_static_layer_reserves_less(monkeypatch):
         plain = tiny.generate(model, inputs, tokens=6)
         answer = tiny.generate(model, inputs, tokens=6, cache_implementation="static", max_cache_len=100)
     assert tiny.greatest_difference(answer, plain) < LOGITS
-    sizes = [layer.keys.shape[2] for layer in answer.past_key_values.layers]
+    sizes = [layer.keys.shape[2] for layer in cache_in(answer).layers]
     removed = 27
     assert columns == 48 and sizes == [100, 100] + [80] * 3
     assert sizes[2] >= 100 - removed, "as many columns as before still fit"
-    assert [layer.get_max_length() for layer in answer.past_key_values.layers] == [100] * 5
+    assert [layer.get_max_length() for layer in cache_in(answer).layers] == [100] * 5
 
 
 def test_static_caches_are_refused_where_they_cannot_be_right(model_of):
@@ -154,7 +155,7 @@ def test_static_caches_are_refused_where_they_cannot_be_right(model_of):
     cache = StaticCache(config=flash.config.get_text_config(), max_cache_len=90)
     refused = pytest.raises(UnsupportedCombination, match="use sdpa, or a dynamic cache")
     with foveate.attach(flash, "random(site=pre_llm, keep=0.5)"), refused, torch.no_grad():
-        flash(**inputs, past_key_values=cache)
+        flash(**inputs, **{CACHE: cache})
     assert int(cache.get_seq_length()) == 0, "refused before anything is written"
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import foveate
+from foveate.engine.compat import cache_in
 from tests import tiny
 
 LOGITS = 2e-4  # fp32 sums in another order, logits of size 10
@@ -31,7 +32,7 @@ def test_rows_of_equal_length_that_keep_unequal_numbers_equal_each_row_alone(fam
     assert bool((together["input_ids"] != tiny.PAD).all()), "padding would bring a mask"
     with foveate.attach(model, "fastv(layer=2, keep=0.3)"):
         batch = tiny.generate(model, together, tokens=8)
-        lengths = [layer.keys.shape[-2] for layer in batch.past_key_values.layers]
+        lengths = [layer.keys.shape[-2] for layer in cache_in(batch).layers]
         assert lengths[2] < lengths[1] or family == "gemma3"
         for number, row in enumerate(rows):
             alone = tiny.generate(model, maker.inputs([row], mask=with_mask), tokens=8)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import foveate
+from foveate.engine.compat import cache_in
 from foveate.engine.slot_cache import stored_bytes
 from foveate.errors import InputError
 from foveate.evaluate.reading import _fits_one_pass, read_answer
@@ -112,7 +113,7 @@ def test_bytes_are_those_of_a_cleaned_cache(model_of):
     with foveate.attach(model, "random_gate(layer=2, keep=0.5)") as attachment:
         reading = read_answer(model, inputs, answer, attachment)
     plain = read_answer(model, inputs, answer, None)
-    cache = model(**inputs).past_key_values
+    cache = cache_in(model(**inputs))
     slots = inputs["input_ids"].shape[1]
     per_layer = stored_bytes(cache) // slots // len(cache.layers)
     rejected = int((~reading.stored).sum())

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 import foveate
+from foveate.engine.compat import cache_in
 from foveate.engine.slot_cache import bytes_of_columns, stored_bytes
 from foveate.errors import FoveateError, InputError
 from foveate.evaluate.generation import Generation, Sample, evaluate, summarize
@@ -147,7 +148,7 @@ def test_bytes_of_columns_of_other_caches(model_of):
 
     model, inputs = model_of("gemma3"), chat("gemma3").inputs
     with torch.no_grad():
-        cache = model(**inputs).past_key_values
+        cache = cache_in(model(**inputs))
         length = inputs["input_ids"].shape[1]
         windows = [layer.keys.shape[-2] for layer in cache.layers]
         per_slot = stored_bytes(cache) // sum(windows)

@@ -124,6 +124,7 @@ def test_prompts_that_do_not_fit_their_images_are_refused(config):
     assert family.media(config, {}, {"image": 0}) == {"image": []}
 
 
+@pytest.mark.runs("llama4")
 def test_chunked_layers_do_not_see_the_whole_prompt(config):
     windows = family_for(config).decoder_windows(config)
     assert [layer for layer, window in enumerate(windows) if window is None] == list(range(3, 48, 4))
@@ -141,6 +142,7 @@ def with_floor(floor: int) -> Any:
     return model
 
 
+@pytest.mark.runs("llama4")
 def test_long_prompts_of_layers_that_weigh_by_place_are_refused():
     maker = tiny.Maker("llama4")
     inputs = maker.inputs([tiny.Row([maker.text(5), maker.picture(), maker.text(7)])])
@@ -159,6 +161,7 @@ def test_long_prompts_of_layers_that_weigh_by_place_are_refused():
     assert float((masked - reference)[alive & real(inputs)].abs().max()) < LOGITS
 
 
+@pytest.mark.runs("llama4")
 def test_an_answer_that_grows_beyond_the_floor_weighs_by_its_original_place():
     maker = tiny.Maker("llama4")
     inputs = maker.inputs([tiny.Row([maker.text(5), maker.picture(), maker.text(7)])])
@@ -172,6 +175,7 @@ def test_an_answer_that_grows_beyond_the_floor_weighs_by_its_original_place():
     assert tiny.greatest_difference(answer, dense) < LOGITS
 
 
+@pytest.mark.runs("llama4")
 def test_rotary_positions_can_be_left_out_where_there_are_none():
     model, maker = tiny.tiny_model("llama4"), tiny.Maker("llama4")
     inputs, kept = maker.inputs(tiny.ragged_rows(maker, 3)), []

@@ -13,6 +13,7 @@ import torch
 import foveate
 from foveate import families
 from foveate.cost.presets import load_preset
+from foveate.engine.compat import CACHE, cache_in
 from foveate.errors import InputError, UnsupportedCombination
 from foveate.families import family_for
 from tests import tiny
@@ -160,7 +161,7 @@ def test_a_turn_with_a_new_image_on_a_pruned_cache_equals_the_dense_reference(fa
         old = alive_columns(attachment.trace, first)[0]
         ids = torch.cat([answer.sequences, turn["input_ids"]], 1)
         inputs = turn | {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        second = tiny.generate(model, inputs, past_key_values=answer.past_key_values)
+        second = tiny.generate(model, inputs, **{CACHE: cache_in(answer)})
         (entry,) = attachment.trace.media
         assert len(entry.medium.shape.grids) == 3 and len(entry.kept_index) == 11
         past = answer.sequences.shape[1] - 1  # the last generated token was never in the cache
