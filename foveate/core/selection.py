@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -89,6 +89,18 @@ class Selection:
             return sizes.gather(1, self.kept)
         grown = sizes.scatter_add(1, self.target, sizes.gather(1, self.source))
         return grown.gather(1, self.kept)
+
+    def with_last(self, asks: Tensor, token_count: int) -> Selection:
+        """The same with the last token kept in the groups that `asks` [G] bool: it changes places with the last kept one."""
+        last = token_count - 1
+        place = torch.where(asks, self.kept[:, -1], last)[:, None]
+
+        def swapped(index: Tensor) -> Tensor:
+            return torch.where(index == place, last, torch.where(index == last, place.expand_as(index), index))
+
+        if self.source is None or self.target is None:
+            return replace(self, kept=swapped(self.kept))
+        return replace(self, kept=swapped(self.kept), source=swapped(self.source), target=swapped(self.target))
 
     def matrix(self, group: int, token_count: int) -> Tensor:
         """The stage as a sparse matrix [K, N] on the CPU: row i says what kept token i is made of."""

@@ -67,6 +67,7 @@ class TokenView:
         sizes: [G, N] fp32, how many original tokens each token stands for.
         group_keys: one stable number per group, so that seeded methods give a row the same draw alone and in company.
         predictor: of a learned method.
+        asks: for each group whether its last token asks for the answer and stays in any case; () where none does.
     """
 
     features: Tensor
@@ -76,6 +77,7 @@ class TokenView:
     group_keys: tuple[int, ...]
     observed: Mapping[Observation, Tensor] = field(default_factory=dict)
     predictor: Callable[[Tensor], Tensor] | None = None
+    asks: tuple[bool, ...] = ()
 
     @property
     def module(self) -> Callable[[Tensor], Tensor]:

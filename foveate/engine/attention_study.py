@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -190,7 +191,7 @@ class _Meter:
             for raters, by in divisors.items()
         }
         answers = tuple(row[start : start + length].cpu() for row, length in zip(sequences, lengths, strict=True))
-        return AttentionStudy(layers, windows, Layout(roles, whole.media), answers, rows)
+        return AttentionStudy(layers, windows, replace(whole, roles=roles), answers, rows)
 
 
 def _within(mask: Any, window: int | None, batch: int, keys: int, device: torch.device) -> Any:

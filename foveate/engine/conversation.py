@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import ref
 
 from torch import Tensor
 
@@ -31,6 +32,10 @@ class Conversation:
         encoded: images, crops and frames (`encoder_calls.EncodedRow`) that no pass has met yet, in order.
         pictures: those that were met, by (batch row, number) of their medium: chunks and steps without a cache come again.
         features: what the encoder gave in a generate() call without a cache, by the model's function for it (`encode_once`).
+        shift: columns that a wrapper put in front of generate's prompt (prompt tuning, prefix tuning).
+        live: [B, S] bool, the columns of the last prefill pass that reach the last layer; None before one.
+        outer: the conversation that was open when this one's first call came, if it is a call within generate().
+        nested: such conversations within this one.
         ignored: for each pass with labels, how many were predicted from pruned positions and left out of the loss.
     """
 
@@ -47,10 +52,33 @@ class Conversation:
     encoded: list[Any] = field(default_factory=list)
     pictures: dict[tuple[int, int], list[Any]] = field(default_factory=dict)
     features: dict[str, Any] = field(default_factory=dict)
+    shift: int = 0
+    live: Tensor | None = None
+    outer: Conversation | None = None
+    nested: list[Conversation] = field(default_factory=list)
+    _cache: ref[Any] | None = None
+
+    def hold(self, cache: Any) -> None:
+        """Note the cache that the conversation's calls share. Weakly: it is the caller's."""
+        self._cache = ref(cache)
+
+    def holds(self, cache: Any) -> bool:
+        """Whether this cache is known to be the conversation's."""
+        return cache is not None and self._cache is not None and self._cache() is cache
+
+    @property
+    def has_cache(self) -> bool:
+        """Whether a cache is known, and is there still."""
+        return self._cache is not None and self._cache() is not None
+
+    @property
+    def prompt_end(self) -> int | None:
+        """Columns in front of the first output column, those of a wrapper included; None until known."""
+        return None if self.prompt_length is None else self.prompt_length + self.shift
 
     def let_go(self) -> None:
         """Pixels and caches are the caller's again when generate() ends, and features are freed; the trace stays."""
-        self.inputs, self.features = {}, {}
+        self.inputs, self.features, self.nested = {}, {}, []
 
     def columns_in(self, cache: Any, queries: int) -> int:
         """Columns in a cache before a pass of `queries` columns.

@@ -129,7 +129,7 @@ class EncoderHooks(EncoderCallHooks[EncoderPath, Encoded]):
         pixels: Tensor = args[0] if args else kwargs["pixel_values"]
         rows, count = pixels.shape[0], self.path.unit_grid[0] * self.path.unit_grid[1]
         units = torch.arange(count, device=pixels.device).expand(rows, -1)
-        return Encoded(self._keys(talk, rows), units, torch.ones(rows, count, device=pixels.device))
+        return Encoded(self._next(talk, rows), units, torch.ones(rows, count, device=pixels.device))
 
     def _enter_layer(
         self, call: Encoded, index: int, hidden: Tensor, kwargs: dict[str, Any]
@@ -164,7 +164,8 @@ class EncoderHooks(EncoderCallHooks[EncoderPath, Encoded]):
             coords=torch.stack([call.units * 0, call.units // width, call.units % width], dim=-1),
             grid=grid,
             sizes=call.sizes,
-            group_keys=call.keys,
+            group_keys=tuple(key for key, _ in call.rows),
+            asks=tuple(asks for _, asks in call.rows) if any(asks for _, asks in call.rows) else (),
             observed={need: self._of_units(call.observed[(index, need)], slots) for need in stage.method.needs()},
         )
         selection = ask(stage, view, keep, self._check(index, hidden.device))

@@ -45,11 +45,11 @@ class EncoderCall:
     """One call of an encoder.
 
     Attributes:
-        keys: a number for each image, crop or frame, the same alone and in company.
+        rows: for each image, crop or frame a number, the same alone and in company, and whether its last token asks.
         observed: what was measured, by the layer of the stage that asked, for each patch that was left then.
     """
 
-    keys: tuple[int, ...]
+    rows: list[tuple[int, bool]]
     observed: dict[tuple[int, Observation], Tensor] = field(default_factory=dict, kw_only=True)
 
 
@@ -148,9 +148,9 @@ class EncoderCallHooks(ABC, Generic[_Path, _Call]):
         if talk is not None:
             _calls.set((*_calls.get(), (self.owner, self._begin(talk, args, kwargs))))
 
-    def _keys(self, talk: Conversation, rows: int) -> tuple[int, ...]:
-        """Numbers for the next `rows` images, crops or frames of a conversation."""
-        return layout.encoder_keys(self.layout_of(talk), len(talk.encoded), rows)
+    def _next(self, talk: Conversation, rows: int) -> list[tuple[int, bool]]:
+        """The next `rows` images, crops or frames of a conversation, as `EncoderCall` holds them."""
+        return layout.encoder_rows(self.layout_of(talk), len(talk.encoded), rows)
 
     def _before_layer(self, index: int) -> Callable[..., Any]:
         def run(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -14,8 +14,14 @@ from foveate.core.tiled_trace import EncoderRecord
 from foveate.core.trace import GroupRecord
 from foveate.engine.encoder_calls import EncodedRow
 from foveate.engine.forward import Pass, Span
+from foveate.engine.notices import say_once
 from foveate.engine.prefill import shorten
-from foveate.errors import InputError
+from foveate.errors import InputError, UnsupportedCombination
+
+_OTHER_FEATURES = (
+    "the features in the prompt are not those that the vision encoder gave for its pictures in this conversation: give each "
+    "picture of the prompt once and in its order, unchanged"
+)
 
 
 def enter(running: Pass, hidden: Tensor, mixes: bool, check: bool) -> Tensor:
@@ -40,22 +46,23 @@ def enter(running: Pass, hidden: Tensor, mixes: bool, check: bool) -> Tensor:
     assert running.dead is not None and running.layout is not None
     met = _meet_encoder(running)
     media = dict(enumerate(running.layout.media, start=running.first_medium))
-    coverage = None
+    coverage = _at_columns(running, hidden, met, {key: [torch.ones_like(row.sizes) for row in met[key]] for key in met})
+    gone = coverage == 0
     if mixes:
-        coverage = _at_columns(running, hidden, met, {key: [torch.ones_like(row.sizes) for row in met[key]] for key in met})
-        gone = coverage == 0
         for key, rows in met.items():
             _choose(media[key], rows, coverage, gone)
-    else:
-        gone = hidden[..., 0].isnan()
+    marked = ~hidden.any(-1) if mixes else hidden[..., 0].isnan()
     unknown = [medium for key, medium in media.items() if key not in met]
     if unknown:
-        _check_unknown(unknown, ~hidden.any(-1) if mixes else gone)
-    shortened = any(len(row.units) < row.count for rows in met.values() for row in rows)
-    left = _count(media, met, gone, check and shortened)
+        _check_unknown(running, unknown, marked)
+    shortened = [key for key, rows in met.items() if any(len(row.units) < row.count for row in rows)]
+    _refuse_unknown_end(running, [media[key] for key in shortened])
+    if check and shortened and not mixes:
+        _check_marks(gone, marked)
+    left = _count(media, met, gone, check and bool(shortened))
     for key, rows in met.items():
         _note(running, key, media[key], rows, gone, sum(left[key]))
-    if coverage is not None and any(canvas.shrinks for key in met for canvas in media[key].shape.canvases):
+    if mixes and any(canvas.shrinks for key in met for canvas in media[key].shape.canvases):
         mean = (hidden.float() / coverage.clamp(min=1e-6)[..., None]).to(hidden.dtype)
         hidden = torch.where(((coverage > 0) & (coverage < 1))[..., None], mean, hidden)
     if all(sum(counts) == media[key].shape.grid_tokens for key, counts in left.items()):
@@ -72,13 +79,35 @@ def enter(running: Pass, hidden: Tensor, mixes: bool, check: bool) -> Tensor:
     return shorter if alive.all_valid else shorter.masked_fill(~alive.valid[..., None], 0)
 
 
-def _check_unknown(media: Sequence[Medium], empty: Tensor) -> None:
+def _check_marks(gone: Tensor, marked: Tensor) -> None:
+    """Refuse features whose marks are not where the encoder's stages left them. A picture that holds NaN is its own affair."""
+    if bool((gone & ~marked).any()):
+        raise InputError(_OTHER_FEATURES)
+
+
+def _refuse_unknown_end(running: Pass, media: Sequence[Medium]) -> None:
+    """Refuse shortened tiles and pooled frames at the end of a prompt: which patches make its last token is not known."""
+    assert running.layout is not None
+    for medium in media:
+        if medium.shape.canvases and bool(running.layout.ends[medium.row, medium.columns[-1]]):
+            raise UnsupportedCombination(
+                f"row {medium.row} ends with a {medium.shape.kind}, whose last token asks for the answer, but stages inside "
+                "this encoder may remove it: put text behind it, or choose in the language model (site=pre_llm or layer=k)"
+            )
+
+
+def _check_unknown(running: Pass, media: Sequence[Medium], empty: Tensor) -> None:
     """Refuse media that the encoder's stages shortened where nobody knows how: columns [B, S] of theirs are empty. Waits."""
     if any(bool(empty[medium.row, medium.columns].any()) for medium in media):
         raise InputError(
             "features of a picture were shortened by this plan in another conversation, which alone knows what they are made "
             "of: encode pictures inside the call or conversation that reads them, or under attachment.disabled()"
         )
+    say_once(
+        running.owner,
+        "features of a picture were encoded before this call, without the plan: its stages inside the vision encoder did "
+        "nothing to them; pass pixel values instead",
+    )
 
 
 def _count(
@@ -100,10 +129,7 @@ def _count(
         pieces = torch.split(kept, [h * w for _, h, w in media[key].shape.pieces])
         seen[key] = tuple(int(piece.sum()) for piece in pieces)
     if any(seen[key] != counts for key, counts in known.items()):
-        raise InputError(
-            "the features in the prompt are not those that the vision encoder gave for its pictures in this conversation, or "
-            "they are not numbers: give each picture of the prompt once and in its order, unchanged"
-        )
+        raise InputError(_OTHER_FEATURES)
     return seen
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any, TypeVar
 
 import torch
@@ -35,6 +37,9 @@ class Span:
         coords: [n, 3] long, (t, y, x) on the medium's grids; t counts on from grid to grid.
         sizes: [n] fp32, how many originals each token stands for.
         count: n, known on the host.
+        asks: its last token is the last column of its sample, or of that one's prompt: it stays whatever a method says.
+        sample: number of the sample among those packed into the row.
+        number: as `medium`, counted within the sample.
     """
 
     row: int
@@ -48,6 +53,9 @@ class Span:
     coords: Tensor
     sizes: Tensor
     count: int
+    asks: bool = False
+    sample: int = 0
+    number: int = 0
 
     @staticmethod
     def join(spans: list[Span]) -> Span:
@@ -70,6 +78,9 @@ class Span:
             Span._coords(spans),
             torch.cat([span.sizes for span in spans]),
             sum(span.count for span in spans),
+            spans[-1].asks,
+            first.sample,
+            first.number,
         )
 
     @staticmethod
@@ -111,6 +122,8 @@ class Pass:
             gates anything in this pass.
         modules: of learned methods, by their stage.
         policy: [B, S], how much each column is kept, while such methods are trained.
+        ids_unknown: nobody gave token ids: what stands in the prompt's embeddings is not known.
+        frame: identity of the function that calls the base model, while it runs.
         rejected: [B, S] bool, True at columns that the layers behind the gate do not store; None before it has decided.
     """
 
@@ -136,6 +149,8 @@ class Pass:
     numbers: Tensor | None = None
     rejected: Tensor | None = None
     policy: Tensor | None = None
+    ids_unknown: bool = False
+    frame: int = 0
     modules: Mapping[Stage, nn.Module] = field(default_factory=dict)
     memo: dict[Any, tuple[Any, Any]] = field(default_factory=dict)
 
@@ -176,10 +191,30 @@ def current(owner: object) -> Pass | None:
 
 
 def enter(running: Pass) -> None:
-    """Make a pass current. A stale pass of the same owner, left by an interrupted call, is dropped."""
-    _passes.set((*(p for p in _passes.get() if p.owner is not running.owner), running))
+    """Make a pass current, within those of calls that are still running. Passes left by interrupted calls are dropped."""
+    # The first function outside of this package is torch's, which runs as long as the module that it calls.
+    frames = (id(frame) for frame in _frames() if not str(frame.f_globals.get("__name__", "")).startswith("foveate."))
+    running.frame = next(frames, 0)
+    drop_interrupted()
+    _passes.set((*_passes.get(), running))
 
 
 def leave(owner: object) -> None:
-    """Drop the pass of an owner."""
-    _passes.set(tuple(p for p in _passes.get() if p.owner is not owner))
+    """Drop the innermost pass of an owner."""
+    running = current(owner)
+    _passes.set(tuple(known for known in _passes.get() if known is not running))
+
+
+def drop_interrupted() -> None:
+    """Drop the passes of calls that run no more: torch runs no hooks behind KeyboardInterrupt."""
+    if _passes.get():
+        frames = {id(frame) for frame in _frames()}
+        _passes.set(tuple(known for known in _passes.get() if known.frame in frames))
+
+
+def _frames() -> Iterator[FrameType]:
+    """The functions that are running in this thread, innermost first."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        yield frame
+        frame = frame.f_back

@@ -32,7 +32,7 @@ def answer_numbers(running: Pass, source: Tensor, labels: Tensor | None) -> Tens
 
     Generated columns are those behind the conversation's prompt; in training those that have a label.
     """
-    length = running.conversation.prompt_length
+    length = running.conversation.prompt_end
     if length is not None:
         if running.past + running.queries <= length:
             return None

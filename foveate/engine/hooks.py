@@ -15,13 +15,14 @@ from foveate.core.layout import Layout, Role
 from foveate.core.plan import Effect, Plan, Scope, Stage
 from foveate.core.site import SiteKind
 from foveate.core.view import AttentionRows, Importance
-from foveate.engine import compat, conversation, forward, labels, layout, observe, prefill
+from foveate.engine import belonging, compat, forward, labels, layout, observe, prefill
 from foveate.engine.conversation import Conversation
 from foveate.engine.decoder import DecoderHooks, in_compiled_step, uncompiled
 from foveate.engine.encode_once import EncodeOnce
 from foveate.engine.encoder import EncoderHooks
 from foveate.engine.forward import Pass
 from foveate.engine.gate import Gate, answer_numbers
+from foveate.engine.notices import say_once
 from foveate.engine.packed_encoder import PackedEncoderHooks
 from foveate.engine.side_inputs import SideInputs
 from foveate.engine.slot_cache import check_cache, check_gated_cache, stored_bytes
@@ -33,6 +34,14 @@ from foveate.families import Family
 _CHUNKED = (
     "chunked prefill: stages that look at attention need one chunk with all visual tokens and the prompt's last token, and "
     "no chunk may split an image; raise prefill_chunk_size or leave it out"
+)
+_NO_PROMPT_END = (
+    "a bare call does not say where the prompt ends and the answer begins: run inside generate(), or inside "
+    "attachment.conversation(prompt_length=n)"
+)
+_EMBEDDINGS_ONLY = (
+    "this call has inputs_embeds without input_ids, and no placeholder among them: if pictures are merged into them already, "
+    "nothing of them was pruned; pass input_ids and pixel values"
 )
 _OPEN_A_CONVERSATION = "effect=mask chooses anew at every step: run inside generate(), or inside attachment.conversation()"
 
@@ -167,7 +176,7 @@ class Hooks:
 
     def settle(self) -> None:
         """Forget a call that was interrupted: torch runs no hooks behind KeyboardInterrupt."""
-        forward.leave(self.owner)
+        forward.drop_interrupted()
         labels.take()
         if self.encoder is not None:
             self.encoder.settle()
@@ -196,13 +205,16 @@ class Hooks:
     def _open_pass(self, call: dict[str, Any], source: Tensor) -> None:
         own_labels = labels.take()
         cache = compat.cache_of(call)
-        talk = conversation.current(self.owner) or Conversation(self.owner)
+        talk = belonging.conversation_of(self.owner, call, source)
         past = talk.columns_in(cache, source.shape[1])
+        if talk.inputs and talk.seen is None:
+            talk.shift = _shift(talk.inputs, call, source, past)
         running = Pass(self.owner, talk, queries=source.shape[1], past=past, cached=cache is not None, labels=own_labels)
         running.modules = self.modules
+        running.ids_unknown = call.get("input_ids") is None and talk.inputs.get("input_ids") is None
         if self.gate is not None:
             self._number(running, call, source)
-        in_prompt = talk.prompt_length is not None and past < talk.prompt_length
+        in_prompt = talk.prompt_end is not None and past < talk.prompt_end
         if past == 0 or source.shape[1] > 1 or in_prompt:
             self._prepare(running, call, source)
         elif self.masks:
@@ -218,7 +230,16 @@ class Hooks:
         running.ids = call.get("input_ids")
         running.numbers = answer_numbers(running, source, running.labels)
         if running.numbers is not None:
-            self.on_media(running.conversation)
+            self._remember(running.conversation)
+        elif running.conversation.prompt_end is None and running.labels is None and running.conversation.outer is None:
+            if running.past and running.queries == 1:
+                raise UnsupportedCombination(f"{self.gate.method.name}: {_NO_PROMPT_END}")
+            say_once(self.owner, f"{self.gate.method.name} gated nothing in this call: {_NO_PROMPT_END}")
+
+    def _remember(self, talk: Conversation) -> None:
+        """Show a conversation to users. A call within generate() does not take the place of the answer around it."""
+        if talk.outer is None:
+            self.on_media(talk)
 
     def _after_base(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         call = _named(self.base_arguments, args, kwargs)
@@ -232,11 +253,15 @@ class Hooks:
         forward.leave(self.owner)
         if self.encoder is not None:
             compat.replace_features(output, _unmarked)
-        if running is not None:
-            running.conversation.seen = running.past + running.queries
-        if running is not None and running.layout is not None:
-            cache = compat.cache_in(output)
-            running.conversation.prefill_kv_bytes = None if cache is None else stored_bytes(cache)
+        if running is None:
+            return
+        talk, cache = running.conversation, compat.cache_in(output)
+        talk.seen = running.past + running.queries
+        belonging.settle(talk, output)
+        if running.layout is not None:
+            talk.prefill_kv_bytes = None if cache is None else stored_bytes(cache)
+            assert running.real is not None and running.dead is not None
+            talk.live = running.real & ~running.dead
 
     def _prepare(self, running: Pass, call: Mapping[str, Any], source: Tensor) -> None:
         """Find the media of a prefill pass."""
@@ -248,6 +273,8 @@ class Hooks:
         if found is None and drops_text:
             found = self._text_layout(running, call)
         if found is None:
+            if running.ids_unknown and (self.stages or self.encoder):
+                say_once(self.owner, _EMBEDDINGS_ONLY)
             return
         self._refuse(running, call, found)
         if not found.media and not drops_text:
@@ -256,23 +283,22 @@ class Hooks:
             running.conversation.trace.clear()  # without a cache every step chooses anew; the last choice counts
         running.conversation.past = running.past
         prefill.begin(running, found, source.device, self.by_piece)
-        self.on_media(running.conversation)
+        self._remember(running.conversation)
 
     def _layout(self, running: Pass, call: Mapping[str, Any]) -> Layout | None:
         """The layout of this pass, None if it is text only. A generate call finds the layout of its prompt once."""
         talk, past = running.conversation, running.past
-        in_generate = bool(talk.inputs)
-        if talk.layout is None or (not in_generate and past >= talk.layout.width):
-            found = self._find(running, call, talk.inputs if in_generate else call)
-            if found is None:
-                return None
-            if not in_generate:
-                if past == 0:
-                    talk.layout = found
-                return found
-            talk.layout = found
+        if not talk.inputs:
+            found = self._find(running, call, call)
+            if found is not None and past == 0:
+                talk.layout = found
+            return found
+        if talk.layout is None:
+            talk.layout = self._find(running, call, talk.inputs)
+        if talk.layout is None:
+            return None
         talk.copies = _row_count(call) // talk.layout.roles.shape[0]
-        prompt_layout = talk.layout.repeated(talk.copies)
+        prompt_layout = talk.layout.repeated(talk.copies).behind(talk.shift)
         return prompt_layout.columns_between(past, past + running.queries).extended(running.queries)
 
     def _known_layout(self, talk: Conversation) -> Layout | None:
@@ -293,7 +319,7 @@ class Hooks:
             real = mask[:, -running.queries :].bool().cpu()
         else:
             real = torch.ones(shape, dtype=torch.bool)
-        length = running.conversation.prompt_length
+        length = running.conversation.prompt_end
         return Layout.build(torch.zeros(shape, dtype=torch.bool), real, [[] for _ in range(shape[0])], length)
 
     def _find(self, running: Pass, call: Mapping[str, Any], inputs: Mapping[str, Any]) -> Layout | None:
@@ -305,10 +331,14 @@ class Hooks:
         embeds = None if ids is not None else inputs.get("inputs_embeds")
         embed = self.model.get_input_embeddings()  # type: ignore[operator]
         codes = layout.column_codes(self.family, self.config, ids, embeds, mask, embed, running.labels)
-        codes, inputs = layout.fetch(codes, inputs, self.family.host_inputs)
+        # Positions that generate() made itself are those of single samples.
+        packing = () if in_generate else layout.PACKING
+        codes, inputs = layout.fetch(codes, inputs, (*self.family.host_inputs, *packing))
+        samples = None if in_generate else layout.packed_samples(inputs, codes)
         if not in_generate and length is not None:
             length = length - past if length > past else None
-        return layout.build_layout(self.family, self.config, inputs, codes, length, past if in_generate else 0)
+        cached = past - running.conversation.shift if in_generate else 0
+        return layout.build_layout(self.family, self.config, inputs, codes, length, cached, samples)
 
     def explain(self, talk: Conversation) -> None:
         """Raise InputError if media that do not fit their placeholders made generate() fail in transformers' own code."""
@@ -323,8 +353,16 @@ class Hooks:
         if split:
             raise UnsupportedCombination(_CHUNKED)
         talk = running.conversation
+        if found.samples is not None:
+            self._refuse_packed(running, call)
         if not found.media:
             return
+        mask = call.get("attention_mask")
+        if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] > running.past + running.queries and talk.inputs:
+            raise UnsupportedCombination(
+                f"attention_mask has {mask.shape[1]} columns, but the cache and this call have {running.past + running.queries}: "
+                "virtual tokens of a wrapper did not arrive (does this version of peft know this version of transformers?)"
+            )
         if running.cached:
             check_cache(compat.cache_of(call), self.decoder.config, self.masks)
         reason = self.family.refuse_length(self.config, running.past + running.queries)
@@ -338,13 +376,33 @@ class Hooks:
         checkpointed = self.model.training and getattr(self.decoder, "gradient_checkpointing", False)
         if checkpointed and not compat.HOOKS_SURVIVE_CHECKPOINTING:
             raise UnsupportedCombination("gradient checkpointing under a plan needs transformers >= 5.23")
-        ends_early = talk.prompt_length is not None and running.past + running.queries < talk.prompt_length
+        ends_early = talk.prompt_end is not None and running.past + running.queries < talk.prompt_end
         if ends_early and self.watches:
             raise UnsupportedCombination(_CHUNKED)
+
+    def _refuse_packed(self, running: Pass, call: Mapping[str, Any]) -> None:
+        """Several samples in a row: each as if alone, where transformers keeps them apart and every stage can."""
+        mask, use_cache = call.get("attention_mask"), call.get("use_cache")
+        keeps_cache = getattr(self.decoder.config, "use_cache", True) if use_cache is None else use_cache
+        own_mask = isinstance(mask, Tensor) and mask.ndim == 4
+        name = self.decoder.config._attn_implementation  # type: ignore[union-attr]
+        reason = None
+        if self.gate is not None or self.decoder_hooks.instructs or self.soft is not None:
+            reason = "stages on text, gates and mode='soft' take one sample a row"
+        elif "flash" in str(name):
+            reason = f"{name} tells samples apart by positions, which have gaps behind a stage; use sdpa"
+        elif self.family.bidirectional:
+            reason = f"transformers does not keep samples of {self.family.title} apart"
+        elif not own_mask and (mask is not None or running.cached or keeps_cache):
+            reason = "transformers keeps them apart only without a cache and a mask: pass use_cache=False and no attention_mask"
+        if reason is not None:
+            raise UnsupportedCombination(f"several samples are packed into one row (position_ids start anew): {reason}")
 
     def _refuse_masked_turn(self, talk: Conversation) -> None:
         """Several tokens behind a cache cannot have one choice, unless there is no picture to choose from."""
         if talk.layout is None and not talk.inputs:
+            if talk.outer is not None and talk.seen is not None:
+                return  # a text-only call within generate()
             raise UnsupportedCombination(_OPEN_A_CONVERSATION)
         ids = talk.inputs.get("input_ids")
         placeholders = list(self.family.placeholder_ids(self.config).values())
@@ -363,11 +421,11 @@ class Hooks:
         """A decode step under effect=mask ranks the prompt's media anew."""
         talk = running.conversation
         if talk.layout is None:
-            if talk.inputs:
+            if talk.inputs or (talk.outer is not None and talk.seen is not None):
                 return  # a text-only prompt
             raise UnsupportedCombination(_OPEN_A_CONVERSATION)
         talk.trace.clear()  # the last choice counts
-        repeated = talk.layout.repeated(source.shape[0] // talk.layout.roles.shape[0])
+        repeated = talk.layout.repeated(source.shape[0] // talk.layout.roles.shape[0]).behind(talk.shift)
         if repeated.media:
             prefill.begin(running, repeated, source.device, self.by_piece)
 
@@ -390,6 +448,19 @@ def _named(names: list[str], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
 def _source(call: Mapping[str, Any]) -> Tensor | None:
     """The ids or embeddings of a call."""
     return call["input_ids"] if call.get("input_ids") is not None else call.get("inputs_embeds")
+
+
+def _shift(inputs: Mapping[str, Any], call: Mapping[str, Any], source: Tensor, past: int) -> int:
+    """Columns that a wrapper put in front of generate's prompt: virtual tokens as embeddings, or in a cache of its own."""
+    ids = inputs.get("input_ids")
+    if not isinstance(ids, Tensor) or inputs.get("inputs_embeds") is not None:
+        return 0
+    if call.get("input_ids") is not None:
+        return past if compat.cache_of(inputs) is None else 0
+    extra = past + source.shape[1] - ids.shape[1]
+    if extra < 0:
+        raise UnsupportedCombination("virtual tokens in front of a prompt that is read in chunks: leave prefill_chunk_size out")
+    return extra
 
 
 def _row_count(call: Mapping[str, Any]) -> int:

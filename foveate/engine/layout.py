@@ -85,7 +85,13 @@ def fetch(codes: Tensor, inputs: Mapping[str, Any], names: tuple[str, ...]) -> t
 
 
 def build_layout(
-    family: Family, config: Any, inputs: Mapping[str, Any], codes: Tensor, prompt_length: int | None, cached: int = 0
+    family: Family,
+    config: Any,
+    inputs: Mapping[str, Any],
+    codes: Tensor,
+    prompt_length: int | None,
+    cached: int = 0,
+    samples: Tensor | None = None,
 ) -> Layout | None:
     """The layout of a call, or None for a text-only one.
 
@@ -115,7 +121,7 @@ def build_layout(
     shapes = family.media(config, inputs, columns)
     rows = _media_by_row(codes, kinds, shapes)
     is_visual = codes > _TEXT
-    return Layout.build(is_visual, codes != _PAD, rows, prompt_length, codes == _ANSWER)
+    return Layout.build(is_visual, codes != _PAD, rows, prompt_length, codes == _ANSWER, samples)
 
 
 def _media_by_row(codes: Tensor, kinds: list[str], shapes: Mapping[str, list[MediumShape]]) -> list[list[MediumShape]]:
@@ -146,22 +152,58 @@ def _media_by_row(codes: Tensor, kinds: list[str], shapes: Mapping[str, list[Med
     return rows
 
 
+# What says that a row holds several samples.
+PACKING = ("position_ids", "cu_seq_lens_q")
+
+
+def packed_samples(inputs: Mapping[str, Any], codes: Tensor) -> Tensor | None:
+    """[B, S] long, number of the sample that a column belongs to, where rows hold several; None where each row is one.
+
+    A sample begins where a real column's position is no longer behind the one before it. Where positions have three parts
+    (M-RoPE), a picture's columns share some of them: there it begins where all parts start anew.
+
+    Args:
+        inputs: `cu_seq_lens_q` [n + 1] of a single row, or `position_ids` [B or 1, S], [3, B, S], or [4, B, S] with the
+            text's first; on the CPU.
+        codes: [B, S] as of `column_codes`, on the CPU.
+    """
+    batch, width = codes.shape
+    starts = torch.zeros(batch, width, dtype=torch.bool)
+    cuts, positions = inputs.get("cu_seq_lens_q"), inputs.get("position_ids")
+    if isinstance(cuts, Tensor) and batch == 1:
+        starts[0, cuts[(cuts > 0) & (cuts < width)].long()] = True
+    elif isinstance(positions, Tensor) and positions.shape[-1] == width and width > 1:
+        parts = positions if positions.ndim == 3 else positions[None]
+        parts = parts[:1] if len(parts) == 4 else parts
+        now, before = parts[..., 1:], parts[..., :-1]
+        anew = (now <= before).all(0) if len(parts) == 1 else (now < before).all(0) | (now == 0).all(0)
+        real = codes != _PAD
+        starts[:, 1:] = anew & real[:, 1:] & real[:, :-1]
+    return starts.cumsum(1) if bool(starts.any()) else None
+
+
 # More frames than any video has: the keys of two groups of one row never meet.
 FRAMES = 1 << 20
 
 
-def encoder_keys(layout: Layout | None, start: int, rows: int) -> tuple[int, ...]:
-    """A number for each of `rows` images, crops or frames that the vision encoder is given, behind `start` earlier ones.
+def encoder_rows(layout: Layout | None, start: int, rows: int) -> list[tuple[int, bool]]:
+    """For each of `rows` images, crops or frames that the vision encoder is given, behind `start` earlier ones: a number, and
+    whether its last token is a column that asks (`Layout.ends`).
 
-    It follows from the place within the own row of the batch, so that seeded methods draw alike alone and in company. Where the
+    The number follows from the place within the own sample, so that seeded methods draw alike alone and in company. Where the
     prompt is not known yet, pictures are counted.
     """
     if layout is not None:
         each = sum(medium.shape.encoder_rows for medium in layout.media)
         copies = (start + rows) // each if each and (start + rows) % each == 0 else 1
+        layout = layout.repeated(copies)
+        found = []
         # Transformers encodes all images of a call, then all videos.
-        media = sorted(layout.repeated(copies).media, key=lambda medium: medium.shape.kind == "video")
-        keys = [medium.index * FRAMES + piece for medium in media for piece in range(medium.shape.encoder_rows)]
-        if len(keys) >= start + rows:
-            return tuple(keys[start : start + rows])
-    return tuple(range(start, start + rows))
+        for medium in sorted(layout.media, key=lambda medium: medium.shape.kind == "video"):
+            last = medium.shape.encoder_rows - 1
+            asks = bool(layout.ends[medium.row, medium.columns[-1]]) and not medium.shape.canvases
+            number = (medium.index - medium.earlier) * FRAMES
+            found += [(number + piece, asks and piece == last) for piece in range(last + 1)]
+        if len(found) >= start + rows:
+            return found[start : start + rows]
+    return [(number, False) for number in range(start, start + rows)]

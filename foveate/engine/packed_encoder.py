@@ -148,7 +148,7 @@ class PackedEncoderHooks(EncoderCallHooks[PackedPath, Packed]):
                 left = torch.arange(size, device=pixels.device)
                 frames.append(Frame(grid, order[start : start + size], left, torch.ones(size, device=pixels.device)))
                 start += size
-        return Packed(self._keys(talk, len(frames)), frames, unit, units)
+        return Packed(self._next(talk, len(frames)), frames, unit, units)
 
     def _enter_layer(
         self, call: Packed, index: int, hidden: Tensor, kwargs: dict[str, Any]
@@ -189,7 +189,7 @@ class PackedEncoderHooks(EncoderCallHooks[PackedPath, Packed]):
                 everything = Selection(torch.arange(len(frame.left), device=hidden.device)[None])
                 frame.selections.append((text, everything, 0, len(frame.left)))
             return hidden
-        numbers = {id(frame): number for number, frame in zip(call.keys, call.frames, strict=True)}
+        known = {id(frame): row for row, frame in zip(call.rows, call.frames, strict=True)}
         check = self._check(index, hidden.device)
         for (count, grid, keep), frames in buckets.items():
             places = torch.stack([frame.places for frame in frames])
@@ -202,7 +202,8 @@ class PackedEncoderHooks(EncoderCallHooks[PackedPath, Packed]):
                 coords=torch.stack([raster * 0, raster // wide, raster % wide], dim=-1),
                 grid=grid,
                 sizes=torch.stack([frame.sizes for frame in frames]),
-                group_keys=tuple(numbers[id(frame)] for frame in frames),
+                group_keys=tuple(known[id(frame)][0] for frame in frames),
+                asks=tuple(known[id(frame)][1] for frame in frames) if any(known[id(frame)][1] for frame in frames) else (),
                 observed={need: self._of_units(call, index, need, slots) for need in stage.method.needs()},
             )
             selection = ask(stage, view, keep, check)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -30,11 +31,13 @@ def begin(running: Pass, layout: Layout, device: torch.device, by_piece: bool) -
     running.lengths = layout.real.sum(1).tolist()
     first = running.first_medium = running.conversation.trace.add_media(layout.media)
     running.spans = [
-        span for key, medium in enumerate(layout.media, start=first) for span in _spans(medium, key, device, by_piece)
+        span
+        for key, medium in enumerate(layout.media, start=first)
+        for span in _spans(medium, key, device, by_piece, bool(layout.ends[medium.row, medium.columns[-1]]))
     ]
 
 
-def _spans(medium: Medium, key: int, device: torch.device, by_piece: bool) -> list[Span]:
+def _spans(medium: Medium, key: int, device: torch.device, by_piece: bool, asks: bool) -> list[Span]:
     shape = medium.shape
     columns = medium.columns.to(device, non_blocking=True)
     spans, start, frame = [], 0, 0
@@ -54,6 +57,9 @@ def _spans(medium: Medium, key: int, device: torch.device, by_piece: bool) -> li
                 coords=torch.stack([frame + token // (h * w), token // w % h, token % w], dim=-1),
                 sizes=torch.ones(size, device=device),
                 count=size,
+                asks=asks and start + size == len(columns),
+                sample=medium.sample,
+                number=medium.index - medium.earlier,
             )
         )
         start, frame = start + size, frame + t
@@ -61,15 +67,16 @@ def _spans(medium: Medium, key: int, device: torch.device, by_piece: bool) -> li
 
 
 def _widen(spans: list[Span], stage: Stage) -> list[Span]:
-    """Join spans until each is one crop, frame, medium or row. Scopes only widen, so nothing is ever split.
+    """Join spans until each is one crop, frame, medium or sample. Scopes only widen, so nothing is ever split.
 
     Parts of unequal grids have no common grid: a method that needs one gets them one by one.
     """
     scope = stage.scope
-    together: dict[tuple[int, int, int], list[Span]] = defaultdict(list)
+    together: dict[tuple[int, int, int, int], list[Span]] = defaultdict(list)
     for span in spans:
         alone = scope is Scope.CROP or (scope is Scope.FRAME and span.kind == "video")
-        together[(span.row, 0 if scope is Scope.SAMPLE else span.medium, span.frame if alone else 0)].append(span)
+        medium = 0 if scope is Scope.SAMPLE else span.medium
+        together[(span.row, span.sample, medium, span.frame if alone else 0)].append(span)
     widened = []
     for members in together.values():
         joined = Span.join(members)
@@ -95,7 +102,7 @@ def _choose(stage: Stage, view: TokenView, keep: int, check: bool) -> list[tuple
     if keep:
         return [(list(range(view.group_count)), ask(stage, view, keep, check))]
     assert stage.budget is not None and stage.budget.threshold is not None and isinstance(stage.method, ScoreMethod)
-    score = stage.method.score(view)
+    score = _with_asking(stage.method.score(view), view)
     members: dict[int, list[int]] = defaultdict(list)
     for group, count in enumerate((score > stage.budget.threshold).sum(1).clamp(min=1).tolist()):
         members[count].append(group)
@@ -202,9 +209,10 @@ def _view(
         coords=torch.stack([span.coords for span in spans]),
         grid=grid,
         sizes=torch.stack([span.sizes for span in spans]),
-        group_keys=tuple(span.medium * FRAMES + span.frame for span in spans),
+        group_keys=tuple(span.number * FRAMES + span.frame for span in spans),
         observed=observed,
         predictor=placed(running.modules.get(stage), features),
+        asks=tuple(span.asks for span in spans) if any(span.asks for span in spans) else (),
     )
 
 
@@ -223,7 +231,7 @@ def ask(stage: Stage, view: TokenView, keep: int, check: bool) -> Selection:
     assert isinstance(method, TokenMethod)
     features = view.features
     before = None if features.is_inference() else features._version
-    selection = method.select(view, keep)
+    selection = _select(method, view, keep)
     try:
         selection.check_shapes(view.group_count, view.token_count, keep)
         if before is not None and features._version != before:
@@ -235,6 +243,28 @@ def ask(stage: Stage, view: TokenView, keep: int, check: bool) -> Selection:
     return selection
 
 
+def _select(method: TokenMethod, view: TokenView, keep: int) -> Selection:
+    """The method's answer, with the last token of the groups that ask: one of the `keep` in any case."""
+    if not view.asks:
+        return method.select(view, keep)
+    if isinstance(method, ScoreMethod) and type(method).select is ScoreMethod.select:
+        return Selection(top_indices(_with_asking(method.score(view), view), keep))
+    return method.select(view, keep).with_last(_asking(view), view.token_count)
+
+
+def _asking(view: TokenView) -> Tensor:
+    """[G] bool: whether the last token of a group asks."""
+    return torch.tensor(view.asks).to(view.features.device, non_blocking=True)
+
+
+def _with_asking(score: Tensor, view: TokenView) -> Tensor:
+    """Scores [G, N], the highest of all for the last token of the groups that ask."""
+    if not view.asks:
+        return score
+    last = torch.where(_asking(view), torch.inf, score[:, -1])
+    return torch.cat([score[:, :-1], last[:, None].to(score.dtype)], dim=1)
+
+
 def _survivors(running: Pass, text: str, spans: list[Span], selection: Selection, sizes: Tensor) -> list[Span]:
     """Note the stage in the trace and return the spans of what stays, which stand for `sizes` [G, K] tokens."""
     out = []
@@ -242,12 +272,8 @@ def _survivors(running: Pass, text: str, spans: list[Span], selection: Selection
         running.conversation.trace.add(GroupRecord(text, span.owner, selection, group))
         kept = selection.kept[group]
         out.append(
-            Span(
-                row=span.row,
-                medium=span.medium,
-                kind=span.kind,
-                frame=span.frame,
-                frames=span.frames,
+            replace(
+                span,
                 grid=span.grid if len(kept) == span.count else None,
                 owner=span.owner[kept],
                 columns=span.columns[kept],

@@ -14,6 +14,7 @@ from foveate.core.view import AttentionRows
 from foveate.engine import compat, forward, observe
 from foveate.engine.decoder import in_compiled_step, uncompiled
 from foveate.engine.forward import Pass
+from foveate.engine.projection import Alive
 
 
 class Watch:
@@ -83,11 +84,8 @@ class Watch:
         softcap: float | None,
         stored: Any,
     ) -> Tensor:
-        """Attention [B, H, S] by column of the pass (or of the conversation)."""
+        """Attention [B, H, S] by column of the pass (or of the conversation): each sample's own raters, on its own columns."""
         alive = running.alive_on(query.device)
-        raters, valid = _raters(running, wanted, query)
-        if alive is not None:
-            raters = alive.slot_of.gather(1, raters)
         arriving = query.shape[2]
         order = _key_order(stored, key, arriving, running.past) if isinstance(stored, StaticLayer) else None
         if not wanted.rope:
@@ -96,15 +94,27 @@ class Watch:
             query, key = turn_back(query), turn_back(key.index_select(2, order))
         elif order is not None:
             key = key.index_select(2, order)
-        rows = observe.attention_rows(query, key, mask, raters, valid, scaling, softcap, order)
+        found: list[Tensor] = []
+        for raters, valid in _raters(running, wanted, query):
+            slots = raters if alive is None else alive.slot_of.gather(1, raters)
+            found.append(observe.attention_rows(query, key, mask, slots, valid, scaling, softcap, order))
         if self.whole_conversation:
-            return rows
-        rows = rows[..., -arriving:]
-        if alive is None:
-            return rows
-        target = torch.where(alive.valid, alive.index, running.queries)[:, None].expand(-1, rows.shape[1], -1)
-        by_column = rows.new_zeros(*rows.shape[:2], running.queries + 1).scatter(2, target, rows)
-        return by_column[..., :-1]
+            return found[0]
+        by_column = [_by_column(rows[..., -arriving:], alive, running.queries) for rows in found]
+        assert running.layout is not None
+        samples = running.layout.samples
+        if samples is None:
+            return by_column[0]
+        own = samples.to(query.device, non_blocking=True)[:, None]
+        return sum((rows * (own == number) for number, rows in enumerate(by_column)), torch.zeros_like(by_column[0]))
+
+
+def _by_column(rows: Tensor, alive: Alive | None, columns: int) -> Tensor:
+    """Attention [B, H, n] to the tokens of a pass, as [B, H, columns] with zeros where tokens are gone."""
+    if alive is None:
+        return rows
+    target = torch.where(alive.valid, alive.index, columns)[:, None].expand(-1, rows.shape[1], -1)
+    return rows.new_zeros(*rows.shape[:2], columns + 1).scatter(2, target, rows)[..., :-1]
 
 
 _disarm = uncompiled(observe.disarm)
@@ -119,20 +129,32 @@ def _key_order(stored: StaticLayer, key: Tensor, arriving: int, past: int) -> Te
     return order
 
 
-def _raters(running: Pass, wanted: AttentionRows, query: Tensor) -> tuple[Tensor, Tensor]:
-    """Columns [B, R] of the raters within the pass, and which of them count [B, R]."""
+def _raters(running: Pass, wanted: AttentionRows, query: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """For each sample of a row columns [B, R] of the raters within the pass, and which of them count [B, R]."""
     assert running.layout is not None
-    one_token = running.queries == 1
-    # Without a cache every step chooses anew, and the newest token rates; a training row's answer never does.
-    output_rates = not running.cached and running.labels is None
-    columns = [[0]] * query.shape[0] if one_token else observe.rater_columns(running.layout, wanted.query, output_rates)
+    if running.queries == 1:
+        return [_padded(running, [[0]] * query.shape[0], query)]
+    # Without a cache generate() chooses anew at every step, and the newest token rates; a given answer never does.
+    talk = running.conversation
+    output_rates = not running.cached and running.labels is None and bool(talk.inputs)
+    by_row = observe.rater_columns(running.layout, wanted.query, output_rates)
+    return [
+        _padded(running, [samples[number] if number < len(samples) else [] for samples in by_row], query)
+        for number in range(max(map(len, by_row)))
+    ]
+
+
+def _padded(running: Pass, columns: list[list[int]], query: Tensor) -> tuple[Tensor, Tensor]:
+    """Raters of each row, filled up to a common number, and which of them count."""
     width = max(len(row) for row in columns)
     # Filled up with a real rater: a padding column sees nothing, and 0 * nan is nan.
-    padded = torch.tensor([row + row[-1:] * (width - len(row)) for row in columns])
+    assert running.layout is not None
+    fill = [row[-1] if row else int(running.layout.real[number].nonzero()[-1]) for number, row in enumerate(columns)]
+    padded = torch.tensor([row + [last] * (width - len(row)) for row, last in zip(columns, fill, strict=True)])
     valid = torch.arange(width)[None] < torch.tensor([len(row) for row in columns])[:, None]
     raters, valid = padded.to(query.device, non_blocking=True), valid.to(query.device, non_blocking=True)
     if running.alive is not None and running.dead is not None:
-        # A visual token that an earlier stage removed rates nothing. The last rater is text and always alive.
+        # A visual token that an earlier stage removed rates nothing. The last rater is always alive.
         valid = valid & ~running.dead.to(query.device).gather(1, raters)
         raters = torch.where(valid, raters, raters[:, -1:])
     return raters, valid

@@ -144,14 +144,32 @@ def test_p5_the_last_query_is_the_rows_last_real_token(model_of, family, side):
 
 @every_family
 def test_p6_a_label_behind_a_pruned_position_leaves_the_loss(model_of, family):
-    model, inputs = model_of(family), prompts(family, 1)
+    model, maker = model_of(family), tiny.Maker(family)
+    inputs = maker.inputs([tiny.Row([maker.text(5), maker.picture(), maker.text(4), maker.picture(), maker.text(7)])])
     labels = torch.full_like(inputs["input_ids"], -100)
-    first = int(torch.nonzero(inputs["input_ids"][0] == tiny.IMAGE)[-1]) + 1  # text right behind the image
+    ids = inputs["input_ids"][0]
+    first = int(torch.nonzero(ids == tiny.IMAGE)[-1]) + 1  # text right behind the second image, in the second answer
     labels[0, first : first + 2] = 7
+    labels[0, 2] = 8  # the first answer begins in front of both
     with torch.no_grad(), foveate.attach(model, "uniform(layer=2, keep=0.25)") as attachment:
         out = model(**inputs, labels=labels)
         assert attachment.last.ignored_labels == 1
-    assert float(out.loss) == pytest.approx(float(-out.logits[0, first].log_softmax(-1)[7]), rel=1e-5)
+    wanted = -(out.logits[0, first].log_softmax(-1)[7] + out.logits[0, 1].log_softmax(-1)[8]) / 2
+    assert float(out.loss) == pytest.approx(float(wanted), rel=1e-5)
+
+
+@every_family
+def test_the_first_label_of_a_prompt_that_ends_with_a_picture_counts(model_of, family):
+    model, maker = model_of(family), tiny.Maker(family)
+    inputs = maker.inputs([tiny.Row([maker.text(5), maker.picture(), maker.text(7)])])
+    labels = torch.full_like(inputs["input_ids"], -100)
+    first = int(torch.nonzero(inputs["input_ids"][0] == tiny.IMAGE)[-1]) + 1
+    labels[0, first : first + 2] = 7
+    with torch.no_grad(), foveate.attach(model, "uniform(layer=2, keep=0.25)") as attachment:
+        out = model(**inputs, labels=labels)
+        assert attachment.last.ignored_labels == 0
+    wanted = -out.logits[0, first - 1 : first + 1].log_softmax(-1)[:, 7].mean()
+    assert float(out.loss) == pytest.approx(float(wanted), rel=1e-5)
 
 
 @every_family
@@ -320,10 +338,10 @@ def test_guessed_tokens_behind_the_prompt_do_not_rate_it():
     visual = torch.tensor([[False, True, True, False, False, False]])
     shape = MediumShape("image", (1, 1, 2))
     layout = Layout.build(visual, torch.ones_like(visual), [[shape]], prompt_length=4)
-    assert observe.rater_columns(layout, "last") == [[3]]
-    assert observe.rater_columns(layout, "all") == [[0, 1, 2, 3]]
-    assert observe.rater_columns(layout, "window:2") == [[2, 3]]
-    assert observe.rater_columns(layout, "last", output_rates=True) == [[5]]
+    assert observe.rater_columns(layout, "last") == [[[3]]]
+    assert observe.rater_columns(layout, "all") == [[[0, 1, 2, 3]]]
+    assert observe.rater_columns(layout, "window:2") == [[[2, 3]]]
+    assert observe.rater_columns(layout, "last", output_rates=True) == [[[5]]]
 
 
 def test_padding_never_rates():
@@ -332,5 +350,5 @@ def test_padding_never_rates():
     shape = MediumShape("image", (1, 6, 6))
     layout = Layout.build(codes, real(inputs), [[shape], [shape, shape], []])
     for query in ("last", "all", "text", "window:4"):
-        for row, columns in enumerate(observe.rater_columns(layout, query)):
+        for row, (columns,) in enumerate(observe.rater_columns(layout, query)):
             assert bool(real(inputs)[row, columns].all())
