@@ -17,13 +17,16 @@ from foveate.core.method import Method
 from foveate.core.plan import MOST_STAGES, Effect, Scope, Stage
 from foveate.core.plan import Plan as CorePlan
 from foveate.core.site import Point, Site, SiteKind
-from foveate.errors import FoveateError, PlanError, SpecError, UnknownName, did_you_mean
+from foveate.errors import FoveateError, InputError, PlanError, SpecError, UnknownName, did_you_mean
+from foveate.files.paths import user_path
+from foveate.files.reading import parse_json, read_text
+from foveate.files.writing import write_file
 from foveate.spec import stored
 from foveate.spec.grammar import Call, Value, parse_calls
 from foveate.spec.hints import nearest_place, refuse_foreign_words
 from foveate.spec.words import read_budget, read_fields, shown, write_fields
 
-_LAYER_DIGITS = 6
+_LAYER_DIGITS, _MOST_BYTES = 6, 2**20
 _RESERVED = ("layer", "site", "point", "keep", "scope", "role", "effect", "rounding")
 
 
@@ -74,21 +77,27 @@ class Plan(CorePlan):
         return cls(stored.read_plan(data))
 
     def save(self, path: str | Path) -> None:
-        """Write the plan to a JSON file."""
+        """Write the plan to a JSON file, which is there whole or not at all.
+
+        Raises:
+            SpecError: one line that says why it cannot be written.
+        """
         try:
-            Path(path).write_text(json.dumps(self.to_json(), indent=2) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise SpecError(f"cannot write plan file {path}: {error.strerror}") from None
+            write_file(user_path(path), json.dumps(self.to_json(), indent=2) + "\n")
+        except InputError as error:
+            raise SpecError(f"the plan is not saved: {error}") from None
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:
-        """Read a plan from a JSON file."""
+        """Read a plan from a JSON file of at most 1 MiB.
+
+        Raises:
+            SpecError, BudgetError, PlanError, UnknownName: one line that says what is wrong with the file.
+        """
         try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise SpecError(f"cannot read plan file {path}: {error.strerror}") from None
-        except (ValueError, RecursionError):
-            raise SpecError(f"plan file {path} is not JSON") from None
+            data = parse_json(read_text(user_path(path), _MOST_BYTES, "plan file"), f"plan file {path}")
+        except InputError as error:
+            raise SpecError(str(error)) from None
         try:
             return cls.from_json(data)
         except FoveateError as error:
