@@ -71,6 +71,11 @@ def one_line(text: str) -> str:
     return text if text.isprintable() else "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
 
 
+def first_line(error: BaseException) -> str:
+    """The first line that somebody else's exception says, or its name."""
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return `" Did you mean 'x'? Known: a, b, c."` for an unknown name, best guess first."""
     names = sorted(known)

@@ -125,7 +125,7 @@ def parse_json(text: str, where: str) -> Any:
         if "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
-        raise InputError(f"{where}: not JSON at line {error.lineno}, column {error.colno}: {error.msg}") from None
+        raise InputError(f"{where} is not JSON: {error.msg}, line {error.lineno}, column {error.colno}") from None
     except UnicodeEncodeError:
         raise InputError(f"{where}: holds half of a character (a lone surrogate, \\ud800 to \\udfff)") from None
     return value

@@ -93,7 +93,7 @@ def test_broken_files_are_refused_in_one_line(model, tmp_path):
     random_predictors(tmp_path, model)
     good = (tmp_path / CONFIG).read_text()
     (tmp_path / CONFIG).write_text(good[:-9])
-    refused("not JSON at line")
+    refused("is not JSON")
     (tmp_path / CONFIG).write_text(json.dumps({**json.loads(good), "format": 9}))
     refused("reads predictors of format 1")
     (tmp_path / CONFIG).write_text(json.dumps({**json.loads(good), "colour": 9}))

@@ -88,6 +88,7 @@ def test_a_field_that_no_predictors_have_is_refused(folder, base, name, value, w
 
 @pytest.mark.parametrize(
     "text",
+    # the last is larger than any config
     [
         "",
         "[" * 10_000,

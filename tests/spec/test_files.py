@@ -65,7 +65,7 @@ def test_files_that_cannot_be_read_or_written(tmp_path):
 def test_files_that_are_not_json(tmp_path, content):
     path = tmp_path / "plan.json"
     path.write_bytes(content)
-    with pytest.raises(SpecError, match=r"plan\.json(: not JSON| is not UTF-8|: lists and objects lie more than 64 deep)"):
+    with pytest.raises(SpecError, match=r"plan\.json( is not JSON| is not UTF-8|: lists and objects lie more than 64 deep)"):
         Plan.load(path)
 
 
