@@ -35,7 +35,10 @@ def open_regular(path: str | Path, most: int | None = None, what: str = "file") 
         InputError: one line that says what is wrong with the path, the file or its size.
     """
     with refused(f"read the {what}", path):
-        found = os.stat(path)
+        try:
+            found = os.stat(path)
+        except FileNotFoundError:
+            raise InputError(f"no {what} at {shown(path)}") from None
         if not stat.S_ISREG(found.st_mode):
             raise InputError(f"{shown(path)} is {kind(found.st_mode)}: name a {what}")
         if most is not None and found.st_size > most:
