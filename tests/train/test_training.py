@@ -197,7 +197,7 @@ def test_the_result_loads_as_a_plan(tmp_path, mode):
     config = read_config(str(out))
     assert (config.layer, config.keep, config.text_keep, config.width) == (1, 0.2, 0.5, 16)
     assert (config.provenance["steps"], config.provenance["data"], config.provenance["settings"]["seed"]) == (6, "rows", 0)
-    assert config.provenance["scores"]["eval_image_keep"] == pytest.approx(29 / 144)
+    assert config.provenance["scores"]["eval_image_keep"] == pytest.approx(28 / 144)
     stored = load_file(out / "predictors.safetensors")
     fresh = fresh_predictors(runs.load()[0], runs.settings())
     assert not any(torch.equal(stored[f"{IMAGE}.{key}"], part) for key, part in fresh[IMAGE].state_dict().items())
