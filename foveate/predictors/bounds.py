@@ -34,7 +34,9 @@ def check_config(config: Any) -> None:
         if type(value) is not int or not least <= value <= most:
             raise InputError(f"{name} is a whole number from {least} to {most:,}, not {_shown(value)}")
     if config.layer >= max(config.layers, 2):
-        raise InputError(f"layer is {config.layer}, but the model has {config.layers} layers: predictors judge in front of one")
+        raise InputError(
+            f"layer={config.layer}: this model has {config.layers} decoder layers, predictors judge in front of one"
+        )
     if config.width % config.heads or config.width % 4:
         raise InputError(f"width {config.width} must be a multiple of heads {config.heads} and of 4")
     for name in ("keep", "text_keep", "instruct_keep"):

@@ -23,7 +23,7 @@ SPARSE = [
     ("nhead", 0, "heads is a whole number"),
     ("nhead", 2.0, "heads is a whole number"),
     ("sparse_layer", -7, "layer is a whole number from 1"),
-    ("sparse_layer", 999, "layer is 999, but the model has 5 layers"),
+    ("sparse_layer", 999, "layer=999: this model has 5 decoder layers"),
     ("sparse_layer", "2", "layer is a whole number"),
     ("num_layers", -1, "blocks is a whole number"),
     ("num_layers", 10**7, "blocks is a whole number"),

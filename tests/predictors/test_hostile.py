@@ -61,7 +61,7 @@ FIELDS = [
     ("layers", 10**6, "layers is a whole number"),
     ("layer", 0, "layer is a whole number from 1"),
     ("layer", -7, "layer is a whole number"),
-    ("layer", 999, "layer is 999, but the model has"),
+    ("layer", 999, "layer=999: this model has"),
     ("keep", 9, "keep is a share above 0 and up to 1, not 9"),
     ("keep", None, "keep is a share"),
     ("keep", "0.5", "keep is a share"),

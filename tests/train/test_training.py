@@ -18,6 +18,7 @@ import foveate
 from foveate.errors import FoveateError, InputError
 from foveate.predictors import IMAGE, TEXT, read_config
 from foveate.train import trainer as training
+from foveate.train.checkpoints import last_checkpoint
 from foveate.train.collator import IGNORED, ChatCollator
 from foveate.train.config import DynamicLlavaConfig
 from foveate.train.module import SoftModel
@@ -204,7 +205,7 @@ def test_the_result_loads_as_a_plan(tmp_path, mode):
     inputs = {name: value for name, value in batch(1).items() if name != "labels"}
     with foveate.attach(model, outcome.spec) as attachment:
         model.generate(**inputs, max_new_tokens=4, do_sample=False)
-    assert [len(entry.kept_index) for entry in attachment.trace] == [29]
+    assert [len(entry.kept_index) for entry in attachment.trace] == [28]
     entries = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     first = next(entry for entry in entries if "tau" in entry)
     assert {"loss", "model_loss", "penalty", "image_keep", "tau", "predictor_rate", "predictors_grad"} <= set(first)
@@ -220,7 +221,7 @@ def test_controls_leave_a_model_and_no_predictors(tmp_path, masks):
     assert not (outcome.out / "predictors.json").exists()
     told = json.loads((outcome.out / "control.json").read_text())
     assert told["settings"]["masks"] == masks
-    assert told["scores"].get("image_keep", 1.0) == pytest.approx(29 / 144 if masks == "random" else 1.0)
+    assert told["scores"].get("image_keep", 1.0) == pytest.approx(28 / 144 if masks == "random" else 1.0)
 
 
 @pytest.mark.parametrize(
@@ -235,7 +236,7 @@ def test_a_resumed_run_equals_one_that_never_stopped(tmp_path, stop_at, changes)
     whole = runs.train(tmp_path / "whole", **changes)
     with pytest.raises(KeyboardInterrupt):
         runs.train(tmp_path / "parts", runs.Rows(stop_at=stop_at), **changes)
-    assert training.last_checkpoint(tmp_path / "parts").name == "checkpoint-3"
+    assert last_checkpoint(tmp_path / "parts").name == "checkpoint-3"
     parts = runs.train(tmp_path / "parts", resume=True, **changes)
     for name in ("predictors.safetensors", "model/model.safetensors"):
         if (whole.out / name).exists():
