@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from foveate.core import registry
+from foveate.core.budget import Budget, Rounding
 from foveate.core.plan import Stage
+from foveate.errors import SpecError, did_you_mean
 
 _GROUP = "foveate.recipes"
 
@@ -30,6 +32,14 @@ class Recipe(ABC):
     @abstractmethod
     def expand(self) -> tuple[Stage, ...]:
         """Return the stages in the order in which the model meets them."""
+
+
+def rounded(recipe: str, budgets: tuple[Budget, ...], name: str) -> tuple[Budget, ...]:
+    """The ratios among a recipe's budgets with the rounding of that name; SpecError for a name that is none."""
+    known = [rounding.value for rounding in Rounding]
+    if name not in known:
+        raise SpecError(f"{recipe}(rounding={name}) is not known." + did_you_mean(name, known))
+    return tuple(budget if budget.ratio is None else replace(budget, rounding=Rounding(name)) for budget in budgets)
 
 
 def names() -> list[str]:
