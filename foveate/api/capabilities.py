@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from foveate import families, methods
-from foveate.api.attach import attach
+from foveate.api.attachment import attach
 from foveate.core.budget import Budget
 from foveate.core.layout import Role
 from foveate.core.learned import LearnedMethod

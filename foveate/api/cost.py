@@ -13,7 +13,7 @@ from foveate.core.shape import MediumShape
 from foveate.cost import presets
 from foveate.cost.conventions import convention_named
 from foveate.cost.estimate import CostEstimate, estimate_cost
-from foveate.engine.attach import check_plan
+from foveate.engine.check import check_plan
 from foveate.errors import InputError, UnknownName, did_you_mean
 from foveate.families import Family, family_for
 from foveate.spec import Plan
@@ -29,16 +29,16 @@ def resolve_config(model: Any) -> Any:
     """
     if not isinstance(model, (str, Path)):
         return getattr(model, "config", model)
-    from transformers import AutoConfig
-
     name = str(model)
     if name in presets.preset_names():
-        return AutoConfig.for_model(**presets.load_preset(name))
+        return presets.preset_config(name)
     unknown = UnknownName(
         f"'{name}' is neither a preset nor a folder or hub id with a config." + did_you_mean(name, presets.preset_names())
     )
     if "/" not in name and not Path(name).exists():
         raise unknown  # hub ids have an owner: a mistyped preset should not wait for the network
+    from transformers import AutoConfig
+
     try:
         return AutoConfig.from_pretrained(name)
     except (OSError, ValueError):

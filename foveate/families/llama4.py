@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from foveate.core.shape import DecoderShape, EncoderShape, LayerShape, LinearShape, MediumShape, ModelShape
 from foveate.errors import InputError
 from foveate.families._base import TINY_TEXT, TINY_VISION, Family, TinyMedium
+
+if TYPE_CHECKING:  # a cost estimate needs no torch
+    import torch
+    from torch import Tensor
 
 # Most tiles of an image besides the overview, by the default of the image processor.
 _MOST_TILES = 16
@@ -133,6 +134,8 @@ class Llama4(Family):
         )
 
     def tiny_medium(self, config: Any, kind: str, number: int, random: torch.Generator) -> TinyMedium:
+        import torch
+
         side = config.vision_config.image_size
         high, wide = _TINY_TILES[number % len(_TINY_TILES)]
         tile = [self.placeholder_ids(config)[kind]] * self._tile(config)[1] ** 2
@@ -147,6 +150,8 @@ class Llama4(Family):
 
 def _columns_by_image(config: Any, ids: Tensor) -> list[int]:
     """Placeholder columns of each image of a row [S]: images begin with their own token."""
+    import torch
+
     number = (ids == config.boi_token_id).cumsum(0)
     counts = torch.bincount(number[ids == config.image_token_id]).tolist()
     if counts and counts[0]:
@@ -156,6 +161,8 @@ def _columns_by_image(config: Any, ids: Tensor) -> list[int]:
 
 def _tiles(size: tuple[int, int], side: int) -> int:
     """Tiles of an image: of the smallest canvas that enlarges it least, or that shrinks it least where all shrink it."""
+    import torch
+
     width, height = size
     if min(size) < 1:
         raise InputError(f"image of {width} x {height} pixels: both sides are at least 1")
