@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
-from foveate.cli import evaluate_generation, files, options, tables
+from foveate.cli import evaluate_generation, files, options, startup, tables
 
 app = typer.Typer(help="Measure accuracy.", no_args_is_help=True)
 app.command("generation")(evaluate_generation.generation)
@@ -25,10 +24,11 @@ def demo(
 ) -> None:
     """Score a demo model on held-out pictures: the table of its model card. Takes minutes with the default size."""
     files.check_file("--out", out)
-    from foveate.demo.evaluation import DemoEvaluationConfig, evaluate_demo
-    from foveate.demo.loading import load_demo
+    with startup.spinner("loading the demo model"):
+        from foveate.demo.evaluation import DemoEvaluationConfig, evaluate_demo
+        from foveate.demo.loading import load_demo
 
-    loaded, processor = load_demo(model)
+        loaded, processor = load_demo(model)
     console = tables.make_console()
     with nullcontext() if as_json else console.status("answering"):
         results = evaluate_demo(
@@ -39,6 +39,8 @@ def demo(
     if as_json:
         console.print_json(json.dumps(results))
         return
+    from rich.table import Table
+
     table = Table(title="Exact match of the greedy answer on held-out pictures", title_justify="left")
     for heading in (
         "task",

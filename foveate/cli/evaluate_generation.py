@@ -7,27 +7,24 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
-from foveate.cli import files, loading, options, tables
-from foveate.cli.rounds import Messages, answers_of, asked, check_rounds, demo_samples, read_messages
-from foveate.demo.evaluation import versions
-from foveate.demo.long_answers import LONG_TASKS
+from foveate.cli import files, options, startup, tables
+from foveate.demo.tasks import LONG_TASKS
 from foveate.errors import InputError
-from foveate.evaluate.files import read_items
-from foveate.evaluate.generation import Generation, Row, Sample, Score, evaluate, summarize
-from foveate.evaluate.intervals import Mean
 from foveate.evaluate.overlap import METEOR_NEEDS, overlap_score
-from foveate.spec import Plan
-from foveate.train.data import ConversationFile, holds_conversations
 
-_Named = tuple[str, Messages]
+if TYPE_CHECKING:  # a help text needs no torch
+    from rich.table import Table
+
+    from foveate.cli.rounds import Messages
+    from foveate.evaluate.generation import Row, Sample, Score
+    from foveate.evaluate.intervals import Mean
+
+    _Named = tuple[str, Messages]
+
 _PLANS = ("random_gate(layer=2, keep=0.5)", "stride_gate(layer=2, keep=0.5)")
 _DEMO_SAMPLES = 50
 _PROTOCOL = (
@@ -67,14 +64,25 @@ def generation(
     as_json: options.AsJson = False,
 ) -> None:
     """Compare plans on long answers: perplexity, overlap, output tokens, FLOPs without a cache, KV bytes with one."""
+    from foveate.spec import Plan
+
     plans = [str(Plan.parse(text)) for text in plan or _PLANS]
     files.check_file("--out", out)
     if task not in LONG_TASKS:
         raise InputError(f"--task {task}: write one of {', '.join(LONG_TASKS)}")
     if file is None and pictures is not None:
         raise InputError(f"--pictures {pictures}: the demo draws its own; name a FILE")
-    given = None if file is None else _read_file(file, samples, pictures)
-    loaded, processor = loading.load_model(model)
+    with startup.spinner("importing torch and transformers"):
+        from rich.console import Console
+        from rich.markup import escape
+        from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        from foveate.cli.rounds import demo_samples
+        from foveate.demo.evaluation import versions
+        from foveate.evaluate.generation import Generation, evaluate, summarize
+
+        given = None if file is None else _read_file(file, samples, pictures)
+    loaded, processor = startup.load_model(model)
     if given is None:
         chosen = demo_samples(loaded, processor, task, samples or _DEMO_SAMPLES)
     else:
@@ -123,6 +131,9 @@ def generation(
 
 
 def _of_file(model: Any, processor: Any, conversations: Sequence[_Named]) -> list[Sample]:
+    from foveate.cli.rounds import answers_of, read_messages
+    from foveate.evaluate.generation import Sample
+
     def rounds(messages: Messages) -> Any:
         opened = [{**message, "content": [_opened(part) for part in message["content"]]} for message in messages]
         return read_messages(model, processor, opened)
@@ -131,13 +142,19 @@ def _of_file(model: Any, processor: Any, conversations: Sequence[_Named]) -> lis
 
 
 def _opened(part: dict[str, Any]) -> dict[str, Any]:
-    return {**part, "image": loading.load_image(part["image"])} if part["type"] == "image" else part
+    from foveate.api.pictures import load_image
+
+    return {**part, "image": load_image(part["image"])} if part["type"] == "image" else part
 
 
 def _read_file(path: Path, most: int | None, pictures: Path | None) -> list[_Named]:
     """The conversations of a file, each with a name; pictures are paths that exist."""
     if pictures is not None and not pictures.is_dir():
         raise InputError(f"--pictures {pictures}: no such folder")
+    from foveate.cli.rounds import asked, check_rounds
+    from foveate.evaluate.files import read_items
+    from foveate.train.data import ConversationFile, holds_conversations
+
     if not holds_conversations(path):
         named = []
         for item in read_items(path, most, pictures):
@@ -163,6 +180,9 @@ def _each(scores: Sequence[Score], samples: Sequence[Sample]) -> list[dict[str, 
 
 
 def _table(rows: Sequence[Row], overlap: str, title: str) -> Table:
+    from rich.markup import escape
+    from rich.table import Table
+
     has_overlap = rows[0].overlap is not None
     table = Table(title=escape(title), title_justify="left", show_lines=True)
     table.add_column("plan", overflow="fold", min_width=26)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import typer
 from rich.console import Console
 
-from foveate.errors import FoveateError
+from foveate.errors import FoveateError, FoveateWarning
 
 
 def build_app() -> typer.Typer:
     """The command line with all commands."""
-    # Imported here so that importing this module does not wait for torch.
+    # What a command computes with, it imports when it runs: a help text waits for neither torch nor transformers.
     from foveate.cli import catalog, convert, demo, doctor, evaluate, plan, run, train, view, view_merge, view_text
 
     app = typer.Typer(
@@ -50,7 +53,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line; exits with 2 and one line on bad input, with 130 on Ctrl-C."""
     errors = Console(stderr=True, soft_wrap=True, highlight=False)
     try:
-        code = build_app()(args=arguments, standalone_mode=False)
+        with _warnings_in_one_line(errors):
+            code = build_app()(args=arguments, standalone_mode=False)
     except FoveateError as error:
         errors.print(f"[bold red]error:[/] {_plain(str(error))}")
         sys.exit(2)
@@ -60,6 +64,24 @@ def main(arguments: list[str] | None = None) -> None:
         errors.print(f"[bold red]error:[/] {_plain(error.format_message())}")
         sys.exit(2)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+@contextmanager
+def _warnings_in_one_line(errors: Console) -> Iterator[None]:
+    """Our own warnings are for people here, not for programmers: no path and no line of code beside them."""
+    usual = warnings.showwarning
+
+    def show(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:
+        if issubclass(category, FoveateWarning):
+            errors.print(f"[bold yellow]warning:[/] {_plain(str(message))}")
+        else:
+            usual(message, category, *place, **more)
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = usual
 
 
 def _plain(text: str) -> str:

@@ -6,14 +6,15 @@ import os.path
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from PIL import Image
+from typing import TYPE_CHECKING, Any
 
 from foveate.api import Video, load_video
 from foveate.api.pictures import PICTURE_SUFFIXES, load_image
 from foveate.api.video import VIDEO_SUFFIXES
 from foveate.errors import InputError
+
+if TYPE_CHECKING:  # a help text needs no PIL
+    from PIL import Image
 
 MAX_FRAMES = 64
 

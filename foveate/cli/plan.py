@@ -6,20 +6,20 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from foveate.api import Video, default_plan, estimate, resolve_config
-from foveate.api.cost import media_of
 from foveate.cli import media, options, tables
-from foveate.core.site import SiteKind
-from foveate.cost.estimate import CostEstimate, grid
 from foveate.errors import InputError
-from foveate.families import Family, family_for
-from foveate.spec import Plan
+
+if TYPE_CHECKING:  # a help text needs none of them
+    from rich.console import Console
+
+    from foveate.api import Video
+    from foveate.cost.estimate import CostEstimate
+    from foveate.families import Family
+    from foveate.spec import Plan
 
 GRID_KEEPS = (0.75, 0.5, 0.25, 0.125, 0.1)
 
@@ -47,6 +47,11 @@ def plan(
     end: options.End = None,
 ) -> None:
     """Visual tokens, FLOPs and KV bytes of a plan on a model, from its config alone."""
+    from foveate.api.cost import default_plan, estimate, media_of, resolve_config
+    from foveate.cost.estimate import grid
+    from foveate.families import family_for
+    from foveate.spec import Plan
+
     config = resolve_config(model)
     parsed = default_plan(config) if spec is None else Plan.parse(spec)
     sizes = None if images is None else _sizes(images)
@@ -101,6 +106,8 @@ def _sizes(text: str) -> list[tuple[int, int]]:
 
 def _of_video(family: Family, video: Video) -> tuple[list[tuple[int, int]], int | None]:
     """The sizes of pictures, and the number of frames where the family has media that are videos."""
+    from foveate.families import Family
+
     size, count = video.frames[0].size, len(video.frames)
     # Where no video is said to exist, frames are pictures, as `foveate run` gives them to such a model.
     takes_none = type(family).media_of_video is Family.media_of_video
@@ -114,6 +121,10 @@ def _grid_layers(total: int) -> list[int]:
 def _print_table(
     console: Console, model: str, plan: Plan, result: CostEstimate, vs: str | None, other: CostEstimate | None
 ) -> None:
+    from rich.table import Table
+
+    from foveate.core.site import SiteKind
+
     table = Table(title=f"{model}: {result.summary()}", title_justify="left")
     table.add_column("")
     for heading in ("plain", str(plan), "ratio"):
@@ -167,6 +178,8 @@ def _mean(counts: Sequence[float]) -> float:
 
 
 def _print_grid(console: Console, layers: list[int], rows: list[list[float]]) -> None:
+    from rich.table import Table
+
     table = Table(title="LLM prefill FLOPs left, by layer of the cut and share kept", title_justify="left")
     table.add_column("layer", justify="right")
     for keep in GRID_KEEPS:

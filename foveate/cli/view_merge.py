@@ -7,16 +7,9 @@ from typing import Annotated
 
 import typer
 
-from foveate.api import attach
-from foveate.cli import files, loading, media, options, tables
-from foveate.cli.drawn import stage_table, traced_parts
+from foveate.cli import files, media, options, startup, tables
 from foveate.errors import InputError
-from foveate.spec import Plan
-from foveate.viz.merge_page import MergeHeading, merge_page
-from foveate.viz.merge_picture import merge_film, merge_stages
-from foveate.viz.overlay import stack
 from foveate.viz.packages import require
-from foveate.viz.parts import groups_of, is_film
 
 # Merges in the encoder and in front of a decoder layer; both exist in every model with an encoder of four layers.
 _QUESTION = "describe the image in detail."
@@ -40,6 +33,8 @@ def view_merge(
     end: options.End = None,
 ) -> None:
     """Draw for every stage what survived, what was dropped, and which region each survivor stands for: a page with a slider."""
+    from foveate.spec import Plan
+
     parsed = Plan.parse(plan)
     if not parsed.stages:
         raise InputError(f"--plan {plan}: it has no stage, so there is nothing to draw; write a method")
@@ -51,7 +46,15 @@ def view_merge(
     if not images and not video:
         raise InputError("no picture: write one or more picture or video files")
     shown = media.load_all(images or [], video, media.Sampling(frames, fps, max_frames, start, end))
-    loaded, processor = loading.load_model(model)
+    loaded, processor = startup.load_model(model)
+    from foveate.api import attach
+    from foveate.cli import loading
+    from foveate.cli.drawn import stage_table, traced_parts
+    from foveate.viz.merge_page import MergeHeading, merge_page
+    from foveate.viz.merge_picture import merge_film, merge_stages
+    from foveate.viz.overlay import stack
+    from foveate.viz.parts import groups_of, is_film
+
     inputs = loading.prompt_inputs(loaded, processor, [one.content for one in shown], question)
     with attach(loaded, parsed) as attachment:
         loaded.generate(**inputs, do_sample=False, max_new_tokens=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -161,15 +162,17 @@ def _columns_by_image(config: Any, ids: Tensor) -> list[int]:
 
 def _tiles(size: tuple[int, int], side: int) -> int:
     """Tiles of an image: of the smallest canvas that enlarges it least, or that shrinks it least where all shrink it."""
-    import torch
-
     width, height = size
     if min(size) < 1:
         raise InputError(f"image of {width} x {height} pixels: both sides are at least 1")
     counts = range(1, _MOST_TILES + 1)
-    canvas = torch.tensor([(high, wide) for high in counts for wide in counts if high * wide <= _MOST_TILES])
-    # In single precision as the image processor does it: equal scales are what it compares.
-    scale = torch.minimum(canvas[:, 0] * side / height, canvas[:, 1] * side / width)
-    larger = scale[scale >= 1]
-    chosen = larger.min() if len(larger) else scale.max()
-    return int(canvas[scale == chosen].prod(dim=1).min())
+    canvases = [(high, wide) for high in counts for wide in counts if high * wide <= _MOST_TILES]
+    scales = [min(_single(high * side / height), _single(wide * side / width)) for high, wide in canvases]
+    chosen = min((scale for scale in scales if scale >= 1), default=max(scales))
+    return min(high * wide for (high, wide), scale in zip(canvases, scales, strict=True) if scale == chosen)
+
+
+def _single(value: float) -> float:
+    """In single precision, as the image processor computes: equal scales are what it compares."""
+    rounded: float = struct.unpack("f", struct.pack("f", value))[0]
+    return rounded
