@@ -7,6 +7,7 @@ from math import isqrt
 from pathlib import Path
 from typing import Any
 
+from foveate.api.models import load_config
 from foveate.core.plan import Plan as CorePlan
 from foveate.core.plan import Stage
 from foveate.core.shape import MediumShape
@@ -14,35 +15,54 @@ from foveate.cost import presets
 from foveate.cost.conventions import convention_named
 from foveate.cost.estimate import CostEstimate, estimate_cost
 from foveate.engine.check import check_plan
-from foveate.errors import InputError, UnknownName, did_you_mean
+from foveate.errors import FoveateError, InputError, UnknownName, did_you_mean
 from foveate.families import Family, family_for
+from foveate.files.paths import is_folder, shown, user_path
 from foveate.spec import Plan
 
 DTYPE_BYTES = {"fp32": 4, "float32": 4, "bf16": 2, "bfloat16": 2, "fp16": 2, "float16": 2, "fp8": 1}
 
 
-def resolve_config(model: Any) -> Any:
+def resolve_config(model: Any, trust_remote_code: bool = False) -> Any:
     """The Hugging Face config behind a model, a config, a preset name, a folder or a hub id.
 
+    Args:
+        model: one of those.
+        trust_remote_code: run Python code that lies beside the config, where it asks for that.
+
     Raises:
-        UnknownName: for a name that is neither a preset nor something transformers can load.
+        UnknownName: for a name that is neither a preset, a folder nor a hub id.
+        InputError: for a config that cannot be read or describes no model.
     """
     if not isinstance(model, (str, Path)):
         return getattr(model, "config", model)
     name = str(model)
     if name in presets.preset_names():
         return presets.preset_config(name)
-    unknown = UnknownName(
-        f"'{name}' is neither a preset nor a folder or hub id with a config." + did_you_mean(name, presets.preset_names())
-    )
-    if "/" not in name and not Path(name).exists():
-        raise unknown  # hub ids have an owner: a mistyped preset should not wait for the network
-    from transformers import AutoConfig
+    if "/" not in name and not is_folder(user_path(name)):
+        # Hub ids have an owner: a mistyped preset should not wait for the network.
+        raise UnknownName(
+            f"'{shown(name)}' is neither a preset nor a folder or hub id with a config."
+            + did_you_mean(name[:100], presets.preset_names())
+        )
+    config = load_config(name, trust_remote_code)
+    _check_described(name, config)
+    return config
 
+
+def _check_described(name: str, config: Any) -> None:
+    """Refuse a config of a folder whose numbers do not fit together, before any of them is used."""
+    family = family_for(config)
     try:
-        return AutoConfig.from_pretrained(name)
-    except (OSError, ValueError):
-        raise unknown from None
+        family.model_shape(config)
+        family.media_of_images(config, [(1024, 768)])
+        family.decoder_windows(config)
+    except FoveateError:
+        raise
+    except Exception as error:  # numbers can fail to fit in as many ways as there are families
+        raise InputError(
+            f"the config of '{shown(name)}' does not describe a {family.title} model: {type(error).__name__}: {error}"
+        ) from None
 
 
 def default_plan(config: Any, keep: float = 0.5) -> Plan:

@@ -5,22 +5,22 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 
 from foveate.api import Video
+from foveate.api.models import load_pretrained
 from foveate.api.pictures import first_line, load_image
 from foveate.cli.media import metadata, takes_videos
 from foveate.demo.loading import load_demo
-from foveate.errors import InputError, UnknownName
+from foveate.errors import InputError
 
 __all__ = ["as_seen", "chat_inputs", "downsampled", "load_image", "load_model", "png", "prompt_inputs"]
 
 
-def load_model(name: str | None, training_dtype: str | None = None) -> tuple[Any, Any]:
+def load_model(name: str | None, training_dtype: str | None = None, trust_remote_code: bool = False) -> tuple[Any, Any]:
     """Return (model, processor): the embedded demo model, or a folder or hub id loaded as transformers loads it.
 
     With a `training_dtype` ("float32", "auto") the model is on the CPU: each process of a training takes it to its own device.
@@ -30,25 +30,12 @@ def load_model(name: str | None, training_dtype: str | None = None) -> tuple[Any
 
         logging.disable_progress_bar()  # a bar for a file of a few megabytes is noise
         try:
-            demo: tuple[Any, Any] = load_demo()
+            return load_demo()
         finally:
             logging.enable_progress_bar()
-        return demo
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
-    is_path = name.count("/") != 1 or name.startswith((".", "/", "~"))
-    if is_path and not Path(name).exists():
-        raise UnknownName(
-            f"no model at '{name}': give a folder, a hub id (owner/name), or leave --model out for the demo model"
-        )
     spread = torch.cuda.is_available() and training_dtype is None
     options: dict[str, Any] = {"device_map": "auto"} if spread else {}
-    try:
-        model = AutoModelForImageTextToText.from_pretrained(name, dtype=training_dtype or "auto", **options)
-        processor = AutoProcessor.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot load a model and its processor from '{name}': {first_line(error)}") from None
-    return model.eval(), processor
+    return load_pretrained(name, trust_remote_code=trust_remote_code, dtype=training_dtype or "auto", **options)
 
 
 def prompt_inputs(model: Any, processor: Any, media: Sequence[Image.Image | Video], question: str) -> dict[str, Any]:

@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from foveate.errors import FoveateError
+from foveate.api.models import load_pretrained
+from foveate.errors import InputError
+from foveate.files.paths import is_file, shown
 
 ASSETS = Path(__file__).parent / "assets"
 MODEL_FOLDER = ASSETS / "model"
@@ -32,29 +34,28 @@ def load_demo(folder: Path | None = None, *, dtype: torch.dtype = torch.float32)
         dtype: of the weights in memory; they are stored in bfloat16.
 
     Raises:
-        FoveateError: if there are no weights in the folder.
+        InputError: if there are no weights in the folder, or they are broken.
     """
     source = folder or MODEL_FOLDER
-    if not (source / "model.safetensors").is_file():
-        raise FoveateError(
-            f"there are no demo weights in {source}; reinstall foveate, or train them with "
+    if not is_file(source / "model.safetensors"):
+        raise InputError(
+            f"there are no demo weights in {shown(source)}; reinstall foveate, or train them with "
             "`foveate train demo --out runs/demo` and load `runs/demo/model`"
         )
-    from transformers import AutoProcessor, LlavaForConditionalGeneration
+    from transformers import LlavaForConditionalGeneration
 
-    model = LlavaForConditionalGeneration.from_pretrained(source, dtype=dtype, local_files_only=True)
-    return model.eval(), AutoProcessor.from_pretrained(source, local_files_only=True)
+    return load_pretrained(str(source.absolute()), LlavaForConditionalGeneration, dtype=dtype, local_files_only=True)
 
 
 def example_pictures() -> list[ExamplePicture]:
     """Return the bundled example pictures; none of them was seen in training.
 
     Raises:
-        FoveateError: if the pictures are missing from the installation.
+        InputError: if the pictures are missing from the installation.
     """
     index = PICTURES_FOLDER / "examples.json"
     if not index.is_file():
-        raise FoveateError(f"the example pictures are missing from {PICTURES_FOLDER}; reinstall foveate")
+        raise InputError(f"the example pictures are missing from {PICTURES_FOLDER}; reinstall foveate")
     entries = json.loads(index.read_text())
     return [
         ExamplePicture(entry["name"], PICTURES_FOLDER / entry["file"], entry["question"], entry["answer"]) for entry in entries

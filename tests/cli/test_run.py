@@ -144,7 +144,7 @@ def test_a_missing_model_gives_one_line(command, picture, tmp_path):
         code, out, err = command("run", picture, "what?", "--model", name)
         _is_one_line(code, out, err, "no model at")
     code, out, err = command("run", picture, "what?", "--model", str(tmp_path))
-    _is_one_line(code, out, err, "cannot load")
+    _is_one_line(code, out, err, "holds no weights")
 
 
 def test_a_wrong_option_gives_one_line(command, picture):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 # Imports point down only; rooms on one line never import each other.
 ORDER = (
     ("version", "errors"),
+    ("files",),
     ("core",),
     ("ops",),
     ("predictors",),
@@ -28,7 +29,8 @@ RANK = {room: rank for rank, rooms in enumerate(ORDER) for room in rooms}
 ANYWHERE = ("version", "errors")
 FACADE = "__init__"
 TORCH_ONLY = ("core", "ops", "methods")
-STDLIB_ONLY = ("version", "errors")
+# Rooms of the standard library and little else.
+STDLIB_AND = {"version": (), "errors": (), "files": ("filelock",)}
 NO_TRANSFORMERS = ("core", "ops", "predictors", "methods", "cost", "recipes", "spec")
 
 
@@ -101,7 +103,11 @@ def _outside(room: str, found: Import, where: str) -> Iterator[str]:
     top = found.module.partition(".")[0]
     if top in ("foveate", "", *sys.stdlib_module_names):
         return
-    if room in STDLIB_ONLY or (room in TORCH_ONLY and top != "torch") or (room in NO_TRANSFORMERS and top == "transformers"):
+    if (
+        top not in STDLIB_AND.get(room, (top,))
+        or (room in TORCH_ONLY and top != "torch")
+        or (room in NO_TRANSFORMERS and top == "transformers")
+    ):
         yield f"{where}: {room} imports {top}"
     elif room == "families" and top == "transformers" and not found.in_function:
         yield f"{where}: families import transformers inside functions only"
