@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from foveate.cli import startup
+from foveate.cli.settings import DEFAULTS, ModelSettings, spread
 
 if TYPE_CHECKING:  # a help text needs no torch
     from PIL import Image
@@ -17,9 +18,11 @@ _ANSWER_TOKENS = 64
 _KEEP = 0.5
 
 
+@spread
 def doctor(
     model: Annotated[str | None, typer.Argument(help="Preset, folder or hub id; the demo model if left out.")] = None,
     image: Annotated[Path | None, typer.Option(help="A picture of your kind; a grey 1024 x 768 one if left out.")] = None,
+    settings: ModelSettings = DEFAULTS,
 ) -> None:
     """Say what works on a model, which plan to start with, and how much of the answer's time a plan can save."""
     from PIL import Image
@@ -35,7 +38,7 @@ def doctor(
     picture = Image.new("RGB", (1024, 768), "grey") if image is None else load_image(image)
     loaded = processor = None
     if model is None or (model not in presets.preset_names() and _has_weights(model)):
-        loaded, processor = startup.load_model(model)
+        loaded, processor = startup.load_model(model, settings)
     config = loaded.config if loaded is not None else resolve_config(model)
     family = family_for(config)
     windows = family.decoder_windows(config)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from foveate.cli import files, options, startup, tables
+from foveate.cli.settings import DEFAULTS, GREEDY, Decoding, ModelSettings, spread
 from foveate.demo.tasks import LONG_TASKS
 from foveate.errors import InputError
 from foveate.evaluate.overlap import METEOR_NEEDS, overlap_score
@@ -39,6 +40,7 @@ _NOTES = (
 )
 
 
+@spread
 def generation(
     file: Annotated[
         Path | None,
@@ -62,6 +64,8 @@ def generation(
     ] = False,
     out: options.OutFile = None,
     as_json: options.AsJson = False,
+    settings: ModelSettings = DEFAULTS,
+    decoding: Decoding = GREEDY,
 ) -> None:
     """Compare plans on long answers: perplexity, overlap, output tokens, FLOPs without a cache, KV bytes with one."""
     from foveate.spec import Plan
@@ -82,7 +86,7 @@ def generation(
         from foveate.evaluate.generation import Generation, evaluate, summarize
 
         given = None if file is None else _read_file(file, samples, pictures)
-    loaded, processor = startup.load_model(model)
+    loaded, processor = startup.load_model(model, settings)
     if given is None:
         chosen = demo_samples(loaded, processor, task, samples or _DEMO_SAMPLES)
     else:
@@ -105,7 +109,7 @@ def generation(
         def note(name: str, done: int) -> None:
             progress.update(bar, advance=1, description=escape("plain" if name == str(Plan()) else name))
 
-        wanted = Generation(decode, score, new_tokens) if generate else None
+        wanted = Generation(decode, score, new_tokens, decoding.options(), decoding.seed) if generate else None
         scores = evaluate(loaded, chosen, plans, wanted, step_by_step, note)
     result = {
         "protocol": _PROTOCOL,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,28 +14,43 @@ from foveate.api import Video
 from foveate.api.models import load_pretrained
 from foveate.api.pictures import first_line, load_image
 from foveate.cli.media import metadata, takes_videos
+from foveate.cli.settings import ModelSettings
 from foveate.demo.loading import load_demo
 from foveate.errors import InputError
 
 __all__ = ["as_seen", "chat_inputs", "downsampled", "load_image", "load_model", "png", "prompt_inputs"]
 
 
-def load_model(name: str | None, training_dtype: str | None = None, trust_remote_code: bool = False) -> tuple[Any, Any]:
+def load_model(name: str | None, training_dtype: str | None = None, settings: ModelSettings | None = None) -> tuple[Any, Any]:
     """Return (model, processor): the embedded demo model, or a folder or hub id loaded as transformers loads it.
 
     With a `training_dtype` ("float32", "auto") the model is on the CPU: each process of a training takes it to its own device.
     """
+    settings = settings or ModelSettings()
+    options: dict[str, Any] = {"dtype": training_dtype} if training_dtype else settings.pretrained_options()
     if name is None:
-        from transformers.utils import logging
+        if options["dtype"] == "auto":
+            options["dtype"] = torch.float32  # in bfloat16, as it is stored, it would be slow on most CPUs
+        loaded = _without_bars(lambda: load_demo(**options))
+    else:
+        trust = settings.trust_remote_code
+        loaded = _without_bars(lambda: load_pretrained(name, trust_remote_code=trust, **options))
+    model, processor = loaded
+    settings.set_pixels(processor)
+    return settings.placed(model), processor
 
-        logging.disable_progress_bar()  # a bar for a file of a few megabytes is noise
-        try:
-            return load_demo()
-        finally:
+
+def _without_bars(load: Callable[[], tuple[Any, Any]]) -> tuple[Any, Any]:
+    """The spinner of `startup` says that a model is loading; bars would be drawn over it, and into logs."""
+    from transformers.utils import logging
+
+    was_on = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        return load()
+    finally:
+        if was_on:
             logging.enable_progress_bar()
-    spread = torch.cuda.is_available() and training_dtype is None
-    options: dict[str, Any] = {"device_map": "auto"} if spread else {}
-    return load_pretrained(name, trust_remote_code=trust_remote_code, dtype=training_dtype or "auto", **options)
 
 
 def prompt_inputs(model: Any, processor: Any, media: Sequence[Image.Image | Video], question: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ PROMPT_HELP = "Pictures, video files and folders of frames, then the question."
 
 def longest_answer(least: int = 1) -> Any:
     """An option for the length of an answer."""
-    return typer.Option(min=least, help="Longest answer, in tokens.")
+    return typer.Option("--max-new-tokens", "--new-tokens", min=least, max=1_000_000, help="Longest answer, in tokens.")
 
 
 Prompt = Annotated[list[str], typer.Argument(metavar=PROMPT_METAVAR, help=PROMPT_HELP)]

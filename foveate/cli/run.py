@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from foveate.cli import media, options, startup, tables
+from foveate.cli.settings import DEFAULTS, GREEDY, Decoding, ModelSettings, spread
 
 if TYPE_CHECKING:  # a help text needs no torch
     from PIL import Image
@@ -18,6 +19,7 @@ if TYPE_CHECKING:  # a help text needs no torch
     from foveate.spec import Plan
 
 
+@spread
 def run(
     arguments: options.Prompt,
     model: options.Model = None,
@@ -34,6 +36,8 @@ def run(
     max_frames: options.MaxFrames = media.MAX_FRAMES,
     start: options.Start = 0.0,
     end: options.End = None,
+    settings: ModelSettings = DEFAULTS,
+    decoding: Decoding = GREEDY,
 ) -> None:
     """Answer a question about pictures and videos under a plan, and print one table of what it took."""
     from foveate.spec import Plan
@@ -42,21 +46,21 @@ def run(
     shown = media.load_all(paths, video, media.Sampling(frames, fps, max_frames, start, end))
     contents = [one.content for one in shown]
     parsed = None if plan is None else Plan.parse(plan)
-    loaded, processor = startup.load_model(model)
+    loaded, processor = startup.load_model(model, settings)
     from foveate.api import Candidate, Video, compare, default_plan
     from foveate.cli import loading
 
     parsed = parsed or default_plan(loaded.config)
     inputs = loading.prompt_inputs(loaded, processor, contents, question)
     console = tables.make_console()
-    streamed: dict[str, Any] = {}
+    how: dict[str, Any] = decoding.options() | {"seed": decoding.seed}
     if compare_plans:
         rows = [Candidate(str(parsed), parsed), *_controls(parsed, loaded, processor, contents, question)]
     else:
         rows = [Candidate(str(parsed), parsed)]
-        if not as_json:
-            streamed["streamer"] = _streamer(processor)
-    answers = compare(loaded, inputs, rows, new_tokens, repeats, with_plain=compare_plans, warm_up=compare_plans, **streamed)
+        if not as_json and decoding.beams == 1:  # a beam is known at its end
+            how["streamer"] = _streamer(processor)
+    answers = compare(loaded, inputs, rows, new_tokens, repeats, with_plain=compare_plans, warm_up=compare_plans, **how)
     texts = [_text(processor, answer) for answer in answers]
     if as_json:
         rows_json = [tables.answer_json(answer, text) for answer, text in zip(answers, texts, strict=True)]
@@ -71,6 +75,7 @@ def run(
     hint = tables.detail_hint(answers[1 if compare_plans else 0].estimate)
     if hint is not None:
         console.print(hint, style="yellow")
+    console.print(tables.memory_note(loaded.device.type), style="dim")
     if not compare_plans:
         console.print("Times are of a first call, warm-up included; --compare measures side by side.", style="dim")
 

@@ -5,7 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
+
+if TYPE_CHECKING:
+    from foveate.cli.settings import ModelSettings
 
 
 @contextmanager
@@ -22,10 +27,10 @@ def spinner(text: str) -> Iterator[Any]:
         yield status
 
 
-def load_model(name: str | None, *arguments: Any) -> tuple[Any, Any]:
+def load_model(name: str | None, settings: ModelSettings | None = None) -> tuple[Any, Any]:
     """`loading.load_model` under a spinner that starts before torch is imported."""
     with spinner("importing torch and transformers") as status:
         from foveate.cli import loading
 
-        status.update("loading the demo model" if name is None else f"loading {name}")
-        return loading.load_model(name, *arguments)
+        status.update("loading the demo model" if name is None else f"loading {escape(name)}")
+        return loading.load_model(name, settings=settings)

@@ -60,6 +60,17 @@ def cache_bytes(answer: Answer) -> str:
     return human_bytes(answer.kv_bytes) + held
 
 
+def peak_memory(answer: Answer) -> str:
+    """The peak while answering; what it counts depends on the device."""
+    return "not measured" if answer.peak_bytes is None else human_bytes(answer.peak_bytes)
+
+
+def memory_note(device: str) -> str:
+    """What the column counts."""
+    what = "what was allocated on the GPU, weights included" if device == "cuda" else "by how much the process grew"
+    return f"Peak memory: {what} while answering."
+
+
 def milliseconds(value: float | None) -> str:
     """ "12.3 ms", or that it was not measured."""
     return "not measured" if value is None else f"{value:.1f} ms"
@@ -97,7 +108,7 @@ def answer_table(answers: Sequence[Answer], texts: Sequence[str], title: str) ->
     table = Table(title=title, title_justify="left", show_lines=len(answers) > 1)
     table.add_column("plan", overflow="fold", ratio=3)
     table.add_column("answer", overflow="fold", ratio=4)
-    for heading in ("visual tokens", "LLM FLOPs\n(theory)", "KV cache\n(measured)", "TTFT", "TPOT"):
+    for heading in ("visual tokens", "LLM FLOPs\n(theory)", "KV cache\n(measured)", "TTFT", "TPOT", "peak\nmemory"):
         table.add_column(heading, justify="right", overflow="fold")
     for answer, text in zip(answers, texts, strict=True):
         table.add_row(
@@ -108,6 +119,7 @@ def answer_table(answers: Sequence[Answer], texts: Sequence[str], title: str) ->
             cache_bytes(answer),
             milliseconds(answer.ttft_ms),
             milliseconds(answer.tpot_ms),
+            peak_memory(answer),
         )
     return table
 
@@ -126,4 +138,5 @@ def answer_json(answer: Answer, text: str) -> dict[str, object]:
         "ttft_ms": answer.ttft_ms,
         "tpot_ms": answer.tpot_ms,
         "loyalty": answer.loyalty,
+        "peak_bytes": answer.peak_bytes,
     }

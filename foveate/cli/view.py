@@ -12,10 +12,12 @@ import typer
 from rich.console import Console
 
 from foveate.cli import media, options, startup, tables
+from foveate.cli.settings import DEFAULTS, ModelSettings, spread
 from foveate.errors import InputError
 from foveate.viz.packages import require
 
 
+@spread
 def view_attention(
     arguments: options.Prompt,
     model: options.Model = None,
@@ -29,6 +31,7 @@ def view_attention(
     max_frames: options.MaxFrames = media.MAX_FRAMES,
     start: options.Start = 0.0,
     end: options.End = None,
+    settings: ModelSettings = DEFAULTS,
 ) -> None:
     """Measure where the answer's tokens look: shares of system, visual, instruction and output tokens, and heat maps."""
     paths, question = media.split_arguments(arguments, bool(video))
@@ -36,7 +39,7 @@ def view_attention(
     _check_folder(out)
     require("matplotlib", "jinja2")
     shown = media.load_all(paths, video, media.Sampling(frames, fps, max_frames, start, end))
-    loaded, processor = startup.load_model(model)
+    loaded, processor = startup.load_model(model, settings)
     from foveate.api import attention
     from foveate.cli import attention_files, loading
     from foveate.cli.drawn import with_parts
@@ -67,6 +70,7 @@ def view_attention(
     _tell(console, out, files)
 
 
+@spread
 def view_kept(
     arguments: options.Prompt,
     plan: Annotated[str, typer.Option(help='e.g. "fastv(layer=2, keep=0.5)".')],
@@ -78,6 +82,7 @@ def view_kept(
     max_frames: options.MaxFrames = media.MAX_FRAMES,
     start: options.Start = 0.0,
     end: options.End = None,
+    settings: ModelSettings = DEFAULTS,
 ) -> None:
     """Draw which visual tokens each stage of a plan keeps of each picture."""
     paths, question = media.split_arguments(arguments, bool(video))
@@ -88,7 +93,7 @@ def view_kept(
         raise InputError(f"--plan {plan}: it has no stage, so it keeps everything; write a method")
     _check_folder(out)
     shown = media.load_all(paths, video, media.Sampling(frames, fps, max_frames, start, end))
-    loaded, processor = startup.load_model(model)
+    loaded, processor = startup.load_model(model, settings)
     from foveate.api import attach
     from foveate.cli import loading
     from foveate.cli.drawn import stage_table, traced_parts

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from foveate.cli import files, media, options, startup, tables
+from foveate.cli.settings import DEFAULTS, ModelSettings, spread
 from foveate.errors import InputError
 from foveate.viz.packages import require
 
@@ -16,6 +17,7 @@ _QUESTION = "describe the image in detail."
 _PLAN = "partition(site=vision, layer=2, keep=0.6) | partition(layer=2, keep=0.5)"
 
 
+@spread
 def view_merge(
     images: Annotated[
         list[Path] | None, typer.Argument(metavar="IMAGE|VIDEO...", help="Pictures, video files and folders of frames.")
@@ -31,6 +33,7 @@ def view_merge(
     max_frames: options.MaxFrames = media.MAX_FRAMES,
     start: options.Start = 0.0,
     end: options.End = None,
+    settings: ModelSettings = DEFAULTS,
 ) -> None:
     """Draw for every stage what survived, what was dropped, and which region each survivor stands for: a page with a slider."""
     from foveate.spec import Plan
@@ -46,7 +49,7 @@ def view_merge(
     if not images and not video:
         raise InputError("no picture: write one or more picture or video files")
     shown = media.load_all(images or [], video, media.Sampling(frames, fps, max_frames, start, end))
-    loaded, processor = startup.load_model(model)
+    loaded, processor = startup.load_model(model, settings)
     from foveate.api import attach
     from foveate.cli import loading
     from foveate.cli.drawn import stage_table, traced_parts

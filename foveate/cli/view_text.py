@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from foveate.cli import files, media, options, startup, tables
+from foveate.cli.settings import DEFAULTS, ModelSettings, spread
 from foveate.demo.tasks import ONE_TURN_TASKS as TASKS
 from foveate.errors import InputError
 from foveate.viz.packages import require
@@ -28,6 +29,7 @@ _LOOKED_AT = 12
 _STYLES = {True: "bold", False: "bright_black", None: "italic"}
 
 
+@spread
 def view_text(
     arguments: Annotated[
         list[str] | None, typer.Argument(metavar=options.PROMPT_METAVAR, help=f"{options.PROMPT_HELP} Left out: --task.")
@@ -45,6 +47,7 @@ def view_text(
     max_frames: options.MaxFrames = media.MAX_FRAMES,
     start: options.Start = 0.0,
     end: options.End = None,
+    settings: ModelSettings = DEFAULTS,
 ) -> None:
     """Show which tokens of an answer the layers behind a gate stored: those strong, rejected ones pale."""
     from foveate.spec import Plan
@@ -56,7 +59,7 @@ def view_text(
     files.check_file("--png", png)
     require(*(package for package, path in (("jinja2", html), ("matplotlib", png)) if path is not None))
     prompt = _prompt(arguments or [], task, video, media.Sampling(frames, fps, max_frames, start, end))
-    loaded, processor = startup.load_model(model)
+    loaded, processor = startup.load_model(model, settings)
     from foveate.cli import loading
     from foveate.viz.answer_page import answer_page
     from foveate.viz.answer_plot import answer_plot
