@@ -42,9 +42,9 @@ def methods(as_json: options.AsJson = False) -> None:
         effect = row.effect + (", can mask" if row.masks else "")
         what = f"{row.summary}\n[dim]{row.paper}{'; looks at attention' if row.observes else ''}[/]"
         shown.add_row(f"[bold]{row.name}[/]", what, ", ".join(row.sites), effect, row.options or "none")
-    console.print(shown)
+    tables.show(console, shown)
     console.print('Every method also takes keep, layer or site, scope, effect: "fastv(layer=2, keep=0.5)".', style="dim")
-    console.print(_recipes(expanding))
+    tables.show(console, _recipes(expanding))
 
 
 def _probing() -> Any:
@@ -116,10 +116,10 @@ def models(
             "yes" if row.video else "no",
             refused,
         )
-    console.print(shown)
+    tables.show(console, shown)
     console.print(f"Tried on transformers {version}{'' if probe else '; --probe tries them here and now'}.", style="dim")
     console.print(_CACHE_NOTE, style="dim")
-    console.print(_not_served())
+    tables.show(console, _not_served())
 
 
 def _probe_all() -> tuple[list[FamilyCapability], str]:

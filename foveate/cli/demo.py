@@ -77,7 +77,7 @@ def _answers(console: Console, model: Any, processor: Any) -> None:
         table.add_row(example.name, example.question, example.answer, *cells)
     table.add_section()
     table.add_row("", "right answers", str(len(examples)), *[str(count) for count in right.values()])
-    console.print(table)
+    tables.show(console, table)
     console.print(
         f"plans act before layer {LAYER} of {model.config.text_config.num_hidden_layers}; wrong answers are red; "
         f"the {len(examples)} held-out pictures were chosen where the plain model is right, so that losses show; how often it "
@@ -137,7 +137,7 @@ def _speed(console: Console, repeats: int, results: Path | None) -> None:
             tables.milliseconds(row.tpot_ms),
             tables.cache_bytes(row),
         )
-    console.print(table)
+    tables.show(console, table)
     console.print(
         f"SDPA with a KV cache in every row, plans take turns, medians of {repeats}; TTFT contains the vision encoder, "
         "choosing tokens and prefill; theory counts the same parts",

@@ -64,7 +64,7 @@ def demo(
             f"{100 * row['gain']:+.1f}",
             "" if row["half_output"] is None else f"{row['half_output']:.3f}",
         )
-    console.print(table)
+    tables.show(console, table)
     captions = results["captions"]
     console.print(
         f"{captions['captions']} captions by generate(): sentence F1 {captions['sentence_f1']:.3f}, "

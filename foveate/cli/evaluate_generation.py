@@ -128,7 +128,7 @@ def generation(
         typer.echo(json.dumps(result))
         return
     console = tables.make_console()
-    console.print(_table(summarize(scores), score.name, f"{result['source']}, {len(chosen)} samples"))
+    tables.show(console, _table(summarize(scores), score.name, f"{result['source']}, {len(chosen)} samples"))
     console.print(_NOTES if score.name == "meteor" or not generate else f"{_NOTES}; {METEOR_NEEDS}", style="dim")
     if out is not None:
         console.print(f"wrote {out}", markup=False, highlight=False)

@@ -162,7 +162,7 @@ def _print_table(
     for name, plain_text, plan_text, ratio, beside_text in rows:
         cells = [name, plain_text, plan_text, "" if ratio is None else f"{100 * ratio:.1f} %"]
         table.add_row(*cells, *([beside_text] if other is not None else []))
-    console.print(table)
+    tables.show(console, table)
     console.print(f"choosing tokens adds {tables.human_flops(result.selection_flops)}", style="dim")
     console.print(f"convention {result.convention}: {result.convention_words}", style="dim")
     hint = tables.detail_hint(result)
@@ -186,7 +186,7 @@ def _print_grid(console: Console, layers: list[int], rows: list[list[float]]) ->
         table.add_column(f"keep {keep:g}", justify="right")
     for layer, row in zip(layers, rows, strict=True):
         table.add_row(str(layer) if layer else "pre_llm", *[_shaded(value) for value in row])
-    console.print(table)
+    tables.show(console, table)
 
 
 def _shaded(ratio: float) -> str:

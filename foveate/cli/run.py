@@ -71,7 +71,7 @@ def run(
     from rich.markup import escape
 
     title = f"{question} ({media.names_of(shown)})"
-    console.print(tables.answer_table(answers, texts, escape(title)))
+    tables.show(console, tables.answer_table(answers, texts, escape(title)))
     hint = tables.detail_hint(answers[1 if compare_plans else 0].estimate)
     if hint is not None:
         console.print(hint, style="yellow")

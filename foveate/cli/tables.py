@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from difflib import SequenceMatcher
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 if TYPE_CHECKING:  # a help text needs no torch
@@ -18,13 +19,52 @@ if TYPE_CHECKING:  # a help text needs no torch
 
 # Tables in logs and pipes are not squeezed into the 80 columns that an unknown width stands for.
 _PIPE_WIDTH = 130
+# A column of texts is not made narrower.
+_TEXT_WIDTH = 16
 # Below this share of the encoder's tokens a plan gets a warning about detail.
 _DETAIL = 0.5
 
 
 def make_console() -> Console:
-    """A console for results."""
-    return Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH)
+    """A console for results: as wide as the terminal, or as COLUMNS says; in a pipe wide enough for tables."""
+    asked = os.environ.get("COLUMNS", "")
+    wide = int(asked) if asked.isdecimal() and 20 <= int(asked[:6]) <= 10_000 else _PIPE_WIDTH
+    return Console(width=None if sys.stdout.isatty() else wide)
+
+
+def show(console: Console, table: Table) -> None:
+    """Print a table, or where it is too wide for the console its rows one below the other: no number is cut or broken."""
+    spare = console.width - 3 * len(table.columns) - 1
+    for column in table.columns:
+        column.overflow, column.width = "fold", _least_width(console, column)
+        spare -= column.width
+    if spare >= 0:
+        for column in sorted(table.columns, key=lambda column: column.justify == "right"):  # texts first
+            assert column.width is not None
+            wished = max(console.measure(cell).maximum for cell in (column.header, *column.cells))
+            more = max(0, min(spare, wished - column.width))
+            column.width, spare = column.width + more, spare - more
+        console.print(table)
+        return
+    if table.title is not None:
+        console.print(table.title, style="italic")
+    for row in zip(*(column.cells for column in table.columns), strict=True):
+        lines = Table.grid(padding=(0, 2))
+        lines.add_column(style="dim")
+        lines.add_column(overflow="fold")
+        for column, cell in zip(table.columns, row, strict=True):
+            heading = " ".join(str(column.header).split())
+            if cell != "":
+                lines.add_row(*((heading, cell) if heading else (cell, "")))
+        console.print(lines)
+        console.print()
+
+
+def _least_width(console: Console, column: Column) -> int:
+    """Numbers stay on their lines, headings are broken between words, and texts not into bits."""
+    words = [console.measure(cell).minimum for cell in (column.header, *column.cells)]
+    longest = max((console.measure(cell).maximum for cell in column.cells), default=0)
+    return max(words[0], longest if column.justify == "right" else min(longest, max(_TEXT_WIDTH, *words)))
 
 
 def make_table(*headings: str, title: str | None = None) -> Table:

@@ -64,7 +64,7 @@ def view_attention(
     console.print(f"answer: {answer or '(empty)'}", markup=False)
     for kind in Raters:
         if kind is Raters.INSTRUCTION or study.has_answer(0):
-            console.print(attention_files.table(study, kind))
+            tables.show(console, attention_files.table(study, kind))
     if not study.has_answer(0):
         console.print("the answer has no token, so only the prompt's last token was measured", style="yellow")
     _tell(console, out, files)
@@ -111,7 +111,7 @@ def view_kept(
         picture = kept_film(group) if is_film(group) else kept_stages(*group[0])
         files[f"kept-{number}.png"] = loading.png(picture)
     _write(out, files)
-    console.print(stage_table(parsed, shown, drawn))
+    tables.show(console, stage_table(parsed, shown, drawn))
     _tell(console, out, files)
 
 

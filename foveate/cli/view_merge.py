@@ -73,6 +73,6 @@ def view_merge(
         )
     files.write(written)
     console = tables.make_console()
-    console.print(stage_table(parsed, shown, drawn))
+    tables.show(console, stage_table(parsed, shown, drawn))
     for path in written:
         console.print(f"wrote {path}", markup=False, highlight=False)
