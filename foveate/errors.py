@@ -10,6 +10,10 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 
+class FoveateWarning(UserWarning):
+    """Something that goes on without a part of what was asked; the command line prints it as one line."""
+
+
 class FoveateError(Exception):
     """Base of all errors that foveate raises on purpose."""
 
@@ -51,6 +55,10 @@ class InputError(FoveateError, ValueError):
 
 class MissingPackage(FoveateError, ImportError):
     """A package of an optional extra that is not installed."""
+
+
+class PluginError(FoveateError, TypeError):
+    """A method, recipe or family of another package that cannot be used; the message names the package."""
 
 
 class MethodError(FoveateError, RuntimeError):

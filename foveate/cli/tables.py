@@ -5,14 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from difflib import SequenceMatcher
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from foveate.api import Answer
-from foveate.cost.estimate import CostEstimate
+if TYPE_CHECKING:  # a help text needs no torch
+    from foveate.api import Answer
+    from foveate.cost.estimate import CostEstimate
 
 # Tables in logs and pipes are not squeezed into the 80 columns that an unknown width stands for.
 _PIPE_WIDTH = 130
@@ -23,6 +25,14 @@ _DETAIL = 0.5
 def make_console() -> Console:
     """A console for results."""
     return Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH)
+
+
+def make_table(*headings: str, title: str | None = None) -> Table:
+    """A table of texts, with lines between its rows."""
+    table = Table(title=title, title_justify="left", show_lines=True)
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    return table
 
 
 def human_bytes(count: float) -> str:

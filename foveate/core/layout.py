@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from foveate.core.shape import MediumShape
 from foveate.errors import InputError
+
+if TYPE_CHECKING:  # a cost estimate needs no torch
+    from torch import Tensor
 
 
 class Role(IntEnum):
@@ -72,6 +73,8 @@ class Layout:
         Raises:
             InputError: if a row's media and its placeholder columns do not have the same number of tokens.
         """
+        import torch
+
         roles = torch.full(is_visual.shape, int(Role.INSTRUCT), dtype=torch.int8)
         media: list[Medium] = []
         for row, row_shapes in enumerate(shapes):
@@ -132,6 +135,8 @@ class Layout:
 
     def extended(self, width: int) -> Layout:
         """The layout with output columns appended until it is `width` wide."""
+        import torch
+
         extra = width - self.width
         if extra <= 0:
             return self

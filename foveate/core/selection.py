@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from foveate.errors import MethodError
+
+if TYPE_CHECKING:  # a cost estimate needs no torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class Selection:
 
     def check_shapes(self, group_count: int, token_count: int, keep: int) -> None:
         """Raise MethodError unless all shapes and dtypes fit. Costs no device sync."""
+        import torch
+
         if tuple(self.kept.shape) != (group_count, keep) or self.kept.dtype != torch.long:
             raise MethodError(
                 f"kept has shape {tuple(self.kept.shape)} and dtype {self.kept.dtype}; "
@@ -61,6 +64,8 @@ class Selection:
 
     def check_values(self, token_count: int) -> None:
         """Raise MethodError unless indices are in range, ascending and unique. Reads values: a sync on accelerators."""
+        import torch
+
         kept = self.kept
         if kept.numel() and (int(kept.min()) < 0 or int(kept.max()) >= token_count):
             raise MethodError(f"kept holds an index outside 0..{token_count - 1}")
@@ -92,6 +97,8 @@ class Selection:
 
     def matrix(self, group: int, token_count: int) -> Tensor:
         """The stage as a sparse matrix [K, N] on the CPU: row i says what kept token i is made of."""
+        import torch
+
         kept = self.kept[group].cpu()
         rows, columns = torch.arange(len(kept)), kept
         own = self.self_weight
@@ -112,6 +119,8 @@ def merge_values(values: Tensor, selection: Selection) -> Tensor:
 
     Sums run in fp32 whatever the dtype of `values`, because a half-precision sum over hundreds of sources overflows.
     """
+    import torch
+
     if selection.source is None or selection.target is None or selection.weight is None or selection.self_weight is None:
         return values
     wide = values.float()

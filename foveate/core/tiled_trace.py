@@ -10,13 +10,16 @@ token has of them is left out, so its weights then sum to less than 1.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from foveate.core.selection import Selection
 from foveate.core.shape import MediumShape
 from foveate.core.sparse import block_diagonal, product
+
+if TYPE_CHECKING:  # a cost estimate needs no torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from foveate.core.layout import Medium
 from foveate.core.selection import Selection
 from foveate.core.sparse import block, block_diagonal, product
 from foveate.core.tiled_trace import EncoderRecord, tiled_stages
+
+if TYPE_CHECKING:  # a cost estimate needs no torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True)

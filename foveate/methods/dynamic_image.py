@@ -8,15 +8,18 @@ Differs from the authors' code: each image, crop or frame is judged on its own, 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
 
 from foveate.core.learned import BaseModel, LearnedMethod
 from foveate.core.method import ScoreMethod
 from foveate.core.site import SiteKind
 from foveate.core.view import TokenView
 from foveate.predictors import IMAGE, load_predictor, predictor_flops, read_config
+
+if TYPE_CHECKING:  # a cost estimate needs no torch
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,15 @@ Differs from the authors' code: exact in ragged batches, for beams and for promp
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING
 
 from foveate.core.learned import BaseModel, LearnedMethod
 from foveate.core.method import StepMethod
 from foveate.core.view import StepView
 from foveate.predictors import TEXT, load_predictor, read_config
+
+if TYPE_CHECKING:  # a cost estimate needs no torch
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True)

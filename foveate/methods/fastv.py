@@ -8,8 +8,7 @@ every batch row is ranked on its own; the visual span comes from the prompt, not
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from foveate.core.method import ScoreMethod, top_indices
 from foveate.core.selection import Selection
@@ -17,6 +16,9 @@ from foveate.core.site import SiteKind
 from foveate.core.view import AttentionRows, Observation, TokenView
 from foveate.methods._query import check_query, window_of
 from foveate.ops.windows import window_top_indices
+
+if TYPE_CHECKING:  # a cost estimate needs no torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True)

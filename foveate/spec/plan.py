@@ -113,13 +113,13 @@ def stage_text(stage: Stage) -> str:
 
 
 def _stages(call: Call) -> tuple[Stage, ...]:
-    if call.name in recipes.names():
+    if recipes.has(call.name):
         recipe = read_fields(recipes.get(call.name), call.words, call.name)
         expanded: tuple[Stage, ...] = recipe.expand()
         return expanded
     if call.name == "none":
         raise SpecError("'none' is the plain model and stands alone: leave it out, or write nothing else")
-    if call.name not in methods.names():
+    if not methods.has(call.name):
         known = [*methods.names(), *recipes.names(), "none"]
         raise UnknownName(f"unknown method '{call.name}'." + did_you_mean(call.name, known))
     words = dict(call.words)

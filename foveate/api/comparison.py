@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from foveate.api.attach import attach
+from foveate.api.attachment import attach
 from foveate.core.plan import Plan as CorePlan
 from foveate.cost.estimate import CostEstimate
 from foveate.engine.attach import unwrap
