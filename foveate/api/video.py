@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import re
+import warnings
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,8 +14,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from foveate.api.pictures import PICTURE_SUFFIXES, first_line, load_image
-from foveate.errors import InputError, MissingPackage
+from foveate.api.pictures import PICTURE_SUFFIXES, check_size, first_line, load_image
+from foveate.errors import FoveateError, FoveateWarning, InputError, MissingPackage
+from foveate.files.paths import refused, shown, user_path
+from foveate.files.reading import open_regular
 
 if TYPE_CHECKING:  # importing foveate imports no PIL
     from PIL import Image
@@ -23,6 +27,8 @@ VIDEO_SUFFIXES = (".mp4", ".mov", ".webm", ".mkv", ".avi", ".m4v", ".mpg", ".mpe
 # FFmpeg's names of containers. It would also "decode" text files, single pictures and playlists that name other files.
 _FORMATS = "mov,matroska,webm,avi,gif,mpegts,mpeg,flv,asf,ogg"
 _USUAL_FRAMES = 8
+# Frames of one video, and pixels of all of them together: 3 GB.
+MOST_FRAMES, _MOST_PIXELS = 4_096, 2**30
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,8 @@ def load_video(
     Args:
         path: a video file (mp4, mov, webm, mkv, avi and other containers), or a folder of pictures, which are sorted as people
             count (frame2 before frame10) and stand one second apart, as nothing says when they were taken.
-        frames: how many, spread evenly from the first to the last; 8 if neither this nor `fps` is given, or all of fewer.
+        frames: how many, spread evenly from the first to the last; 8 if neither this nor `fps` is given. Of a video with fewer
+            all are read, and a warning says so if they were asked for.
         fps: instead, frames for each second, from the first on.
         max_frames: with `fps`, spread this many evenly over what would be more.
         start, end: seconds; only frames that are shown at or behind `start` and before `end` count.
@@ -62,20 +69,33 @@ def load_video(
 
     Raises:
         MissingPackage: for a file, without PyAV.
-        InputError: for what is no video, holds no frame in that range, or fewer than were asked for.
+        InputError: for what is no video, holds no frame in that range, or more pixels than memory should.
     """
-    path = Path(path)
+    path = user_path(path)
     _check(frames, fps, max_frames, start, end)
     end = math.inf if end is None else end
-    if not path.is_dir():
+    is_folder = os.path.isdir(path)  # pathlib raises for names that are too long
+    if not is_folder:
         _check_file(path)
-    listed = list(_folder_times(path) if path.is_dir() else _file_times(path, start, end))
+    listed = list(_folder_times(path) if is_folder else _file_times(path, start, end))
     times = [seconds for seconds in listed if start <= seconds < end]
     if not times:
         span = f"from {start:g} s" + ("" if end == math.inf else f" to {end:g} s")
         raise InputError(f"{path} shows no frame {span}" + (f": its last one is at {listed[-1]:.2f} s" if listed else ""))
+    if frames is not None and frames > len(times):
+        warnings.warn(
+            f"{path.name} has {len(times)} frames there, fewer than {frames}: all of them are read", FoveateWarning, 2
+        )
+        frames = len(times)
     chosen = _chosen(times, frames, fps, max_frames, path.name)
-    pictures = list(_folder_frames(path, [times[at] for at in chosen]) if path.is_dir() else _file_frames(path, times, chosen))
+    read = _folder_frames(path, [times[at] for at in chosen]) if is_folder else _file_frames(path, times, chosen)
+    pictures = []
+    for picture in read:
+        pictures.append(picture)
+        if len(chosen) * picture.width * picture.height > _MOST_PIXELS:
+            raise InputError(
+                f"{len(chosen)} frames of {picture.width} x {picture.height} pixels do not fit in memory: ask for fewer"
+            )
     sizes = sorted({picture.size for picture in pictures})
     if len(sizes) > 1:
         (w, h), (other_w, other_h) = sizes[:2]
@@ -87,8 +107,8 @@ def _check(frames: int | None, fps: float | None, max_frames: int, start: float,
     if frames is not None and fps is not None:
         raise InputError("give frames or fps, not both")
     for name, number in (("frames", frames), ("max_frames", max_frames)):
-        if number is not None and (not isinstance(number, int) or number < 1):
-            raise InputError(f"{name}={number}: write a whole number, at least 1")
+        if number is not None and (not isinstance(number, int) or not 1 <= number <= MOST_FRAMES):
+            raise InputError(f"{name}={str(number)[:30]}: write a whole number from 1 to {MOST_FRAMES:,}")
     if fps is not None and not 0 < fps < math.inf:
         raise InputError(f"fps={fps:g}: write a number above 0")
     if not 0 <= start < math.inf:
@@ -98,10 +118,9 @@ def _check(frames: int | None, fps: float | None, max_frames: int, start: float,
 
 
 def _check_file(path: Path) -> None:
-    if not path.is_file():
-        raise InputError(f"no video at {path}")
-    if path.stat().st_size == 0:
-        raise InputError(f"{path} is empty (0 bytes)")
+    with open_regular(path, what="video") as file:
+        if not file.read(1):
+            raise InputError(f"{shown(path)} is empty (0 bytes)")
     if find_spec("av") is None:
         raise MissingPackage(f"reading {path.name} needs PyAV: pip install foveate[video]")
 
@@ -109,10 +128,7 @@ def _check_file(path: Path) -> None:
 def _chosen(times: Sequence[float], frames: int | None, fps: float | None, max_frames: int, name: str) -> list[int]:
     """Which of the frames at these times to take, ascending."""
     if fps is None:
-        count = min(_USUAL_FRAMES, len(times)) if frames is None else frames
-        if count > len(times):
-            raise InputError(f"frames={count}: {name} has only {len(times)} frames there; ask for at most that many")
-        return _evenly(len(times), count)
+        return _evenly(len(times), min(_USUAL_FRAMES, len(times)) if frames is None else frames)
     length = times[-1] - times[0]
     own = (len(times) - 1) / length if length else math.inf
     if fps > 1.01 * own:  # containers round times to milliseconds
@@ -135,7 +151,9 @@ def _nearest(times: Sequence[float], moment: float) -> int:
 
 
 def _folder(path: Path) -> list[Path]:
-    found = [file for file in path.iterdir() if file.suffix.lower() in PICTURE_SUFFIXES and not file.name.startswith(".")]
+    with refused("read the frames in", path):
+        listed = list(path.iterdir())
+    found = [file for file in listed if file.suffix.lower() in PICTURE_SUFFIXES and not file.name.startswith(".")]
     if not found:
         raise InputError(f"{path} holds no frames: they are pictures ({', '.join(PICTURE_SUFFIXES)})")
     return sorted(found, key=lambda file: [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", file.name)])
@@ -180,10 +198,12 @@ def _decoding(path: Path, start: float) -> Iterator[Iterator[tuple[float, Any]]]
     import av
 
     try:
-        with av.open(str(path), options={"format_whitelist": _FORMATS}) as container:
+        # The whole path, as a name of its own may look like one of FFmpeg's protocols.
+        with av.open(str(path.absolute()), options={"format_whitelist": _FORMATS}) as container:
             if not container.streams.video:
                 raise InputError(f"{path} has no pictures: it holds sound alone")
             stream = container.streams.video[0]
+            check_size(path, stream.width, stream.height)
             stream.thread_type = "AUTO"
             if not stream.time_base:
                 raise InputError(f"{path} does not say when its frames are shown")
@@ -193,6 +213,8 @@ def _decoding(path: Path, start: float) -> Iterator[Iterator[tuple[float, Any]]]
             if start > 0:
                 container.seek(first + int(start * whole / part), stream=stream)
             yield (((frame.pts - first) * part / whole, frame) for frame in container.decode(stream) if frame.pts is not None)
-    except av.FFmpegError as error:
-        why = error.strerror or first_line(error)
+    except FoveateError:
+        raise
+    except (av.FFmpegError, ArithmeticError, OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or first_line(error)
         raise InputError(f"cannot read {path} as a video (mp4, mov, webm, mkv, avi): {why}") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from foveate.cli import startup, tables
+from foveate.cli import options, startup, tables
+from foveate.files.writing import check_output_folder, check_outputs, make_folder, write_file
 
 if TYPE_CHECKING:  # a help text needs no torch
     import torch
@@ -35,19 +37,23 @@ _ANSWER_TOKENS = 24
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("demo-output"),
-    repeats: Annotated[int, typer.Option(min=1, help="Timings per row; medians are shown.")] = 3,
-    results: Annotated[Path | None, typer.Option(help="Also write the timings to this JSON file.")] = None,
+    out: options.OutFolder = Path("demo-output"),
+    repeats: Annotated[int, typer.Option(min=1, max=options.MOST_REPEATS, help="Timings per row; medians are shown.")] = 3,
+    results: Annotated[
+        Path | None, typer.Option(callback=options.expanded, help="Also write the timings to this JSON file.")
+    ] = None,
 ) -> None:
     """Show FastV answering questions with half of the visual tokens, and what that saves."""
+    check_output_folder("--out", out)
+    check_outputs({"--results": results})
     console = tables.make_console()
     model, processor = startup.load_model(None)
     _answers(console, model, processor)
     _speed(console, repeats, results)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     _video(console, model, processor, out)
     for name, picture in _overlays(model, processor).items():
-        picture.save(out / name)
+        write_file(out / name, partial(picture.save, format="PNG"))
         console.print(f"wrote {out / name}")
     console.print(
         "the demo model has never seen a photograph: that picture shows the mechanics, not understanding", style="dim"
@@ -164,8 +170,7 @@ def _write_results(path: Path, rows: list[Answer], millions: float, repeats: int
             for row in rows
         ],
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write_file(path, json.dumps(report, indent=2) + "\n")
 
 
 def _prefill_ratio(estimate: CostEstimate) -> float:
@@ -225,7 +230,8 @@ def _video(console: Console, model: Any, processor: Any, out: Path) -> None:
     with attach(model, plan) as attachment, torch.inference_mode():
         model(**inputs)
         trace = attachment.trace
-    kept_film(traced_parts(trace, shown, inputs, processor)).save(out / "kept-clip.png")
+    film = kept_film(traced_parts(trace, shown, inputs, processor))
+    write_file(out / "kept-clip.png", partial(film.save, format="PNG"))
     console.print(f"wrote {path}\nwrote {out / 'kept-clip.png'}")
 
 

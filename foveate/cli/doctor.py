@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from foveate.cli import startup
+from foveate.cli import options, startup
 from foveate.cli.settings import DEFAULTS, ModelSettings, spread
+from foveate.files.paths import is_folder, user_path
 
 if TYPE_CHECKING:  # a help text needs no torch
     from PIL import Image
@@ -21,7 +22,9 @@ _KEEP = 0.5
 @spread
 def doctor(
     model: Annotated[str | None, typer.Argument(help="Preset, folder or hub id; the demo model if left out.")] = None,
-    image: Annotated[Path | None, typer.Option(help="A picture of your kind; a grey 1024 x 768 one if left out.")] = None,
+    image: Annotated[
+        Path | None, typer.Option(callback=options.expanded, help="A picture of your kind; a grey 1024 x 768 one if left out.")
+    ] = None,
     settings: ModelSettings = DEFAULTS,
 ) -> None:
     """Say what works on a model, which plan to start with, and how much of the answer's time a plan can save."""
@@ -39,7 +42,7 @@ def doctor(
     loaded = processor = None
     if model is None or (model not in presets.preset_names() and _has_weights(model)):
         loaded, processor = startup.load_model(model, settings)
-    config = loaded.config if loaded is not None else resolve_config(model)
+    config = loaded.config if loaded is not None else resolve_config(model, settings.trust_remote_code)
     family = family_for(config)
     windows = family.decoder_windows(config)
     suggested = default_plan(config, _KEEP)
@@ -70,8 +73,8 @@ def doctor(
 
 
 def _has_weights(model: str) -> bool:
-    folder = Path(model)
-    return not folder.is_dir() or any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))
+    folder = user_path(model)
+    return not is_folder(folder) or any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))
 
 
 def _first_fastv_layer(windows: tuple[int | None, ...]) -> int:

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from foveate.cli import files, options, startup, tables
+from foveate.cli import options, startup, tables
 from foveate.cli.settings import DEFAULTS, GREEDY, Decoding, ModelSettings, spread
 from foveate.demo.tasks import LONG_TASKS
 from foveate.errors import InputError
 from foveate.evaluate.overlap import METEOR_NEEDS, overlap_score
+from foveate.files.paths import check_folder
+from foveate.files.writing import check_outputs, write_file
 
 if TYPE_CHECKING:  # a help text needs no torch
     from rich.table import Table
@@ -46,6 +48,7 @@ def generation(
         Path | None,
         typer.Argument(
             metavar="[FILE]",
+            callback=options.expanded,
             help='Lines of {"image", "question", "answer"}, or conversations: LLaVA\'s .json, .jsonl with chat messages; '
             "left out: the demo.",
         ),
@@ -54,8 +57,12 @@ def generation(
         list[str] | None, typer.Option("--plan", help="May be repeated; the plain model is always the first row.")
     ] = None,
     model: options.Model = None,
-    samples: Annotated[int | None, typer.Option(min=1, help="At most so many; 50 of the demo, all of a file.")] = None,
-    pictures: Annotated[Path | None, typer.Option(help="Folder that picture paths start from; that of the file.")] = None,
+    samples: Annotated[
+        int | None, typer.Option(min=1, max=options.MOST_SAMPLES, help="At most so many; 50 of the demo, all of a file.")
+    ] = None,
+    pictures: Annotated[
+        Path | None, typer.Option(callback=options.expanded, help="Folder that picture paths start from; that of the file.")
+    ] = None,
     task: Annotated[str, typer.Option(help=f"Of the demo: {', '.join(LONG_TASKS)}.")] = LONG_TASKS[0],
     generate: Annotated[bool, typer.Option(help="Also let the model answer itself, for the overlap score.")] = True,
     new_tokens: options.NewTokens = 1024,
@@ -71,7 +78,7 @@ def generation(
     from foveate.spec import Plan
 
     plans = [str(Plan.parse(text)) for text in plan or _PLANS]
-    files.check_file("--out", out)
+    check_outputs({"--out": out}, inputs=[file, model])
     if task not in LONG_TASKS:
         raise InputError(f"--task {task}: write one of {', '.join(LONG_TASKS)}")
     if file is None and pictures is not None:
@@ -123,7 +130,7 @@ def generation(
         "versions": versions(),
     }
     if out is not None:
-        files.write({out: (json.dumps(result, indent=2) + "\n").encode("utf-8")})
+        write_file(out, json.dumps(result, indent=2) + "\n")
     if as_json:
         typer.echo(json.dumps(result))
         return
@@ -135,6 +142,7 @@ def generation(
 
 
 def _of_file(model: Any, processor: Any, conversations: Sequence[_Named]) -> list[Sample]:
+    from foveate.cli import loading
     from foveate.cli.rounds import answers_of, read_messages
     from foveate.evaluate.generation import Sample
 
@@ -142,6 +150,8 @@ def _of_file(model: Any, processor: Any, conversations: Sequence[_Named]) -> lis
         opened = [{**message, "content": [_opened(part) for part in message["content"]]} for message in messages]
         return read_messages(model, processor, opened)
 
+    for name, messages in conversations:
+        loading.check_words(processor, messages, name)
     return [Sample(name, answers_of(messages), partial(rounds, messages)) for name, messages in conversations]
 
 
@@ -153,8 +163,8 @@ def _opened(part: dict[str, Any]) -> dict[str, Any]:
 
 def _read_file(path: Path, most: int | None, pictures: Path | None) -> list[_Named]:
     """The conversations of a file, each with a name; pictures are paths that exist."""
-    if pictures is not None and not pictures.is_dir():
-        raise InputError(f"--pictures {pictures}: no such folder")
+    if pictures is not None:
+        check_folder(pictures, "folder of --pictures")
     from foveate.cli.rounds import asked, check_rounds
     from foveate.evaluate.files import read_items
     from foveate.train.data import ConversationFile, holds_conversations

@@ -96,11 +96,10 @@ def _warnings_in_one_line() -> Iterator[None]:
         else:
             usual(message, category, *place, **more)
 
-    warnings.showwarning = show
-    try:
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", FoveateWarning)  # whatever Python was told about warnings
+        warnings.showwarning = show
         yield
-    finally:
-        warnings.showwarning = usual
 
 
 def _print(line: str, kind: tuple[str, str] = ("error: ", "bold red")) -> None:

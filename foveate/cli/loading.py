@@ -16,7 +16,7 @@ from foveate.api.pictures import first_line, load_image
 from foveate.cli.media import metadata, takes_videos
 from foveate.cli.settings import ModelSettings
 from foveate.demo.loading import load_demo
-from foveate.errors import InputError
+from foveate.errors import FoveateError, InputError
 
 __all__ = ["as_seen", "chat_inputs", "downsampled", "load_image", "load_model", "png", "prompt_inputs"]
 
@@ -64,15 +64,47 @@ def prompt_inputs(model: Any, processor: Any, media: Sequence[Image.Image | Vide
 
 def chat_inputs(model: Any, processor: Any, turn: list[dict[str, Any]], videos: Sequence[Video] = ()) -> dict[str, Any]:
     """The same of chat messages with opened pictures that end with a question; `videos` are those of the first message."""
+    check_words(processor, turn, "the prompt")
     try:
         made = _with_videos(processor, turn, videos) if videos else _templated(processor, turn)
-    except (ValueError, ImportError) as error:  # video processors may need torchvision
-        raise InputError(f"the model's processor refuses this prompt: {first_line(error)}") from None
+    except FoveateError:
+        raise
+    except Exception as error:  # templates and processors come with the model, and video processors may need torchvision
+        kind = "" if isinstance(error, (ValueError, ImportError)) else f"{type(error).__name__}: "
+        raise InputError(f"the model's processor refuses this prompt: {kind}{first_line(error)}") from None
     inputs: dict[str, Any] = dict(made.to(model.device))
+    _check_ids(model, inputs["input_ids"])
     for name, value in inputs.items():
         if name.startswith("pixel_values") and value.is_floating_point():
             inputs[name] = value.to(model.dtype)
     return inputs
+
+
+def check_words(processor: Any, messages: Sequence[dict[str, Any]], where: str) -> None:
+    """Refuse texts that hold the words which stand for pictures in this model's prompts.
+
+    Raises:
+        InputError: naming the word.
+    """
+    words = [getattr(processor, name, None) for name in ("image_token", "video_token")]
+    for text in (part["text"] for message in messages for part in message["content"] if part["type"] == "text"):
+        for word in words:
+            if isinstance(word, str) and word and word in text:
+                raise InputError(f"{where}: its text holds '{word}', where this model looks for a picture: take it out")
+
+
+def _check_ids(model: Any, ids: torch.Tensor) -> None:
+    """Refuse prompts that are longer than the model's positions, and tokens that it does not have."""
+    config = model.config.get_text_config()
+    most, known = getattr(config, "max_position_embeddings", None), getattr(config, "vocab_size", None)
+    if most is not None and ids.shape[1] > most:
+        raise InputError(
+            f"the prompt has {ids.shape[1]:,} tokens and the model reads {most:,}: use fewer or smaller pictures, or less text"
+        )
+    if known is not None and int(ids.max()) >= known:
+        raise InputError(
+            f"the tokenizer makes token {int(ids.max())}, and the model knows {known}: they do not belong together"
+        )
 
 
 def _turn(processor: Any, media: Sequence[Image.Image | Video], question: str) -> list[dict[str, Any]]:

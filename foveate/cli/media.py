@@ -12,6 +12,7 @@ from foveate.api import Video, load_video
 from foveate.api.pictures import PICTURE_SUFFIXES, load_image
 from foveate.api.video import VIDEO_SUFFIXES
 from foveate.errors import InputError
+from foveate.files.paths import shown, user_path
 
 if TYPE_CHECKING:  # a help text needs no PIL
     from PIL import Image
@@ -63,10 +64,10 @@ def split_arguments(arguments: Sequence[str], has_videos: bool = False) -> tuple
     # os.path, as pathlib raises for a question that is too long for a file name.
     if Path(question).suffix.lower() in (*PICTURE_SUFFIXES, *VIDEO_SUFFIXES) or os.path.exists(question):
         kind = "video" if is_video(Path(question)) else "picture"
-        raise InputError(f"no question: '{question}' is a {kind}; write the question last, in quotes")
+        raise InputError(f"no question: '{shown(question)}' is a {kind}; write the question last, in quotes")
     if not names and not has_videos:
         raise InputError("no picture: write one or more picture or video files before the question")
-    return [Path(name) for name in names], question
+    return [user_path(name) for name in names], question
 
 
 def is_video(path: Path) -> bool:
@@ -80,7 +81,7 @@ def load_all(paths: Sequence[Path], videos: Sequence[Path] | None, sampling: Sam
     Raises:
         InputError, MissingPackage: for a file that cannot be read; for sampling options where there is no video.
     """
-    named = [(path, is_video(path)) for path in paths] + [(path, True) for path in videos or ()]
+    named = [(path, is_video(path)) for path in paths] + [(user_path(path), True) for path in videos or ()]
     if sampling != Sampling() and not any(video for _, video in named):
         raise InputError("--frames, --fps, --max-frames, --start and --end are for videos, and there is none")
     return [Shown(path, sampling.load(path) if video else load_image(path)) for path, video in named]

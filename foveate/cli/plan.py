@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from foveate.api.video import MOST_FRAMES
 from foveate.cli import media, options, tables
 from foveate.errors import InputError
 
@@ -27,20 +28,23 @@ GRID_KEEPS = (0.75, 0.5, 0.25, 0.125, 0.1)
 def plan(
     spec: Annotated[str | None, typer.Argument(metavar="SPEC", help='e.g. "fastv(layer=2, keep=0.5)".')] = None,
     model: Annotated[str, typer.Option(help="Preset, folder, hub id, or config folder.")] = "llava-1.5-7b",
+    trust_remote_code: options.TrustRemoteCode = False,
     images: Annotated[str | None, typer.Option(help="Sizes in pixels, e.g. 1024x768,640x480.")] = None,
-    visual_tokens: Annotated[int | None, typer.Option(min=1, help="Instead of images.")] = None,
+    visual_tokens: Annotated[int | None, typer.Option(min=1, max=options.MOST_TOKENS, help="Instead of images.")] = None,
     frames: Annotated[
-        int | None, typer.Option(min=1, help="Frames of one video of the size --images gives, or of --video.")
+        int | None, typer.Option(min=1, max=MOST_FRAMES, help="Frames of one video of the size --images gives, or of --video.")
     ] = None,
-    text_tokens: Annotated[int, typer.Option(min=0, help="Text of the prompt.")] = 64,
-    new_tokens: Annotated[int, typer.Option(min=0, help="Tokens of the answer.")] = 128,
-    batch: Annotated[int, typer.Option(min=1, help="Prompts at once.")] = 1,
+    text_tokens: Annotated[int, typer.Option(min=0, max=options.MOST_TOKENS, help="Text of the prompt.")] = 64,
+    new_tokens: Annotated[int, typer.Option(min=0, max=options.MOST_TOKENS, help="Tokens of the answer.")] = 128,
+    batch: Annotated[int, typer.Option(min=1, max=options.MOST_TOKENS, help="Prompts at once.")] = 1,
     dtype: Annotated[str, typer.Option(help="Of the KV cache.")] = "bf16",
     convention: Annotated[str, typer.Option(help="exact, fastv, dynamic-llava or illava-v1.")] = "exact",
     show_grid: Annotated[bool, typer.Option("--grid", help="LLM prefill FLOPs over layer x keep, as a heat map.")] = False,
     vs: Annotated[str | None, typer.Option(help="A second model without a plan, beside it.")] = None,
     as_json: options.AsJson = False,
-    video: Annotated[Path | None, typer.Option(help="A video file or a folder of frames, instead of sizes.")] = None,
+    video: Annotated[
+        Path | None, typer.Option(callback=options.expanded, help="A video file or a folder of frames, instead of sizes.")
+    ] = None,
     fps: options.Fps = None,
     max_frames: options.MaxFrames = media.MAX_FRAMES,
     start: options.Start = 0.0,
@@ -52,7 +56,7 @@ def plan(
     from foveate.families import family_for
     from foveate.spec import Plan
 
-    config = resolve_config(model)
+    config = resolve_config(model, trust_remote_code)
     parsed = default_plan(config) if spec is None else Plan.parse(spec)
     sizes = None if images is None else _sizes(images)
     sampling = media.Sampling(frames, fps, max_frames, start, end)
@@ -73,7 +77,7 @@ def plan(
         convention=convention,
     )
     result = estimate(config, parsed, **workload)
-    other = None if vs is None else estimate(vs, Plan(), **workload)
+    other = None if vs is None else estimate(resolve_config(vs, trust_remote_code), Plan(), **workload)
     cells = None
     if show_grid:
         family = family_for(config)
@@ -97,7 +101,7 @@ def plan(
 def _sizes(text: str) -> list[tuple[int, int]]:
     sizes = []
     for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)x(\d+)\s*", part)
+        match = re.fullmatch(r"\s*([0-9]{1,6})x([0-9]{1,6})\s*", part)
         if match is None:
             raise InputError(f"--images {text}: write sizes as WIDTHxHEIGHT, e.g. 1024x768,640x480")
         sizes.append((int(match[1]), int(match[2])))

@@ -28,7 +28,9 @@ def run(
         bool, typer.Option("--compare", help="Beside it: the plain model, random, uniform and a downsampled picture.")
     ] = False,
     new_tokens: options.NewTokens = 64,
-    repeats: Annotated[int, typer.Option(min=1, help="Time each row this often and report medians.")] = 1,
+    repeats: Annotated[
+        int, typer.Option(min=1, max=options.MOST_REPEATS, help="Time each row this often and report medians.")
+    ] = 1,
     as_json: options.AsJson = False,
     video: options.Videos = None,
     frames: options.Frames = None,

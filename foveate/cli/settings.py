@@ -12,6 +12,7 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
+from foveate.cli import options
 from foveate.errors import InputError, MissingPackage, did_you_mean
 
 DTYPES = {"auto": "auto", "bfloat16": "bfloat16", "float16": "float16", "float32": "float32"}
@@ -32,9 +33,7 @@ class ModelSettings:
     load_in_8bit: Annotated[bool, typer.Option("--load-in-8bit", help="Quantized weights, by bitsandbytes.")] = False
     min_pixels: Annotated[int | None, typer.Option(min=1, max=_MOST_PIXELS, help="Smaller pictures are enlarged to it.")] = None
     max_pixels: Annotated[int | None, typer.Option(min=1, max=_MOST_PIXELS, help="Larger pictures are shrunk to it.")] = None
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run Python code that lies beside the model.")
-    ] = False
+    trust_remote_code: options.TrustRemoteCode = False
 
     def __post_init__(self) -> None:
         """Raise InputError or MissingPackage for what cannot be, in one line."""

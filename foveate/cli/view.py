@@ -14,6 +14,7 @@ from rich.console import Console
 from foveate.cli import media, options, startup, tables
 from foveate.cli.settings import DEFAULTS, ModelSettings, spread
 from foveate.errors import InputError
+from foveate.files.writing import check_output_folder, make_folder, write_files
 from foveate.viz.packages import require
 
 
@@ -36,7 +37,7 @@ def view_attention(
     """Measure where the answer's tokens look: shares of system, visual, instruction and output tokens, and heat maps."""
     paths, question = media.split_arguments(arguments, bool(video))
     chosen = None if layers is None else _layers(layers)
-    _check_folder(out)
+    check_output_folder("--out", out, inputs=[*paths, *(video or []), model])
     require("matplotlib", "jinja2")
     shown = media.load_all(paths, video, media.Sampling(frames, fps, max_frames, start, end))
     loaded, processor = startup.load_model(model, settings)
@@ -91,7 +92,7 @@ def view_kept(
     parsed = Plan.parse(plan)
     if not parsed.stages:
         raise InputError(f"--plan {plan}: it has no stage, so it keeps everything; write a method")
-    _check_folder(out)
+    check_output_folder("--out", out, inputs=[*paths, *(video or []), model])
     shown = media.load_all(paths, video, media.Sampling(frames, fps, max_frames, start, end))
     loaded, processor = startup.load_model(model, settings)
     from foveate.api import attach
@@ -119,26 +120,16 @@ def _layers(text: str) -> list[int]:
     """ "0,1,8..11" -> [0, 1, 8, 9, 10, 11]."""
     chosen: list[int] = []
     for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)(?:\.\.(\d+))?\s*", part)
+        match = re.fullmatch(r"\s*([0-9]{1,4})(?:\.\.([0-9]{1,4}))?\s*", part)  # no model has 10,000 layers
         if match is None or (match[2] is not None and int(match[2]) < int(match[1])):
-            raise InputError(f"--layers {text}: write numbers and ranges, e.g. 0,1,8..15")
+            raise InputError(f"--layers {text}: write numbers and ranges of layers, e.g. 0,1,8..15")
         chosen += range(int(match[1]), int(match[2] or match[1]) + 1)
-    return chosen
-
-
-def _check_folder(out: Path) -> None:
-    for place in (out, *out.parents):
-        if place.exists() and not place.is_dir():
-            raise InputError(f"--out {out}: {place} is a file; name a folder")
+    return sorted(set(chosen))
 
 
 def _write(out: Path, files: Mapping[str, bytes]) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for name, content in files.items():
-            (out / name).write_bytes(content)
-    except OSError as error:
-        raise InputError(f"--out {out}: cannot write there: {error.strerror or error}") from None
+    make_folder(out)
+    write_files({out / name: content for name, content in files.items()})
 
 
 def _tell(console: Console, out: Path, files: Mapping[str, bytes]) -> None:

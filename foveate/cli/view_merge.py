@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
-from foveate.cli import files, media, options, startup, tables
+from foveate.cli import media, options, startup, tables
 from foveate.cli.settings import DEFAULTS, ModelSettings, spread
 from foveate.errors import InputError
+from foveate.files.writing import Content, check_outputs, write_files
 from foveate.viz.packages import require
 
 # Merges in the encoder and in front of a decoder layer; both exist in every model with an encoder of four layers.
@@ -20,7 +21,10 @@ _PLAN = "partition(site=vision, layer=2, keep=0.6) | partition(layer=2, keep=0.5
 @spread
 def view_merge(
     images: Annotated[
-        list[Path] | None, typer.Argument(metavar="IMAGE|VIDEO...", help="Pictures, video files and folders of frames.")
+        list[Path] | None,
+        typer.Argument(
+            metavar="IMAGE|VIDEO...", callback=options.expanded, help="Pictures, video files and folders of frames."
+        ),
     ] = None,
     question: Annotated[str, typer.Option(help="What is asked; stages in the LLM rank by it.")] = _QUESTION,
     plan: Annotated[str, typer.Option(help="Any plan.")] = _PLAN,
@@ -42,8 +46,7 @@ def view_merge(
     if not parsed.stages:
         raise InputError(f"--plan {plan}: it has no stage, so there is nothing to draw; write a method")
     html = html if html is not None or png is not None else Path("merge.html")
-    files.check_file("--html", html)
-    files.check_file("--png", png)
+    check_outputs({"--html": html, "--png": png}, inputs=[*(images or []), *(video or []), model])
     if html is not None:
         require("jinja2")
     if not images and not video:
@@ -63,7 +66,7 @@ def view_merge(
         loaded.generate(**inputs, do_sample=False, max_new_tokens=1)
         trace = attachment.trace
     drawn = traced_parts(trace, shown, inputs, processor)
-    written: dict[Path, bytes] = {}
+    written: dict[Path, Content] = {}
     if html is not None:
         heading_texts = MergeHeading(str(parsed), question, f"{type(loaded).__name__}, {media.names_of(shown)}")
         written[html] = merge_page(drawn, heading_texts).encode("utf-8")
@@ -71,7 +74,7 @@ def view_merge(
         written[png] = loading.png(
             stack([merge_film(group) if is_film(group) else merge_stages(*group[0]) for group in groups_of(drawn)])
         )
-    files.write(written)
+    write_files(written)
     console = tables.make_console()
     tables.show(console, stage_table(parsed, shown, drawn))
     for path in written:

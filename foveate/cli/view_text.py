@@ -11,10 +11,11 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from foveate.cli import files, media, options, startup, tables
+from foveate.cli import media, options, startup, tables
 from foveate.cli.settings import DEFAULTS, ModelSettings, spread
 from foveate.demo.tasks import ONE_TURN_TASKS as TASKS
 from foveate.errors import InputError
+from foveate.files.writing import Content, check_outputs, write_files
 from foveate.viz.packages import require
 
 if TYPE_CHECKING:  # a help text needs no torch
@@ -55,8 +56,7 @@ def view_text(
     parsed = Plan.parse(plan)
     if parsed.gate is None:
         raise InputError(f"--plan {plan}: no stage gates decoding, so there is nothing to show; write e.g. {_PLAN}")
-    files.check_file("--html", html)
-    files.check_file("--png", png)
+    check_outputs({"--html": html, "--png": png}, inputs=[*(arguments or [])[:-1], *(video or []), model])
     require(*(package for package, path in (("jinja2", html), ("matplotlib", png)) if path is not None))
     prompt = _prompt(arguments or [], task, video, media.Sampling(frames, fps, max_frames, start, end))
     loaded, processor = startup.load_model(model, settings)
@@ -72,12 +72,12 @@ def view_text(
     name = f"{type(loaded).__name__}, {prompt.name}"
     heading = AnswerHeading(prompt.question, str(parsed), name, None if plain == answer.text else plain, kv_bytes)
     counts = count_line(answer, heading, tables.human_bytes)
-    written: dict[Path, bytes] = {}
+    written: dict[Path, Content] = {}
     if html is not None:
         written[html] = answer_page(answer, heading, counts, prompt.pictures).encode("utf-8")
     if png is not None:
         written[png] = answer_plot(answer, heading, counts)
-    files.write(written)
+    write_files(written)
     if as_json:
         typer.echo(json.dumps(_numbers(answer, heading, prompt) | {"files": [str(path) for path in written]}))
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from foveate.errors import FoveateError, InputError
 
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/|data:", re.IGNORECASE)  # pathlib leaves one of two slashes
 _SHOWN = 200  # characters of a path in a message
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
@@ -24,12 +26,14 @@ def user_path(text: str | Path) -> Path:
     """A path as it was typed, with `~` and `~name` replaced by the home folder.
 
     Raises:
-        InputError: for an empty path, one with a zero byte, and the home of a user that does not exist.
+        InputError: for an empty path, an address, a zero byte, and the home of a user that does not exist.
     """
     if not str(text):
         raise InputError("the path is empty: name a file or folder")
     if "\0" in str(text):
         raise InputError(f"{shown(text)}: a path holds no zero byte")
+    if _ADDRESS.match(str(text)):
+        raise InputError(f"{shown(text)} is an address, and nothing is fetched from the network: download it and name the file")
     try:
         return Path(text).expanduser()
     except RuntimeError:

@@ -34,7 +34,10 @@ def open_regular(path: str | Path, most: int | None = None, what: str = "file") 
         InputError: one line that says what is wrong with the path, the file or its size.
     """
     with refused(f"read the {what}", path):
-        found = os.stat(path)
+        try:
+            found = os.stat(path)
+        except FileNotFoundError:
+            raise InputError(f"no {what} at {shown(path)}") from None
         if not stat.S_ISREG(found.st_mode):
             raise InputError(f"{shown(path)} is {kind(found.st_mode)}: name a {what}")
         if most is not None and found.st_size > most:
@@ -71,15 +74,15 @@ def json_lines(path: str | Path, longest: int = LONGEST_LINE) -> Iterator[tuple[
     Raises:
         InputError: with the number of the line, for what `parse_json` refuses; otherwise as `open_regular`.
     """
-    with open_regular(path, what="file of JSON lines") as file, refused("read", path):
+    with open_regular(path, what="data") as file, refused("read", path):
         number = 0
         while line := file.readline(longest + 1):
             number += 1
             where = f"{shown(path)}, line {number}"
             if len(line) > longest:
                 raise InputError(f"{where} is longer than {_size(longest)}: write one JSON object in each line")
-            text = _decoded(line, where)
-            if text.strip():
+            text = _decoded(line, where).strip()
+            if text:
                 yield number, parse_json(text, where)
 
 
@@ -117,7 +120,8 @@ def parse_json(text: str, where: str) -> Any:
         if "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
-        raise InputError(f"{where}: not JSON at line {error.lineno}, column {error.colno}: {error.msg}") from None
+        line = f"line {error.lineno}, " if "\n" in text else ""
+        raise InputError(f"{where}: not JSON at {line}column {error.colno}: {error.msg}") from None
     except UnicodeEncodeError:
         raise InputError(f"{where}: holds half of a character (a lone surrogate, \\ud800 to \\udfff)") from None
     return value

@@ -39,6 +39,13 @@ def test_sampled_frames_are_the_right_ones_in_every_container(tmp_path, containe
     assert numbers(foveate.load_video(path, fps=1, start=0.4)) == [2, 7]
 
 
+@pytest.mark.parametrize(("options", "expected"), [(dict(frames=11), 10), (dict(frames=6, start=1.0), 5)])
+def test_of_a_video_with_fewer_frames_all_are_read_with_a_warning(tmp_path, options, expected):
+    path = write_clip(tmp_path / "clip.mp4")
+    with pytest.warns(UserWarning, match=f"clip.mp4 has {expected} frames there, fewer than {options['frames']}"):
+        assert len(foveate.load_video(path, **options).frames) == expected
+
+
 def test_eight_frames_are_usual_and_fewer_are_all(tmp_path):
     assert numbers(foveate.load_video(write_clip(tmp_path / "clip.mp4", frames=3))) == [0, 1, 2]
 
@@ -120,9 +127,9 @@ def test_a_file_without_pyav_names_the_extra(tmp_path, monkeypatch):
 
 
 BAD_OPTIONS = [
-    (dict(frames=11), "frames=11: clip.mp4 has only 10 frames"),
-    (dict(frames=6, start=1.0), "frames=6: clip.mp4 has only 5 frames"),
-    (dict(frames=0), "frames=0: write a whole number, at least 1"),
+    (dict(frames=0), "frames=0: write a whole number from 1 to 4,096"),
+    (dict(frames=4097), "frames=4097: write a whole number from 1 to 4,096"),
+    (dict(frames=10**400), "write a whole number from 1 to 4,096"),
     (dict(frames=2.0), "whole number"),
     (dict(fps=1, max_frames=0), "max_frames=0"),
     (dict(frames=2, fps=1), "not both"),

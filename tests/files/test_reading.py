@@ -32,7 +32,7 @@ def test_only_regular_files_are_opened(tmp_path, monkeypatch):
             (tmp_path / "socket", "a socket"),
             (tmp_path, "a folder"),
             (Path("/dev/zero"), "a device"),
-            (tmp_path / "none", "No such file"),
+            (tmp_path / "none", f" at {tmp_path / 'none'}"),
             (tmp_path / "file" / "x", "Not a directory"),
             (tmp_path / "circle", "symbolic links"),
             (tmp_path / ("x" * 256), "File name too long"),
