@@ -110,6 +110,14 @@ def test_a_name_that_two_packages_want_is_nobody_s(tmp_path):
     assert runs(tmp_path, ["plan", "mine(layer=2, keep=0.5)"])[0].code == 2
 
 
+def test_a_name_registered_twice_by_one_package_is_nobody_s(tmp_path):
+    lines = "mine = mine:Mine\nmine = other:Mine"
+    install(tmp_path, "double-pack", {"foveate.methods": lines}, {"mine": METHOD, "other": METHOD})
+    (done,) = runs(tmp_path, ["methods"])
+    (line,) = done.err.splitlines()
+    assert done.code == 0 and "double-pack" in line and "more than once" in line
+
+
 def test_a_name_cannot_be_a_method_of_one_and_a_recipe_of_another(tmp_path):
     install(tmp_path, "one-pack", {"foveate.methods": "mine = mine:Mine"}, {"mine": METHOD})
     install(tmp_path, "two-pack", {"foveate.recipes": "mine = other:Mine"}, {"other": RECIPE})
