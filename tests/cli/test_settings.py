@@ -173,3 +173,12 @@ def test_settings_are_refused_in_python_too():
     for wrong in (dict(dtype="x"), dict(attn="x"), dict(device="x"), dict(min_pixels=2, max_pixels=1)):
         with pytest.raises(FoveateError):
             ModelSettings(**wrong)
+
+
+def test_an_evaluation_samples_and_searches_but_counts_no_gate_over_beams(command):
+    code, out, err = command("eval", "generation", "--beams", "2")
+    assert code == 2 and not out and "--beams: what a gate stored" in err and len(err.splitlines()) == 1
+    for how in (["--beams", "2"], ["--temperature", "1", "--top-p", "0.9", "--seed", "3"]):
+        plan = ["--plan", "fastv(layer=2, keep=0.5)", "--samples", "2", "--max-new-tokens", "6", "--json"]
+        code, out, _ = command("eval", "generation", *plan, *how)
+        assert code == 0 and len(json.loads(out)["rows"]) == 2
