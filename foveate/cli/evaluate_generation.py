@@ -79,9 +79,7 @@ def generation(
 
     plans = [str(Plan.parse(text)) for text in plan or _PLANS]
     if decoding.beams > 1 and any(Plan.parse(text).gate is not None for text in plans):
-        raise InputError(
-            "--beams: what a gate stored is counted for one beam; leave it out, or the gates"
-        )
+        raise InputError("--beams: what a gate stored is counted for one beam; leave it out, or the gates")
     check_outputs({"--out": out}, inputs=[file, model])
     if task not in LONG_TASKS:
         raise InputError(f"--task {task}: write one of {', '.join(LONG_TASKS)}")
