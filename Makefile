@@ -1,11 +1,21 @@
-# make demo | test | test-full | test-versions | test-gpu | check.   Everything is installed into .venv on the first call.
+# make demo | test | test-full | test-versions | test-gpu | check | capabilities.   Everything is installed into .venv on the first call.
 PYTHON ?= python3
 BIN := .venv/bin
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
 # Without an NVIDIA GPU the CPU build of torch is installed.
 TORCH := $(shell command -v nvidia-smi >/dev/null 2>&1 && echo "torch" || echo "--retries 1 --extra-index-url $(CPU_WHEELS) -c constraints-cpu.txt torch")
 
-.PHONY: demo test test-full test-versions test-gpu check install clean
+# pip says nothing for minutes, or hundreds of lines: a step says what it is, and every 15 seconds that it goes on.
+PIP := --quiet --disable-pip-version-check
+comma := ,
+define step
+@echo "$(1)"; start=$$(date +%s); \
+(while sleep 15; do echo "    still going, $$(($$(date +%s) - start)) seconds"; done) & beat=$$!; \
+trap "kill $$beat 2>/dev/null" INT TERM; \
+$(2); status=$$?; kill $$beat 2>/dev/null; exit $$status
+endef
+
+.PHONY: demo test test-full test-versions test-gpu check capabilities install clean
 
 # Tests that open pages in a browser belong to the whole matrix: make test-full BROWSER=no leaves them out.
 BROWSER ?= yes
@@ -51,11 +61,17 @@ install: .venv/.ready
 
 .venv/.ready: pyproject.toml constraints.txt constraints-cpu.txt
 	@$(PYTHON) -c "import venv, ensurepip" 2>/dev/null || { echo "Python's venv module is missing. Install it with: sudo apt-get install python3-venv"; exit 1; }
-	@echo "installing foveate and its tools into .venv (once; a few minutes)"
-	@$(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet $(TORCH)
-	@$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev]"
+	@echo "installing foveate and its tools into .venv: once, 3 to 10 minutes by the network, 2 GB of disk (more with CUDA)"
+	$(call step,1/3 an environment of its own in .venv (seconds),$(PYTHON) -m venv .venv)
+	$(call step,2/3 torch$(comma) the largest download (1 to 5 minutes),$(BIN)/python -m pip install $(PIP) $(TORCH))
+	$(call step,3/3 transformers$(comma) foveate and the tools (1 to 5 minutes),$(BIN)/python -m pip install $(PIP) -c constraints.txt -e ".[dev]")
 	@touch $@
+	@echo "installed; try: $(BIN)/foveate --help"
+
+# What works with what, measured anew for `foveate methods`, `foveate models` and the README; takes two minutes.
+capabilities: install
+	@$(BIN)/python -c "from foveate.api.capabilities import write_table; write_table()"
+	@$(BIN)/foveate models --markdown
 
 clean:
 	rm -rf .venv demo-output .pytest_cache .mypy_cache .ruff_cache build *.egg-info

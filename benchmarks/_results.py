@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from foveate.demo.evaluation import versions
+from foveate.files.writing import write_file
 
 FOLDER = Path(__file__).parent / "results"
 
@@ -68,9 +69,7 @@ class ResultFile:
 
     def save(self, result: dict[str, Any]) -> None:
         """Write what is known so far."""
-        part = self.path.with_suffix(".part")
-        part.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        part.replace(self.path)
+        write_file(self.path, json.dumps(result, indent=1, allow_nan=False) + "\n")
 
     def drop_if_empty(self) -> None:
         """Take the reservation back if nothing was measured."""

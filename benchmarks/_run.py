@@ -23,7 +23,7 @@ from benchmarks._statistics import paired_ratio, quartiles
 from benchmarks._timing import Spent, peak_memory, turns
 from foveate.api import estimate
 from foveate.cost.estimate import CostEstimate
-from foveate.engine.attach import check_plan
+from foveate.engine.check import check_plan
 from foveate.errors import FoveateError
 from foveate.families import family_for
 from foveate.spec import Plan

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks._statistics import mean_interval
+from foveate.files.writing import write_file
 
 Answers = npt.NDArray[np.int_]
 
@@ -31,9 +32,7 @@ def resumed(out: Path, report: dict[str, Any], same: Sequence[str]) -> dict[str,
 
 def write_results(out: Path, report: dict[str, Any]) -> None:
     """Write a raw file, whole or not at all."""
-    part = out.with_suffix(".part")
-    part.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    part.replace(out)
+    write_file(out, json.dumps(report, indent=1) + "\n")
 
 
 def marks(right: npt.NDArray[np.bool_]) -> str:

@@ -32,6 +32,7 @@ from foveate.demo.long_answers import CAPTION, LONG_TASKS
 from foveate.demo.questions import Question
 from foveate.evaluate.generation import Sample, Score, score_samples
 from foveate.evaluate.overlap import OverlapScore, overlap_score
+from foveate.files.writing import write_file
 from foveate.predictors import PredictorConfig, read_config
 
 CAPTIONS, OTHERS, NEW_TOKENS, BATCH = 300, 60, 160, 32
@@ -167,9 +168,7 @@ def run(
 def write_results(out: Path, report: dict[str, Any]) -> None:
     """Write a raw file, whole or not at all, each list of numbers on one line."""
     text = re.sub(r"\[[^\[\]{}\"]+\]", lambda found: " ".join(found[0].split()), json.dumps(report, indent=1))
-    part = out.with_suffix(".part")
-    part.write_text(text + "\n", encoding="utf-8")
-    part.replace(out)
+    write_file(out, text + "\n")
 
 
 def main() -> None:

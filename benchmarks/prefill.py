@@ -31,7 +31,7 @@ from benchmarks._timing import CHOOSING, Clock, Parts
 from foveate.api import attach
 from foveate.cost.estimate import CostEstimate
 from foveate.cost.flops import attention_flops
-from foveate.engine.attach import check_plan
+from foveate.engine.check import check_plan
 from foveate.engine.compat import cache_in
 from foveate.engine.slot_cache import stored_bytes
 from foveate.errors import FoveateError

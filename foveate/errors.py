@@ -13,6 +13,10 @@ from difflib import get_close_matches
 _MOST_CHARACTERS, _MOST_OF_A_NAME = 1_000, 100
 
 
+class FoveateWarning(UserWarning):
+    """Something that goes on without a part of what was asked; the command line prints it as one line."""
+
+
 class FoveateError(Exception):
     """Base of all errors that foveate raises on purpose. Its message is one line: what was given is cut and escaped."""
 
@@ -57,6 +61,10 @@ class InputError(FoveateError, ValueError):
 
 class MissingPackage(FoveateError, ImportError):
     """A package of an optional extra that is not installed."""
+
+
+class PluginError(FoveateError, TypeError):
+    """A method, recipe or family of another package that cannot be used; the message names the package."""
 
 
 class MethodError(FoveateError, RuntimeError):

@@ -1,10 +1,35 @@
 """The public functions: attach a plan, estimate its cost without a model, compare plans on the same inputs, read videos."""
 
-from foveate.api.attach import Attachment, Report, attach, detach
-from foveate.api.attention import attention
-from foveate.api.compare import Answer, Candidate, compare
-from foveate.api.cost import default_plan, estimate, resolve_config
-from foveate.api.video import Video, load_video
+from typing import TYPE_CHECKING
+
+from foveate.core.lazy import exports
+
+if TYPE_CHECKING:
+    from foveate.api.attachment import Attachment, Report, attach, detach
+    from foveate.api.comparison import Answer, Candidate, compare
+    from foveate.api.cost import default_plan, estimate, resolve_config
+    from foveate.api.looking import attention
+    from foveate.api.video import Video, load_video
+else:
+    # An estimate needs no transformers, and reading a video no torch: each name loads its own file.
+    __getattr__, __dir__ = exports(
+        __name__,
+        {
+            "Answer": "foveate.api.comparison",
+            "Attachment": "foveate.api.attachment",
+            "Candidate": "foveate.api.comparison",
+            "Report": "foveate.api.attachment",
+            "Video": "foveate.api.video",
+            "attach": "foveate.api.attachment",
+            "attention": "foveate.api.looking",
+            "compare": "foveate.api.comparison",
+            "default_plan": "foveate.api.cost",
+            "detach": "foveate.api.attachment",
+            "estimate": "foveate.api.cost",
+            "load_video": "foveate.api.video",
+            "resolve_config": "foveate.api.cost",
+        },
+    )
 
 __all__ = [
     "Answer",

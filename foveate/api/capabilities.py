@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
 from functools import partial
 from typing import Any
 
 import torch
 
-from foveate import families, methods
-from foveate.api.attach import attach
+from foveate import families, methods, recipes
+from foveate.api.attachment import attach
+from foveate.api.capability_table import FILE, CapabilityTable, FamilyCapability, MethodCapability, RecipeCapability
+from foveate.core import registry
 from foveate.core.budget import Budget
 from foveate.core.layout import Role
 from foveate.core.learned import LearnedMethod
@@ -25,43 +27,37 @@ _BACKENDS = ("eager", "sdpa")
 _CACHES = ("dynamic", "static", "quantized")
 
 
-@dataclass(frozen=True)
-class MethodCapability:
-    """One row of `foveate methods`."""
+def write_table() -> None:
+    """Measure everything of ours and put it into the package, for `foveate methods`, `foveate models` and the README."""
+    import transformers
 
-    name: str
-    summary: str
-    paper: str
-    options: str
-    sites: tuple[str, ...]
-    effect: str
-    masks: bool
-    observes: bool
-
-
-@dataclass(frozen=True)
-class FamilyCapability:
-    """One row of `foveate models`. `sites`, `backends` and `caches` were tried; `refused` gives the reasons in words.
-
-    A row without sites is a model type that no family file can serve; `not_served` says why.
-    """
-
-    title: str
-    name: str
-    model_types: tuple[str, ...]
-    sites: tuple[str, ...]
-    backends: tuple[str, ...]
-    caches: tuple[str, ...]
-    video: bool
-    refused: dict[str, str]
-    notes: str
-    not_served: str = ""
+    table = CapabilityTable(
+        transformers=transformers.__version__,
+        methods=tuple(method_capabilities(registry.file_names(methods))),
+        recipes=tuple(recipe_capabilities(registry.file_names(recipes))),
+        families=tuple(family_capabilities(registry.file_names(families))),
+    )
+    FILE.write_text(table.to_text(), encoding="utf-8")
 
 
-def method_capabilities() -> list[MethodCapability]:
-    """Probe every method: build stages at every site, and let it choose among 16 tokens."""
+def recipe_capabilities(names: Sequence[str] | None = None) -> list[RecipeCapability]:
+    """What recipes say of themselves, of all or of those named."""
     rows = []
-    for name in methods.names():
+    for name in recipes.names() if names is None else names:
+        recipe = recipes.get(name)
+        options = tuple(field.name for field in fields(recipe))
+        rows.append(RecipeCapability(name, _summary(recipe), recipe.notes, options))
+    return rows
+
+
+def _summary(cls: type) -> str:
+    return (cls.__doc__ or "").partition("\n")[0]
+
+
+def method_capabilities(names: Sequence[str] | None = None) -> list[MethodCapability]:
+    """Probe methods, all or those named: build stages at every site, and let each choose among 16 tokens."""
+    rows = []
+    for name in methods.names() if names is None else names:
         method = methods.get(name)()
         counts_itself = isinstance(method, TokenMethod) and method.fixed_count((1, 4, 4)) is not None
         gates_itself = isinstance(method, StepMethod) and not method.takes_keep
@@ -72,7 +68,7 @@ def method_capabilities() -> list[MethodCapability]:
         rows.append(
             MethodCapability(
                 name=name,
-                summary=(type(method).__doc__ or "").splitlines()[0],
+                summary=_summary(type(method)),
                 paper=method.paper,
                 options=options,
                 sites=sites,
@@ -136,9 +132,9 @@ def _effect(method: Method) -> str:
     return "merges" if method.select(view, keep).is_merge else "drops"
 
 
-def family_capabilities() -> Iterator[FamilyCapability]:
-    """Probe every family on a tiny random model of its own; yields as it goes, a second or so each."""
-    for name in families.names():
+def family_capabilities(names: Sequence[str] | None = None) -> Iterator[FamilyCapability]:
+    """Probe families, all or those named, on tiny random models of their own; yields as it goes, a second or so each."""
+    for name in families.names() if names is None else names:
         family = families.get(name)
         model, inputs = tiny_model(name)
         sites, backends, refused = [], [], {kind.value: reason for kind, reason in family.unsupported.items()}
@@ -171,14 +167,6 @@ def family_capabilities() -> Iterator[FamilyCapability]:
             refused=refused,
             notes=family.notes,
         )
-
-
-def refused_models() -> list[FamilyCapability]:
-    """The model types that no family file can serve, and the reasons in words."""
-    return [
-        FamilyCapability(model_type, model_type, (model_type,), (), (), (), False, {}, "", reason)
-        for model_type, reason in families.refused().items()
-    ]
 
 
 def _decodes(model: Any, inputs: dict[str, torch.Tensor], kind: str) -> bool:

@@ -8,19 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from foveate.api.models import load_config
+from foveate.api.video import MOST_FRAMES
 from foveate.core.plan import Plan as CorePlan
 from foveate.core.plan import Stage
 from foveate.core.shape import MediumShape
 from foveate.cost import presets
 from foveate.cost.conventions import convention_named
 from foveate.cost.estimate import CostEstimate, estimate_cost
-from foveate.engine.attach import check_plan
+from foveate.engine.check import check_plan
 from foveate.errors import FoveateError, InputError, UnknownName, did_you_mean
 from foveate.families import Family, family_for
 from foveate.files.paths import is_folder, shown, user_path
 from foveate.spec import Plan
 
 DTYPE_BYTES = {"fp32": 4, "float32": 4, "bf16": 2, "bfloat16": 2, "fp16": 2, "float16": 2, "fp8": 1}
+# Tokens, pixels of a side, rows: far beyond any use.
+_MOST, _MOST_IMAGES = 1_000_000, 4_096
 
 
 def resolve_config(model: Any, trust_remote_code: bool = False) -> Any:
@@ -36,11 +39,9 @@ def resolve_config(model: Any, trust_remote_code: bool = False) -> Any:
     """
     if not isinstance(model, (str, Path)):
         return getattr(model, "config", model)
-    from transformers import AutoConfig
-
     name = str(model)
     if name in presets.preset_names():
-        return AutoConfig.for_model(**presets.load_preset(name))
+        return presets.preset_config(name)
     if "/" not in name and not is_folder(user_path(name)):
         # Hub ids have an owner: a mistyped preset should not wait for the network.
         raise UnknownName(
@@ -67,6 +68,11 @@ def _check_described(name: str, config: Any) -> None:
         ) from None
 
 
+def _check_count(name: str, number: Any, least: int, most: int = _MOST) -> None:
+    if not isinstance(number, int) or not least <= number <= most:
+        raise InputError(f"{name}={str(number)[:30]}: write a whole number from {least} to {most:,}")
+
+
 def default_plan(config: Any, keep: float = 0.5) -> Plan:
     """FastV at the paper's layer 2, or at the first layer behind a full-attention one if that comes later."""
     windows = family_for(config).decoder_windows(config)
@@ -85,18 +91,23 @@ def media_of(
     if images is not None and visual_tokens is not None:
         raise InputError("give images or visual_tokens, not both")
     for size in images or ():
-        if not (isinstance(size, (tuple, list)) and len(size) == 2 and all(isinstance(n, int) and n >= 1 for n in size)):
+        if not (
+            isinstance(size, (tuple, list)) and len(size) == 2 and all(isinstance(n, int) and 1 <= n <= _MOST for n in size)
+        ):
             raise InputError(
-                f"image size {size!r}: write (width, height) in whole pixels, at least 1, e.g. images=[(1024, 768)]"
+                f"image size {str(size)[:60]}: write (width, height) in whole pixels, at least 1 and "
+                f"at most {_MOST:,}, e.g. images=[(1024, 768)]"
             )
+    if images is not None and len(images) > _MOST_IMAGES:
+        raise InputError(f"{len(images)} images: up to {_MOST_IMAGES} are counted")
     if frames is not None:
+        _check_count("frames", frames, 1, MOST_FRAMES)
         if not images or len(images) != 1:
             raise InputError("frames describes one video: give its frame size as one image size, e.g. images=[(640, 360)]")
         return [family.media_of_video(config, images[0], frames)]
     if visual_tokens is None:
         return family.media_of_images(config, images if images is not None else [(1024, 768)])
-    if visual_tokens < 1:
-        raise InputError(f"visual_tokens={visual_tokens}: at least 1")
+    _check_count("visual_tokens", visual_tokens, 1)
     usual = family.media_of_images(config, [(1024, 768)])[0]
     if usual.grid_tokens == visual_tokens:
         return [usual]
@@ -141,9 +152,8 @@ def estimate(
     parsed = Plan.of(plan)
     if convention_named(convention).program is None:
         check_plan(parsed, family, config)
-    for name, number in (("text_tokens", text_tokens), ("new_tokens", new_tokens), ("batch", batch)):
-        if not isinstance(number, int):
-            raise InputError(f"{name}={number!r}: write a whole number")
+    for name, number, least in (("text_tokens", text_tokens, 0), ("new_tokens", new_tokens, 0), ("batch", batch, 1)):
+        _check_count(name, number, least)
     dtype = str(dtype).removeprefix("torch.")
     if dtype not in DTYPE_BYTES:
         raise InputError(f"dtype '{dtype}' is not known." + did_you_mean(dtype, DTYPE_BYTES))

@@ -102,7 +102,8 @@ def _refusals(doing: str) -> Iterator[None]:
 def _source(name: str) -> str:
     """What transformers gets: a folder that is there, or a hub id."""
     path = user_path(name)
-    is_path = name.count("/") != 1 or name.startswith((".", "/", "~"))
+    # A hub id has an owner. What begins as something that is here is a path, and nobody waits for the network.
+    is_path = name.count("/") != 1 or name.startswith((".", "/", "~")) or os.path.lexists(name.partition("/")[0])
     if not is_folder(path) and (is_path or os.path.lexists(path)):
         with refused("read the model folder", path):
             if os.path.lexists(path) and not stat.S_ISDIR(os.stat(path).st_mode):
@@ -115,10 +116,10 @@ def _source(name: str) -> str:
         return name
     check_folder(path, "model folder")
     with refused("read the model folder", path):
-        for entry in os.scandir(path):
-            mode = entry.stat().st_mode
+        for entry in path.iterdir():
+            mode = os.stat(entry).st_mode
             if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-                raise InputError(f"{shown(entry.path)} is {kind(mode)}: a model's files are regular ones")
+                raise InputError(f"{shown(entry)} is {kind(mode)}: a model's files are regular ones")
     if is_file(path / "config.json"):
         read_json(path / "config.json")
     return str(path)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foveate.api.pictures import PICTURE_SUFFIXES, check_size, first_line, load_image
-from foveate.errors import FoveateError, InputError, MissingPackage
+from foveate.errors import FoveateError, FoveateWarning, InputError, MissingPackage
 from foveate.files.paths import refused, shown, user_path
 from foveate.files.reading import open_regular
 
@@ -83,7 +83,9 @@ def load_video(
         span = f"from {start:g} s" + ("" if end == math.inf else f" to {end:g} s")
         raise InputError(f"{path} shows no frame {span}" + (f": its last one is at {listed[-1]:.2f} s" if listed else ""))
     if frames is not None and frames > len(times):
-        warnings.warn(f"{path.name} has {len(times)} frames there, fewer than {frames}: all of them are read", stacklevel=2)
+        warnings.warn(
+            f"{path.name} has {len(times)} frames there, fewer than {frames}: all of them are read", FoveateWarning, 2
+        )
         frames = len(times)
     chosen = _chosen(times, frames, fps, max_frames, path.name)
     read = _folder_frames(path, [times[at] for at in chosen]) if is_folder else _file_frames(path, times, chosen)

@@ -1,19 +1,24 @@
-"""foveate methods, foveate models: capability tables, probed and never guessed."""
+"""foveate methods, foveate models: capability tables, probed and never guessed, packaged so that they come at once."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import asdict, fields
-from typing import Annotated
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
-from rich.table import Table
 
-from foveate import recipes
-from foveate.api.capabilities import FamilyCapability, family_capabilities, method_capabilities, refused_models
-from foveate.cli import options, tables
+from foveate.cli import options, startup, tables
+from foveate.errors import FoveateWarning
 
+if TYPE_CHECKING:  # a help text needs none of them
+    from rich.table import Table
+
+    from foveate.api.capability_table import FamilyCapability, RecipeCapability
+
+_Row = TypeVar("_Row")
 _CACHE_NOTE = (
     "static: a pruned layer reserves fewer slots, in steps of 256, and its decode steps compile; under SDPA, eager or flex. "
     "quantized: what a stage drops is never stored; what is stored cannot be forgotten slot by slot. effect=mask: dynamic only."
@@ -22,61 +27,87 @@ _CACHE_NOTE = (
 
 def methods(as_json: options.AsJson = False) -> None:
     """List the methods: what they do, where they act, their options."""
-    rows = method_capabilities()
+    from foveate import methods, recipes
+    from foveate.api.capability_table import packaged
+
+    table = packaged()
+    rows = [*table.methods, *_others(methods.outside(), "method", lambda own: _probing().method_capabilities(own))]
+    expanding = [*table.recipes, *_others(recipes.outside(), "recipe", lambda own: _probing().recipe_capabilities(own))]
     console = tables.make_console()
     if as_json:
         console.print_json(json.dumps([asdict(row) for row in rows]))
         return
-    table = Table(show_lines=True)
-    for heading in ("method", "what it does", "sites", "effect", "options"):
-        table.add_column(heading, overflow="fold")
+    shown = tables.make_table("method", "what it does", "sites", "effect", "options")
     for row in rows:
         effect = row.effect + (", can mask" if row.masks else "")
         what = f"{row.summary}\n[dim]{row.paper}{'; looks at attention' if row.observes else ''}[/]"
-        table.add_row(f"[bold]{row.name}[/]", what, ", ".join(row.sites), effect, row.options or "none")
-    console.print(table)
+        shown.add_row(f"[bold]{row.name}[/]", what, ", ".join(row.sites), effect, row.options or "none")
+    tables.show(console, shown)
     console.print('Every method also takes keep, layer or site, scope, effect: "fastv(layer=2, keep=0.5)".', style="dim")
-    console.print(_recipes())
+    tables.show(console, _recipes(expanding))
 
 
-def _recipes() -> Table:
+def _probing() -> Any:
+    """What tries methods and models takes seconds to import."""
+    from foveate.api import capabilities
+
+    return capabilities
+
+
+def _others(names: Sequence[str], word: str, probe: Callable[[list[str]], Iterable[_Row]]) -> list[_Row]:
+    """The rows of other packages' methods, recipes or families; one that fails while it is tried costs a warning."""
+    rows: list[_Row] = []
+    for name in names:
+        try:
+            with startup.spinner(f"trying {name}"):
+                rows += probe([name])
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            said = " ".join(f"{type(error).__name__}: {error}".split())
+            warnings.warn(
+                f"the {word} '{name}' of another package failed when it was tried: {said}", FoveateWarning, stacklevel=2
+            )
+    return rows
+
+
+def _recipes(rows: Iterable[RecipeCapability]) -> Table:
     """What expands to several stages."""
-    table = Table(show_lines=True)
-    for heading in ("recipe", "what it does", "options"):
-        table.add_column(heading, overflow="fold")
-    for name in recipes.names():
-        recipe = recipes.get(name)
-        what = "\n".join([(recipe.__doc__ or "").splitlines()[0], *(f"[dim]{note}[/]" for note in recipe.notes)])
-        table.add_row(f"[bold]{name}[/]", what, ", ".join(field.name for field in fields(recipe)))
+    table = tables.make_table("recipe", "what it does", "options")
+    for row in rows:
+        what = "\n".join([row.summary, *(f"[dim]{note}[/]" for note in row.notes)])
+        table.add_row(f"[bold]{row.name}[/]", what, ", ".join(row.options))
     return table
 
 
 def models(
     as_json: options.AsJson = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="As in the README.")] = False,
+    probe: Annotated[bool, typer.Option("--probe", help="Try all of them here and now; it takes a minute or two.")] = False,
 ) -> None:
-    """List the model families: what was tried on a tiny random model of each, here and now."""
-    console = tables.make_console()
-    rows: list[FamilyCapability] = []
-    with console.status("building tiny random models and trying them") as status:
-        for row in family_capabilities():
-            rows.append(row)
-            status.update(f"building tiny random models and trying them: {len(rows)} families, {row.title} done")
-    if as_json:
-        console.print_json(json.dumps([asdict(row) for row in [*rows, *refused_models()]]))
-        return
+    """List the model families: what was tried on a tiny random model of each."""
+    from foveate import families
+    from foveate.api.capability_table import packaged, refused_models
+
+    table = packaged()
+    rows, version = list(table.families), table.transformers
+    if probe:
+        rows, version = _probe_all()
     if markdown:
         typer.echo(markdown_table(rows))
         return
-    table = Table(show_lines=True)
-    for heading in ("family", "model_type", "sites that work", "backends that ran", "caches", "video", "not served"):
-        table.add_column(heading, overflow="fold")
+    rows += _others(families.outside(), "family", lambda own: _probing().family_capabilities(own))
+    console = tables.make_console()
+    if as_json:
+        console.print_json(json.dumps([asdict(row) for row in [*rows, *refused_models()]]))
+        return
+    shown = tables.make_table("family", "model_type", "sites that work", "backends that ran", "caches", "video", "not served")
     for row in rows:
         reasons: dict[str, list[str]] = {}
         for site, reason in row.refused.items():
             reasons.setdefault(reason, []).append(site)
         refused = "\n".join(f"{', '.join(sites)}: {reason}" for reason, sites in reasons.items())
-        table.add_row(
+        shown.add_row(
             f"[bold]{row.title}[/]\n[dim]{row.notes}[/]",
             ", ".join(row.model_types),
             ", ".join(row.sites),
@@ -85,19 +116,35 @@ def models(
             "yes" if row.video else "no",
             refused,
         )
-    console.print(table)
+    tables.show(console, shown)
+    console.print(f"Tried on transformers {version}{'' if probe else '; --probe tries them here and now'}.", style="dim")
     console.print(_CACHE_NOTE, style="dim")
-    console.print(_not_served())
+    tables.show(console, _not_served())
+
+
+def _probe_all() -> tuple[list[FamilyCapability], str]:
+    """The rows of our families, measured now, and the version of transformers."""
+    rows: list[FamilyCapability] = []
+    with startup.spinner("importing torch and transformers") as status:
+        import transformers
+
+        from foveate import families
+        from foveate.core import registry
+
+        for row in _probing().family_capabilities(registry.file_names(families)):
+            rows.append(row)
+            status.update(f"building tiny random models and trying them: {len(rows)} families, {row.title} done")
+    return rows, transformers.__version__
 
 
 def _not_served() -> Table:
     """The model types that no family file can serve, by reason."""
+    from foveate.api.capability_table import refused_models
+
     by_reason: dict[str, list[str]] = {}
     for row in refused_models():
         by_reason.setdefault(row.not_served, []).append(row.name)
-    table = Table(show_lines=True)
-    for heading in ("not served", "why"):
-        table.add_column(heading, overflow="fold")
+    table = tables.make_table("not served", "why")
     for reason, names in by_reason.items():
         table.add_row(", ".join(names), reason)
     return table

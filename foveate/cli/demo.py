@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import json
 import platform
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
-from PIL import Image
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-from foveate.api import Answer, attach, compare, load_video
-from foveate.cli import loading, media, tables
-from foveate.cli.drawn import traced_parts
-from foveate.cost.estimate import CostEstimate
-from foveate.demo.clips import example_clip, write_clip
-from foveate.demo.evaluation import versions
-from foveate.demo.loading import ExamplePicture, example_pictures, load_demo
-from foveate.viz.kept import kept_film
-from foveate.viz.overlay import kept_overlay, stack, strip
+from foveate.cli import options, startup, tables
+from foveate.files.writing import check_output_folder, check_outputs, make_folder, write_file
+
+if TYPE_CHECKING:  # a help text needs no torch
+    import torch
+    from PIL import Image
+
+    from foveate.api import Answer
+    from foveate.cost.estimate import CostEstimate
+    from foveate.demo.loading import ExamplePicture
 
 # The embedded model is small: at half of its eight decoder layers its attention says most.
 LAYER = 4
@@ -39,19 +37,23 @@ _ANSWER_TOKENS = 24
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("demo-output"),
-    repeats: Annotated[int, typer.Option(min=1, help="Timings per row; medians are shown.")] = 3,
-    results: Annotated[Path | None, typer.Option(help="Also write the timings to this JSON file.")] = None,
+    out: options.OutFolder = Path("demo-output"),
+    repeats: Annotated[int, typer.Option(min=1, max=options.MOST_REPEATS, help="Timings per row; medians are shown.")] = 3,
+    results: Annotated[
+        Path | None, typer.Option(callback=options.expanded, help="Also write the timings to this JSON file.")
+    ] = None,
 ) -> None:
     """Show FastV answering questions with half of the visual tokens, and what that saves."""
+    check_output_folder("--out", out)
+    check_outputs({"--results": results})
     console = tables.make_console()
-    model, processor = load_demo()
+    model, processor = startup.load_model(None)
     _answers(console, model, processor)
     _speed(console, repeats, results)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     _video(console, model, processor, out)
     for name, picture in _overlays(model, processor).items():
-        picture.save(out / name)
+        write_file(out / name, partial(picture.save, format="PNG"))
         console.print(f"wrote {out / name}")
     console.print(
         "the demo model has never seen a photograph: that picture shows the mechanics, not understanding", style="dim"
@@ -60,6 +62,11 @@ def demo(
 
 def _answers(console: Console, model: Any, processor: Any) -> None:
     """The trained demo model on bundled pictures it has never seen."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from foveate.demo.loading import example_pictures
+
     table = Table(title="1. Answers of the embedded demo model (trained on rendered pictures)", title_justify="left")
     table.add_column("picture")
     table.add_column("question", overflow="fold")
@@ -76,7 +83,7 @@ def _answers(console: Console, model: Any, processor: Any) -> None:
         table.add_row(example.name, example.question, example.answer, *cells)
     table.add_section()
     table.add_row("", "right answers", str(len(examples)), *[str(count) for count in right.values()])
-    console.print(table)
+    tables.show(console, table)
     console.print(
         f"plans act before layer {LAYER} of {model.config.text_config.num_hidden_layers}; wrong answers are red; "
         f"the {len(examples)} held-out pictures were chosen where the plain model is right, so that losses show; how often it "
@@ -86,6 +93,9 @@ def _answers(console: Console, model: Any, processor: Any) -> None:
 
 
 def _ask(model: Any, processor: Any, example: ExamplePicture) -> list[Answer]:
+    from foveate.api import compare
+    from foveate.cli import loading
+
     inputs = loading.prompt_inputs(model, processor, [loading.load_image(example.path)], example.question)
     plans = [plan for plan in PLANS.values() if plan != "none"]
     return compare(model, inputs, plans, _ANSWER_TOKENS, warm_up=False)
@@ -98,6 +108,11 @@ def _text(processor: Any, answer: Answer) -> str:
 
 def _speed(console: Console, repeats: int, results: Path | None) -> None:
     """A random-weight LLaVA of about 100M parameters: speed does not depend on what the weights say."""
+    import torch
+    from rich.table import Table
+
+    from foveate.api import compare
+
     model, inputs = speed_model()
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     with console.status(f"timing a random-weight LLaVA of {millions:.0f}M parameters"):
@@ -128,7 +143,7 @@ def _speed(console: Console, repeats: int, results: Path | None) -> None:
             tables.milliseconds(row.tpot_ms),
             tables.cache_bytes(row),
         )
-    console.print(table)
+    tables.show(console, table)
     console.print(
         f"SDPA with a KV cache in every row, plans take turns, medians of {repeats}; TTFT contains the vision encoder, "
         "choosing tokens and prefill; theory counts the same parts",
@@ -137,6 +152,10 @@ def _speed(console: Console, repeats: int, results: Path | None) -> None:
 
 
 def _write_results(path: Path, rows: list[Answer], millions: float, repeats: int) -> None:
+    import torch
+
+    from foveate.demo.evaluation import versions
+
     report = {
         "what": "time to first token and per token of a random-weight LLaVA; plans take turns, medians",
         "parameters_millions": round(millions, 1),
@@ -151,8 +170,7 @@ def _write_results(path: Path, rows: list[Answer], millions: float, repeats: int
             for row in rows
         ],
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write_file(path, json.dumps(report, indent=2) + "\n")
 
 
 def _prefill_ratio(estimate: CostEstimate) -> float:
@@ -161,6 +179,7 @@ def _prefill_ratio(estimate: CostEstimate) -> float:
 
 def speed_model() -> tuple[Any, dict[str, torch.Tensor]]:
     """A LLaVA with random weights, 32 x 32 visual tokens and a small encoder; and a prompt of 64 text tokens."""
+    import torch
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
     text = LlamaConfig(
@@ -193,6 +212,14 @@ def _video(console: Console, model: Any, processor: Any, out: Path) -> None:
     if find_spec("av") is None:
         console.print("3. A video: left out, as it needs PyAV: pip install foveate[video]", markup=False)
         return
+    import torch
+
+    from foveate.api import attach, compare, load_video
+    from foveate.cli import loading, media
+    from foveate.cli.drawn import traced_parts
+    from foveate.demo.clips import example_clip, write_clip
+    from foveate.viz.kept import kept_film
+
     clip, question = example_clip()
     path, plan = out / "clip.mp4", f"fastv(layer={LAYER}, keep=0.5)"
     write_clip(clip, path)
@@ -203,12 +230,17 @@ def _video(console: Console, model: Any, processor: Any, out: Path) -> None:
     with attach(model, plan) as attachment, torch.inference_mode():
         model(**inputs)
         trace = attachment.trace
-    kept_film(traced_parts(trace, shown, inputs, processor)).save(out / "kept-clip.png")
+    film = kept_film(traced_parts(trace, shown, inputs, processor))
+    write_file(out / "kept-clip.png", partial(film.save, format="PNG"))
     console.print(f"wrote {path}\nwrote {out / 'kept-clip.png'}")
 
 
 def _overlays(model: Any, processor: Any) -> dict[str, Image.Image]:
     """What each plan kept, on a rendered picture and on a photograph."""
+    from foveate.cli import loading
+    from foveate.demo.loading import example_pictures
+    from foveate.viz.overlay import stack
+
     rendered = example_pictures()[0]
     rows = [_overlay_row(model, processor, loading.load_image(rendered.path), rendered.question)]
     photo = _overlay_row(model, processor, loading.load_image(_PHOTO), "describe the image in detail.")
@@ -216,6 +248,13 @@ def _overlays(model: Any, processor: Any) -> dict[str, Image.Image]:
 
 
 def _overlay_row(model: Any, processor: Any, picture: Image.Image, question: str) -> Image.Image:
+    import torch
+    from PIL import Image
+
+    from foveate.api import attach
+    from foveate.cli import loading
+    from foveate.viz.overlay import kept_overlay, strip
+
     inputs = loading.prompt_inputs(model, processor, [picture], question)
     seen = loading.as_seen(picture, processor.image_processor)
     panels = []

@@ -3,34 +3,46 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
-from PIL import Image
-from rich.console import Console
 
-from foveate.api import compare, default_plan, estimate, resolve_config
-from foveate.cli import loading
-from foveate.core.site import SiteKind
-from foveate.cost import presets
-from foveate.families import family_for
+from foveate.cli import options, startup
+from foveate.cli.settings import DEFAULTS, ModelSettings, spread
+from foveate.files.paths import is_folder, user_path
+
+if TYPE_CHECKING:  # a help text needs no torch
+    from PIL import Image
+    from rich.console import Console
 
 _ANSWER_TOKENS = 64
 _KEEP = 0.5
 
 
+@spread
 def doctor(
     model: Annotated[str | None, typer.Argument(help="Preset, folder or hub id; the demo model if left out.")] = None,
-    image: Annotated[Path | None, typer.Option(help="A picture of your kind; a grey 1024 x 768 one if left out.")] = None,
+    image: Annotated[
+        Path | None, typer.Option(callback=options.expanded, help="A picture of your kind; a grey 1024 x 768 one if left out.")
+    ] = None,
+    settings: ModelSettings = DEFAULTS,
 ) -> None:
     """Say what works on a model, which plan to start with, and how much of the answer's time a plan can save."""
+    from PIL import Image
+    from rich.console import Console
+
+    from foveate.api import default_plan, estimate, resolve_config
+    from foveate.api.pictures import load_image
+    from foveate.core.site import SiteKind
+    from foveate.cost import presets
+    from foveate.families import family_for
+
     console = Console(soft_wrap=True, highlight=False)
-    picture = Image.new("RGB", (1024, 768), "grey") if image is None else loading.load_image(image)
+    picture = Image.new("RGB", (1024, 768), "grey") if image is None else load_image(image)
     loaded = processor = None
     if model is None or (model not in presets.preset_names() and _has_weights(model)):
-        loaded, processor = loading.load_model(model)
-    config = loaded.config if loaded is not None else resolve_config(model)
+        loaded, processor = startup.load_model(model, settings)
+    config = loaded.config if loaded is not None else resolve_config(model, settings.trust_remote_code)
     family = family_for(config)
     windows = family.decoder_windows(config)
     suggested = default_plan(config, _KEEP)
@@ -61,8 +73,8 @@ def doctor(
 
 
 def _has_weights(model: str) -> bool:
-    folder = Path(model)
-    return not folder.is_dir() or any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))
+    folder = user_path(model)
+    return not is_folder(folder) or any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))
 
 
 def _first_fastv_layer(windows: tuple[int | None, ...]) -> int:
@@ -71,6 +83,11 @@ def _first_fastv_layer(windows: tuple[int | None, ...]) -> int:
 
 def _print_amdahl(console: Console, model: Any, processor: Any, picture: Image.Image, ratio: float) -> None:
     """Prefill's share of the answer's time, measured, and what it allows at most."""
+    import torch
+
+    from foveate.api import compare
+    from foveate.cli import loading
+
     inputs = loading.prompt_inputs(model, processor, [picture], "Describe the image.")
     with console.status("timing the plain model"), torch.inference_mode():
         answer = compare(model, inputs, [], _ANSWER_TOKENS, repeats=3, min_new_tokens=_ANSWER_TOKENS)[0]

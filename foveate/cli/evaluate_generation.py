@@ -7,27 +7,27 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
-from foveate.cli import files, loading, options, tables
-from foveate.cli.rounds import Messages, answers_of, asked, check_rounds, demo_samples, read_messages
-from foveate.demo.evaluation import versions
-from foveate.demo.long_answers import LONG_TASKS
+from foveate.cli import options, startup, tables
+from foveate.cli.settings import DEFAULTS, GREEDY, Decoding, ModelSettings, spread
+from foveate.demo.tasks import LONG_TASKS
 from foveate.errors import InputError
-from foveate.evaluate.files import read_items
-from foveate.evaluate.generation import Generation, Row, Sample, Score, evaluate, summarize
-from foveate.evaluate.intervals import Mean
 from foveate.evaluate.overlap import METEOR_NEEDS, overlap_score
-from foveate.spec import Plan
-from foveate.train.data import ConversationFile, holds_conversations
+from foveate.files.paths import check_folder
+from foveate.files.writing import check_outputs, write_file
 
-_Named = tuple[str, Messages]
+if TYPE_CHECKING:  # a help text needs no torch
+    from rich.table import Table
+
+    from foveate.cli.rounds import Messages
+    from foveate.evaluate.generation import Row, Sample, Score
+    from foveate.evaluate.intervals import Mean
+
+    _Named = tuple[str, Messages]
+
 _PLANS = ("random_gate(layer=2, keep=0.5)", "stride_gate(layer=2, keep=0.5)")
 _DEMO_SAMPLES = 50
 _PROTOCOL = (
@@ -42,11 +42,13 @@ _NOTES = (
 )
 
 
+@spread
 def generation(
     file: Annotated[
         Path | None,
         typer.Argument(
             metavar="[FILE]",
+            callback=options.expanded,
             help='Lines of {"image", "question", "answer"}, or conversations: LLaVA\'s .json, .jsonl with chat messages; '
             "left out: the demo.",
         ),
@@ -55,8 +57,12 @@ def generation(
         list[str] | None, typer.Option("--plan", help="May be repeated; the plain model is always the first row.")
     ] = None,
     model: options.Model = None,
-    samples: Annotated[int | None, typer.Option(min=1, help="At most so many; 50 of the demo, all of a file.")] = None,
-    pictures: Annotated[Path | None, typer.Option(help="Folder that picture paths start from; that of the file.")] = None,
+    samples: Annotated[
+        int | None, typer.Option(min=1, max=options.MOST_SAMPLES, help="At most so many; 50 of the demo, all of a file.")
+    ] = None,
+    pictures: Annotated[
+        Path | None, typer.Option(callback=options.expanded, help="Folder that picture paths start from; that of the file.")
+    ] = None,
     task: Annotated[str, typer.Option(help=f"Of the demo: {', '.join(LONG_TASKS)}.")] = LONG_TASKS[0],
     generate: Annotated[bool, typer.Option(help="Also let the model answer itself, for the overlap score.")] = True,
     new_tokens: options.NewTokens = 1024,
@@ -65,16 +71,31 @@ def generation(
     ] = False,
     out: options.OutFile = None,
     as_json: options.AsJson = False,
+    settings: ModelSettings = DEFAULTS,
+    decoding: Decoding = GREEDY,
 ) -> None:
     """Compare plans on long answers: perplexity, overlap, output tokens, FLOPs without a cache, KV bytes with one."""
+    from foveate.spec import Plan
+
     plans = [str(Plan.parse(text)) for text in plan or _PLANS]
-    files.check_file("--out", out)
+    if decoding.beams > 1 and any(Plan.parse(text).gate is not None for text in plans):
+        raise InputError("--beams: what a gate stored is counted for one beam; leave it out, or the gates")
+    check_outputs({"--out": out}, inputs=[file, model])
     if task not in LONG_TASKS:
         raise InputError(f"--task {task}: write one of {', '.join(LONG_TASKS)}")
     if file is None and pictures is not None:
         raise InputError(f"--pictures {pictures}: the demo draws its own; name a FILE")
-    given = None if file is None else _read_file(file, samples, pictures)
-    loaded, processor = loading.load_model(model)
+    with startup.spinner("importing torch and transformers"):
+        from rich.console import Console
+        from rich.markup import escape
+        from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        from foveate.cli.rounds import demo_samples
+        from foveate.demo.evaluation import versions
+        from foveate.evaluate.generation import Generation, evaluate, summarize
+
+        given = None if file is None else _read_file(file, samples, pictures)
+    loaded, processor = startup.load_model(model, settings)
     if given is None:
         chosen = demo_samples(loaded, processor, task, samples or _DEMO_SAMPLES)
     else:
@@ -97,7 +118,7 @@ def generation(
         def note(name: str, done: int) -> None:
             progress.update(bar, advance=1, description=escape("plain" if name == str(Plan()) else name))
 
-        wanted = Generation(decode, score, new_tokens) if generate else None
+        wanted = Generation(decode, score, new_tokens, decoding.options(), decoding.seed) if generate else None
         scores = evaluate(loaded, chosen, plans, wanted, step_by_step, note)
     result = {
         "protocol": _PROTOCOL,
@@ -111,33 +132,45 @@ def generation(
         "versions": versions(),
     }
     if out is not None:
-        files.write({out: (json.dumps(result, indent=2) + "\n").encode("utf-8")})
+        write_file(out, json.dumps(result, indent=2) + "\n")
     if as_json:
         typer.echo(json.dumps(result))
         return
     console = tables.make_console()
-    console.print(_table(summarize(scores), score.name, f"{result['source']}, {len(chosen)} samples"))
+    tables.show(console, _table(summarize(scores), score.name, f"{result['source']}, {len(chosen)} samples"))
     console.print(_NOTES if score.name == "meteor" or not generate else f"{_NOTES}; {METEOR_NEEDS}", style="dim")
     if out is not None:
         console.print(f"wrote {out}", markup=False, highlight=False)
 
 
 def _of_file(model: Any, processor: Any, conversations: Sequence[_Named]) -> list[Sample]:
+    from foveate.cli import loading
+    from foveate.cli.rounds import answers_of, read_messages
+    from foveate.evaluate.generation import Sample
+
     def rounds(messages: Messages) -> Any:
         opened = [{**message, "content": [_opened(part) for part in message["content"]]} for message in messages]
         return read_messages(model, processor, opened)
 
+    for name, messages in conversations:
+        loading.check_words(processor, messages, name)
     return [Sample(name, answers_of(messages), partial(rounds, messages)) for name, messages in conversations]
 
 
 def _opened(part: dict[str, Any]) -> dict[str, Any]:
-    return {**part, "image": loading.load_image(part["image"])} if part["type"] == "image" else part
+    from foveate.api.pictures import load_image
+
+    return {**part, "image": load_image(part["image"])} if part["type"] == "image" else part
 
 
 def _read_file(path: Path, most: int | None, pictures: Path | None) -> list[_Named]:
     """The conversations of a file, each with a name; pictures are paths that exist."""
-    if pictures is not None and not pictures.is_dir():
-        raise InputError(f"--pictures {pictures}: no such folder")
+    if pictures is not None:
+        check_folder(pictures, "folder of --pictures")
+    from foveate.cli.rounds import asked, check_rounds
+    from foveate.evaluate.files import read_items
+    from foveate.train.data import ConversationFile, holds_conversations
+
     if not holds_conversations(path):
         named = []
         for item in read_items(path, most, pictures):
@@ -163,6 +196,9 @@ def _each(scores: Sequence[Score], samples: Sequence[Sample]) -> list[dict[str, 
 
 
 def _table(rows: Sequence[Row], overlap: str, title: str) -> Table:
+    from rich.markup import escape
+    from rich.table import Table
+
     has_overlap = rows[0].overlap is not None
     table = Table(title=escape(title), title_justify="left", show_lines=True)
     table.add_column("plan", overflow="fold", min_width=26)

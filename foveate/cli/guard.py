@@ -7,15 +7,16 @@ import io
 import os
 import sys
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
-from foveate.errors import FoveateError
+from foveate.errors import FoveateError, FoveateWarning
 
 REFUSED, UNFORESEEN, INTERRUPTED, BROKEN_PIPE = 2, 70, 130, 141
 TRACEBACK = "--traceback"
@@ -36,7 +37,8 @@ def guarded(command: Callable[[], object], with_traceback: bool = False) -> int:
     """
     _prepare_streams()
     try:
-        code = command()
+        with _warnings_in_one_line():
+            code = command()
         sys.stdout.flush()
     except (typer.Abort, KeyboardInterrupt):
         return INTERRUPTED
@@ -83,13 +85,30 @@ def _is_out_of_memory(error: Exception) -> bool:
     )
 
 
-def _print(line: str) -> None:
+@contextmanager
+def _warnings_in_one_line() -> Iterator[None]:
+    """Our own warnings are for people here, not for programmers: no path and no line of code beside them."""
+    usual = warnings.showwarning
+
+    def show(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:
+        if issubclass(category, FoveateWarning):
+            _print(str(message), ("warning: ", "bold yellow"))
+        else:
+            usual(message, category, *place, **more)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", FoveateWarning)  # whatever Python was told about warnings
+        warnings.showwarning = show
+        yield
+
+
+def _print(line: str, kind: tuple[str, str] = ("error: ", "bold red")) -> None:
     text = " ".join(line.split())
     text = text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
     # Names may hold anything, also what a terminal would obey.
     text = "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
     with suppress(OSError):
-        Console(stderr=True, soft_wrap=True, highlight=False).print(Text.assemble(("error: ", "bold red"), text))
+        Console(stderr=True, soft_wrap=True, highlight=False).print(Text.assemble(kind, text))
 
 
 def _prepare_streams() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,28 +14,43 @@ from foveate.api import Video
 from foveate.api.models import load_pretrained
 from foveate.api.pictures import first_line, load_image
 from foveate.cli.media import metadata, takes_videos
+from foveate.cli.settings import ModelSettings
 from foveate.demo.loading import load_demo
-from foveate.errors import InputError
+from foveate.errors import FoveateError, InputError
 
 __all__ = ["as_seen", "chat_inputs", "downsampled", "load_image", "load_model", "png", "prompt_inputs"]
 
 
-def load_model(name: str | None, training_dtype: str | None = None, trust_remote_code: bool = False) -> tuple[Any, Any]:
+def load_model(name: str | None, training_dtype: str | None = None, settings: ModelSettings | None = None) -> tuple[Any, Any]:
     """Return (model, processor): the embedded demo model, or a folder or hub id loaded as transformers loads it.
 
     With a `training_dtype` ("float32", "auto") the model is on the CPU: each process of a training takes it to its own device.
     """
+    settings = settings or ModelSettings()
+    options: dict[str, Any] = {"dtype": training_dtype} if training_dtype else settings.pretrained_options()
     if name is None:
-        from transformers.utils import logging
+        if options["dtype"] == "auto":
+            options["dtype"] = torch.float32  # in bfloat16, as it is stored, it would be slow on most CPUs
+        loaded = _without_bars(lambda: load_demo(**options))
+    else:
+        trust = settings.trust_remote_code
+        loaded = _without_bars(lambda: load_pretrained(name, trust_remote_code=trust, **options))
+    model, processor = loaded
+    settings.set_pixels(processor)
+    return settings.placed(model), processor
 
-        logging.disable_progress_bar()  # a bar for a file of a few megabytes is noise
-        try:
-            return load_demo()
-        finally:
+
+def _without_bars(load: Callable[[], tuple[Any, Any]]) -> tuple[Any, Any]:
+    """The spinner of `startup` says that a model is loading; bars would be drawn over it, and into logs."""
+    from transformers.utils import logging
+
+    was_on = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        return load()
+    finally:
+        if was_on:
             logging.enable_progress_bar()
-    spread = torch.cuda.is_available() and training_dtype is None
-    options: dict[str, Any] = {"device_map": "auto"} if spread else {}
-    return load_pretrained(name, trust_remote_code=trust_remote_code, dtype=training_dtype or "auto", **options)
 
 
 def prompt_inputs(model: Any, processor: Any, media: Sequence[Image.Image | Video], question: str) -> dict[str, Any]:
@@ -49,15 +64,47 @@ def prompt_inputs(model: Any, processor: Any, media: Sequence[Image.Image | Vide
 
 def chat_inputs(model: Any, processor: Any, turn: list[dict[str, Any]], videos: Sequence[Video] = ()) -> dict[str, Any]:
     """The same of chat messages with opened pictures that end with a question; `videos` are those of the first message."""
+    check_words(processor, turn, "the prompt")
     try:
         made = _with_videos(processor, turn, videos) if videos else _templated(processor, turn)
-    except (ValueError, ImportError) as error:  # video processors may need torchvision
-        raise InputError(f"the model's processor refuses this prompt: {first_line(error)}") from None
+    except FoveateError:
+        raise
+    except Exception as error:  # templates and processors come with the model, and video processors may need torchvision
+        kind = "" if isinstance(error, (ValueError, ImportError)) else f"{type(error).__name__}: "
+        raise InputError(f"the model's processor refuses this prompt: {kind}{first_line(error)}") from None
     inputs: dict[str, Any] = dict(made.to(model.device))
+    _check_ids(model, inputs["input_ids"])
     for name, value in inputs.items():
         if name.startswith("pixel_values") and value.is_floating_point():
             inputs[name] = value.to(model.dtype)
     return inputs
+
+
+def check_words(processor: Any, messages: Sequence[dict[str, Any]], where: str) -> None:
+    """Refuse texts that hold the words which stand for pictures in this model's prompts.
+
+    Raises:
+        InputError: naming the word.
+    """
+    words = [getattr(processor, name, None) for name in ("image_token", "video_token")]
+    for text in (part["text"] for message in messages for part in message["content"] if part["type"] == "text"):
+        for word in words:
+            if isinstance(word, str) and word and word in text:
+                raise InputError(f"{where}: its text holds '{word}', where this model looks for a picture: take it out")
+
+
+def _check_ids(model: Any, ids: torch.Tensor) -> None:
+    """Refuse prompts that are longer than the model's positions, and tokens that it does not have."""
+    config = model.config.get_text_config()
+    most, known = getattr(config, "max_position_embeddings", None), getattr(config, "vocab_size", None)
+    if most is not None and ids.shape[1] > most:
+        raise InputError(
+            f"the prompt has {ids.shape[1]:,} tokens and the model reads {most:,}: use fewer or smaller pictures, or less text"
+        )
+    if known is not None and int(ids.max()) >= known:
+        raise InputError(
+            f"the tokenizer makes token {int(ids.max())}, and the model knows {known}: they do not belong together"
+        )
 
 
 def _turn(processor: Any, media: Sequence[Image.Image | Video], question: str) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from foveate.cli.guard import TRACEBACK, guarded, split_traceback
 
 def build_app() -> typer.Typer:
     """The command line with all commands."""
-    # Imported here so that importing this module does not wait for torch.
+    # What a command computes with, it imports when it runs: a help text waits for neither torch nor transformers.
     from foveate.cli import catalog, convert, demo, doctor, evaluate, plan, run, train, view, view_merge, view_text
 
     app = typer.Typer(

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import os.path
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import typer
-from PIL import Image
+from typing import TYPE_CHECKING, Any
 
 from foveate.api import Video, load_video
 from foveate.api.pictures import PICTURE_SUFFIXES, load_image
 from foveate.api.video import VIDEO_SUFFIXES
 from foveate.errors import InputError
 from foveate.files.paths import shown, user_path
+
+if TYPE_CHECKING:  # a help text needs no PIL
+    from PIL import Image
 
 MAX_FRAMES = 64
 
@@ -45,13 +44,8 @@ class Sampling:
     end: float | None = None
 
     def load(self, path: Path) -> Video:
-        """Read a video file or a folder of frames; what is to be noted goes to stderr."""
-        with warnings.catch_warnings(record=True) as notes:
-            warnings.simplefilter("always", UserWarning)
-            video = load_video(path, self.frames, fps=self.fps, max_frames=self.max_frames, start=self.start, end=self.end)
-        for note in notes:
-            typer.echo(f"note: {note.message}", err=True)
-        return video
+        """Read a video file or a folder of frames."""
+        return load_video(path, self.frames, fps=self.fps, max_frames=self.max_frames, start=self.start, end=self.end)
 
 
 def split_arguments(arguments: Sequence[str], has_videos: bool = False) -> tuple[list[Path], str]:

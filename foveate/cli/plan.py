@@ -6,20 +6,21 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from foveate.api import Video, default_plan, estimate, resolve_config
-from foveate.api.cost import media_of
+from foveate.api.video import MOST_FRAMES
 from foveate.cli import media, options, tables
-from foveate.core.site import SiteKind
-from foveate.cost.estimate import CostEstimate, grid
 from foveate.errors import InputError
-from foveate.families import Family, family_for
-from foveate.spec import Plan
+
+if TYPE_CHECKING:  # a help text needs none of them
+    from rich.console import Console
+
+    from foveate.api import Video
+    from foveate.cost.estimate import CostEstimate
+    from foveate.families import Family
+    from foveate.spec import Plan
 
 GRID_KEEPS = (0.75, 0.5, 0.25, 0.125, 0.1)
 
@@ -27,27 +28,35 @@ GRID_KEEPS = (0.75, 0.5, 0.25, 0.125, 0.1)
 def plan(
     spec: Annotated[str | None, typer.Argument(metavar="SPEC", help='e.g. "fastv(layer=2, keep=0.5)".')] = None,
     model: Annotated[str, typer.Option(help="Preset, folder, hub id, or config folder.")] = "llava-1.5-7b",
+    trust_remote_code: options.TrustRemoteCode = False,
     images: Annotated[str | None, typer.Option(help="Sizes in pixels, e.g. 1024x768,640x480.")] = None,
-    visual_tokens: Annotated[int | None, typer.Option(min=1, help="Instead of images.")] = None,
+    visual_tokens: Annotated[int | None, typer.Option(min=1, max=options.MOST_TOKENS, help="Instead of images.")] = None,
     frames: Annotated[
-        int | None, typer.Option(min=1, help="Frames of one video of the size --images gives, or of --video.")
+        int | None, typer.Option(min=1, max=MOST_FRAMES, help="Frames of one video of the size --images gives, or of --video.")
     ] = None,
-    text_tokens: Annotated[int, typer.Option(min=0, help="Text of the prompt.")] = 64,
-    new_tokens: Annotated[int, typer.Option(min=0, help="Tokens of the answer.")] = 128,
-    batch: Annotated[int, typer.Option(min=1, help="Prompts at once.")] = 1,
+    text_tokens: Annotated[int, typer.Option(min=0, max=options.MOST_TOKENS, help="Text of the prompt.")] = 64,
+    new_tokens: Annotated[int, typer.Option(min=0, max=options.MOST_TOKENS, help="Tokens of the answer.")] = 128,
+    batch: Annotated[int, typer.Option(min=1, max=options.MOST_TOKENS, help="Prompts at once.")] = 1,
     dtype: Annotated[str, typer.Option(help="Of the KV cache.")] = "bf16",
     convention: Annotated[str, typer.Option(help="exact, fastv, dynamic-llava or illava-v1.")] = "exact",
     show_grid: Annotated[bool, typer.Option("--grid", help="LLM prefill FLOPs over layer x keep, as a heat map.")] = False,
     vs: Annotated[str | None, typer.Option(help="A second model without a plan, beside it.")] = None,
     as_json: options.AsJson = False,
-    video: Annotated[Path | None, typer.Option(help="A video file or a folder of frames, instead of sizes.")] = None,
+    video: Annotated[
+        Path | None, typer.Option(callback=options.expanded, help="A video file or a folder of frames, instead of sizes.")
+    ] = None,
     fps: options.Fps = None,
     max_frames: options.MaxFrames = media.MAX_FRAMES,
     start: options.Start = 0.0,
     end: options.End = None,
 ) -> None:
     """Visual tokens, FLOPs and KV bytes of a plan on a model, from its config alone."""
-    config = resolve_config(model)
+    from foveate.api.cost import default_plan, estimate, media_of, resolve_config
+    from foveate.cost.estimate import grid
+    from foveate.families import family_for
+    from foveate.spec import Plan
+
+    config = resolve_config(model, trust_remote_code)
     parsed = default_plan(config) if spec is None else Plan.parse(spec)
     sizes = None if images is None else _sizes(images)
     sampling = media.Sampling(frames, fps, max_frames, start, end)
@@ -68,7 +77,7 @@ def plan(
         convention=convention,
     )
     result = estimate(config, parsed, **workload)
-    other = None if vs is None else estimate(vs, Plan(), **workload)
+    other = None if vs is None else estimate(resolve_config(vs, trust_remote_code), Plan(), **workload)
     cells = None
     if show_grid:
         family = family_for(config)
@@ -92,7 +101,7 @@ def plan(
 def _sizes(text: str) -> list[tuple[int, int]]:
     sizes = []
     for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)x(\d+)\s*", part)
+        match = re.fullmatch(r"\s*([0-9]{1,6})x([0-9]{1,6})\s*", part)
         if match is None:
             raise InputError(f"--images {text}: write sizes as WIDTHxHEIGHT, e.g. 1024x768,640x480")
         sizes.append((int(match[1]), int(match[2])))
@@ -101,6 +110,8 @@ def _sizes(text: str) -> list[tuple[int, int]]:
 
 def _of_video(family: Family, video: Video) -> tuple[list[tuple[int, int]], int | None]:
     """The sizes of pictures, and the number of frames where the family has media that are videos."""
+    from foveate.families import Family
+
     size, count = video.frames[0].size, len(video.frames)
     # Where no video is said to exist, frames are pictures, as `foveate run` gives them to such a model.
     takes_none = type(family).media_of_video is Family.media_of_video
@@ -114,6 +125,10 @@ def _grid_layers(total: int) -> list[int]:
 def _print_table(
     console: Console, model: str, plan: Plan, result: CostEstimate, vs: str | None, other: CostEstimate | None
 ) -> None:
+    from rich.table import Table
+
+    from foveate.core.site import SiteKind
+
     table = Table(title=f"{model}: {result.summary()}", title_justify="left")
     table.add_column("")
     for heading in ("plain", str(plan), "ratio"):
@@ -151,7 +166,7 @@ def _print_table(
     for name, plain_text, plan_text, ratio, beside_text in rows:
         cells = [name, plain_text, plan_text, "" if ratio is None else f"{100 * ratio:.1f} %"]
         table.add_row(*cells, *([beside_text] if other is not None else []))
-    console.print(table)
+    tables.show(console, table)
     console.print(f"choosing tokens adds {tables.human_flops(result.selection_flops)}", style="dim")
     console.print(f"convention {result.convention}: {result.convention_words}", style="dim")
     hint = tables.detail_hint(result)
@@ -167,13 +182,15 @@ def _mean(counts: Sequence[float]) -> float:
 
 
 def _print_grid(console: Console, layers: list[int], rows: list[list[float]]) -> None:
+    from rich.table import Table
+
     table = Table(title="LLM prefill FLOPs left, by layer of the cut and share kept", title_justify="left")
     table.add_column("layer", justify="right")
     for keep in GRID_KEEPS:
         table.add_column(f"keep {keep:g}", justify="right")
     for layer, row in zip(layers, rows, strict=True):
         table.add_row(str(layer) if layer else "pre_llm", *[_shaded(value) for value in row])
-    console.print(table)
+    tables.show(console, table)
 
 
 def _shaded(ratio: float) -> str:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from PIL import Image
-from rich.markup import escape
 
-from foveate.api import Answer, Candidate, Video, compare, default_plan
-from foveate.cli import loading, media, options, tables
-from foveate.core.plan import Stage
-from foveate.spec import Plan
+from foveate.cli import media, options, startup, tables
+from foveate.cli.settings import DEFAULTS, GREEDY, Decoding, ModelSettings, spread
+
+if TYPE_CHECKING:  # a help text needs no torch
+    from PIL import Image
+
+    from foveate.api import Answer, Candidate, Video
+    from foveate.core.plan import Stage
+    from foveate.spec import Plan
 
 
+@spread
 def run(
     arguments: options.Prompt,
     model: options.Model = None,
@@ -24,7 +28,9 @@ def run(
         bool, typer.Option("--compare", help="Beside it: the plain model, random, uniform and a downsampled picture.")
     ] = False,
     new_tokens: options.NewTokens = 64,
-    repeats: Annotated[int, typer.Option(min=1, help="Time each row this often and report medians.")] = 1,
+    repeats: Annotated[
+        int, typer.Option(min=1, max=options.MOST_REPEATS, help="Time each row this often and report medians.")
+    ] = 1,
     as_json: options.AsJson = False,
     video: options.Videos = None,
     frames: options.Frames = None,
@@ -32,24 +38,31 @@ def run(
     max_frames: options.MaxFrames = media.MAX_FRAMES,
     start: options.Start = 0.0,
     end: options.End = None,
+    settings: ModelSettings = DEFAULTS,
+    decoding: Decoding = GREEDY,
 ) -> None:
     """Answer a question about pictures and videos under a plan, and print one table of what it took."""
+    from foveate.spec import Plan
+
     paths, question = media.split_arguments(arguments, bool(video))
     shown = media.load_all(paths, video, media.Sampling(frames, fps, max_frames, start, end))
     contents = [one.content for one in shown]
     parsed = None if plan is None else Plan.parse(plan)
-    loaded, processor = loading.load_model(model)
+    loaded, processor = startup.load_model(model, settings)
+    from foveate.api import Candidate, Video, compare, default_plan
+    from foveate.cli import loading
+
     parsed = parsed or default_plan(loaded.config)
     inputs = loading.prompt_inputs(loaded, processor, contents, question)
     console = tables.make_console()
-    streamed: dict[str, Any] = {}
+    how: dict[str, Any] = decoding.options() | {"seed": decoding.seed}
     if compare_plans:
         rows = [Candidate(str(parsed), parsed), *_controls(parsed, loaded, processor, contents, question)]
     else:
         rows = [Candidate(str(parsed), parsed)]
-        if not as_json:
-            streamed["streamer"] = _streamer(processor)
-    answers = compare(loaded, inputs, rows, new_tokens, repeats, with_plain=compare_plans, warm_up=compare_plans, **streamed)
+        if not as_json and decoding.beams == 1:  # a beam is known at its end
+            how["streamer"] = _streamer(processor)
+    answers = compare(loaded, inputs, rows, new_tokens, repeats, with_plain=compare_plans, warm_up=compare_plans, **how)
     texts = [_text(processor, answer) for answer in answers]
     if as_json:
         rows_json = [tables.answer_json(answer, text) for answer, text in zip(answers, texts, strict=True)]
@@ -57,11 +70,14 @@ def run(
         videos = [{"path": str(one.path), "seconds": one.content.seconds} for one in shown if isinstance(one.content, Video)]
         console.print_json(json.dumps({"question": question, "pictures": pictures, "videos": videos, "rows": rows_json}))
         return
+    from rich.markup import escape
+
     title = f"{question} ({media.names_of(shown)})"
-    console.print(tables.answer_table(answers, texts, escape(title)))
+    tables.show(console, tables.answer_table(answers, texts, escape(title)))
     hint = tables.detail_hint(answers[1 if compare_plans else 0].estimate)
     if hint is not None:
         console.print(hint, style="yellow")
+    console.print(tables.memory_note(loaded.device.type), style="dim")
     if not compare_plans:
         console.print("Times are of a first call, warm-up included; --compare measures side by side.", style="dim")
 
@@ -70,6 +86,10 @@ def _controls(
     plan: Plan, model: Any, processor: Any, contents: Sequence[Image.Image | Video], question: str
 ) -> list[Candidate]:
     """Random, uniform and downsampling with the budget of the plan's last stage."""
+    from foveate.api import Candidate
+    from foveate.cli import loading
+    from foveate.spec import Plan
+
     if not plan.stages:
         return []
     last = plan.stages[-1]
@@ -89,6 +109,7 @@ def _controls(
 
 def _with_method(stage: Stage, name: str) -> Stage:
     from foveate import methods
+    from foveate.core.plan import Stage
 
     return Stage(stage.site, methods.get(name)(), stage.budget, stage.scope, stage.role, stage.effect)
 

@@ -2,27 +2,77 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from difflib import SequenceMatcher
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
-from foveate.api import Answer
-from foveate.cost.estimate import CostEstimate
+if TYPE_CHECKING:  # a help text needs no torch
+    from foveate.api import Answer
+    from foveate.cost.estimate import CostEstimate
 
 # Tables in logs and pipes are not squeezed into the 80 columns that an unknown width stands for.
 _PIPE_WIDTH = 130
+# A column of texts is not made narrower.
+_TEXT_WIDTH = 16
 # Below this share of the encoder's tokens a plan gets a warning about detail.
 _DETAIL = 0.5
 
 
 def make_console() -> Console:
-    """A console for results."""
-    return Console(width=None if sys.stdout.isatty() else _PIPE_WIDTH)
+    """A console for results: as wide as the terminal, or as COLUMNS says; in a pipe wide enough for tables."""
+    asked = os.environ.get("COLUMNS", "")
+    wide = int(asked) if asked.isdecimal() and 20 <= int(asked[:6]) <= 10_000 else _PIPE_WIDTH
+    return Console(width=None if sys.stdout.isatty() else wide)
+
+
+def show(console: Console, table: Table) -> None:
+    """Print a table, or where it is too wide for the console its rows one below the other: no number is cut or broken."""
+    spare = console.width - 3 * len(table.columns) - 1
+    for column in table.columns:
+        column.overflow, column.width = "fold", _least_width(console, column)
+        spare -= column.width
+    if spare >= 0:
+        for column in sorted(table.columns, key=lambda column: column.justify == "right"):  # texts first
+            assert column.width is not None
+            wished = max(console.measure(cell).maximum for cell in (column.header, *column.cells))
+            more = max(0, min(spare, wished - column.width))
+            column.width, spare = column.width + more, spare - more
+        console.print(table)
+        return
+    if table.title is not None:
+        console.print(table.title, style="italic")
+    for row in zip(*(column.cells for column in table.columns), strict=True):
+        lines = Table.grid(padding=(0, 2))
+        lines.add_column(style="dim")
+        lines.add_column(overflow="fold")
+        for column, cell in zip(table.columns, row, strict=True):
+            heading = " ".join(str(column.header).split())
+            if cell != "":
+                lines.add_row(*((heading, cell) if heading else (cell, "")))
+        console.print(lines)
+        console.print()
+
+
+def _least_width(console: Console, column: Column) -> int:
+    """Numbers stay on their lines, headings are broken between words, and texts not into bits."""
+    words = [console.measure(cell).minimum for cell in (column.header, *column.cells)]
+    longest = max((console.measure(cell).maximum for cell in column.cells), default=0)
+    return max(words[0], longest if column.justify == "right" else min(longest, max(_TEXT_WIDTH, *words)))
+
+
+def make_table(*headings: str, title: str | None = None) -> Table:
+    """A table of texts, with lines between its rows."""
+    table = Table(title=title, title_justify="left", show_lines=True)
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    return table
 
 
 def human_bytes(count: float) -> str:
@@ -48,6 +98,17 @@ def cache_bytes(answer: Answer) -> str:
         return "quantized:\nnot measured"
     held = "" if answer.kv_bytes_held == answer.kv_bytes else f"\n({human_bytes(answer.kv_bytes_held)} held)"
     return human_bytes(answer.kv_bytes) + held
+
+
+def peak_memory(answer: Answer) -> str:
+    """The peak while answering; what it counts depends on the device."""
+    return "not measured" if answer.peak_bytes is None else human_bytes(answer.peak_bytes)
+
+
+def memory_note(device: str) -> str:
+    """What the column counts."""
+    what = "what was allocated on the GPU, weights included" if device == "cuda" else "by how much the process grew"
+    return f"Peak memory: {what} while answering."
 
 
 def milliseconds(value: float | None) -> str:
@@ -87,7 +148,7 @@ def answer_table(answers: Sequence[Answer], texts: Sequence[str], title: str) ->
     table = Table(title=title, title_justify="left", show_lines=len(answers) > 1)
     table.add_column("plan", overflow="fold", ratio=3)
     table.add_column("answer", overflow="fold", ratio=4)
-    for heading in ("visual tokens", "LLM FLOPs\n(theory)", "KV cache\n(measured)", "TTFT", "TPOT"):
+    for heading in ("visual tokens", "LLM FLOPs\n(theory)", "KV cache\n(measured)", "TTFT", "TPOT", "peak\nmemory"):
         table.add_column(heading, justify="right", overflow="fold")
     for answer, text in zip(answers, texts, strict=True):
         table.add_row(
@@ -98,6 +159,7 @@ def answer_table(answers: Sequence[Answer], texts: Sequence[str], title: str) ->
             cache_bytes(answer),
             milliseconds(answer.ttft_ms),
             milliseconds(answer.tpot_ms),
+            peak_memory(answer),
         )
     return table
 
@@ -116,4 +178,5 @@ def answer_json(answer: Answer, text: str) -> dict[str, object]:
         "ttft_ms": answer.ttft_ms,
         "tpot_ms": answer.tpot_ms,
         "loyalty": answer.loyalty,
+        "peak_bytes": answer.peak_bytes,
     }

@@ -5,25 +5,24 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from PIL import Image
 from rich.console import Console
 from rich.text import Text
 
-from foveate.api import attach
-from foveate.cli import files, loading, media, options, tables
-from foveate.demo.evaluation import held_out_samples
-from foveate.demo.long_answers import ONE_TURN_TASKS as TASKS
-from foveate.engine.compat import cache_in
-from foveate.engine.slot_cache import lasting_bytes, stored_bytes, ungated_bytes
+from foveate.cli import media, options, startup, tables
+from foveate.cli.settings import DEFAULTS, ModelSettings, spread
+from foveate.demo.tasks import ONE_TURN_TASKS as TASKS
 from foveate.errors import InputError
-from foveate.spec import Plan
-from foveate.viz.answer_page import answer_page
-from foveate.viz.answer_plot import answer_plot
-from foveate.viz.answer_text import AnswerHeading, AnswerText, count_line, pieces_of
+from foveate.files.writing import Content, check_outputs, write_files
 from foveate.viz.packages import require
+
+if TYPE_CHECKING:  # a help text needs no torch
+    from PIL import Image
+
+    from foveate.spec import Plan
+    from foveate.viz.answer_text import AnswerHeading, AnswerText
 
 _PLAN = "random_gate(layer=2, keep=0.5)"
 # Held-out questions of a task that are looked at for the one with the longest answer.
@@ -31,6 +30,7 @@ _LOOKED_AT = 12
 _STYLES = {True: "bold", False: "bright_black", None: "italic"}
 
 
+@spread
 def view_text(
     arguments: Annotated[
         list[str] | None, typer.Argument(metavar=options.PROMPT_METAVAR, help=f"{options.PROMPT_HELP} Left out: --task.")
@@ -48,16 +48,23 @@ def view_text(
     max_frames: options.MaxFrames = media.MAX_FRAMES,
     start: options.Start = 0.0,
     end: options.End = None,
+    settings: ModelSettings = DEFAULTS,
 ) -> None:
     """Show which tokens of an answer the layers behind a gate stored: those strong, rejected ones pale."""
+    from foveate.spec import Plan
+
     parsed = Plan.parse(plan)
     if parsed.gate is None:
         raise InputError(f"--plan {plan}: no stage gates decoding, so there is nothing to show; write e.g. {_PLAN}")
-    files.check_file("--html", html)
-    files.check_file("--png", png)
+    check_outputs({"--html": html, "--png": png}, inputs=[*(arguments or [])[:-1], *(video or []), model])
     require(*(package for package, path in (("jinja2", html), ("matplotlib", png)) if path is not None))
     prompt = _prompt(arguments or [], task, video, media.Sampling(frames, fps, max_frames, start, end))
-    loaded, processor = loading.load_model(model)
+    loaded, processor = startup.load_model(model, settings)
+    from foveate.cli import loading
+    from foveate.viz.answer_page import answer_page
+    from foveate.viz.answer_plot import answer_plot
+    from foveate.viz.answer_text import AnswerHeading, count_line
+
     inputs = loading.prompt_inputs(loaded, processor, prompt.content, prompt.question)
     console = tables.make_console()
     with console.status("answering"):
@@ -65,12 +72,12 @@ def view_text(
     name = f"{type(loaded).__name__}, {prompt.name}"
     heading = AnswerHeading(prompt.question, str(parsed), name, None if plain == answer.text else plain, kv_bytes)
     counts = count_line(answer, heading, tables.human_bytes)
-    written: dict[Path, bytes] = {}
+    written: dict[Path, Content] = {}
     if html is not None:
         written[html] = answer_page(answer, heading, counts, prompt.pictures).encode("utf-8")
     if png is not None:
         written[png] = answer_plot(answer, heading, counts)
-    files.write(written)
+    write_files(written)
     if as_json:
         typer.echo(json.dumps(_numbers(answer, heading, prompt) | {"files": [str(path) for path in written]}))
         return
@@ -107,7 +114,12 @@ def _prompt(arguments: list[str], task: str | None, video: list[Path] | None, sa
     task = task or TASKS[0]
     if task not in TASKS:
         raise InputError(f"--task {task}: write one of {', '.join(TASKS)}")
-    samples = held_out_samples(_LOOKED_AT, 0, (task,))
+    from PIL import Image
+
+    with startup.spinner("drawing a picture"):
+        from foveate.demo.evaluation import held_out_samples
+
+        samples = held_out_samples(_LOOKED_AT, 0, (task,))
     sample = max(samples, key=lambda one: len(one.questions[0].answer))
     picture, (asked,) = Image.fromarray(sample.pixels[0]), sample.questions
     return _Prompt(asked.text, [picture], f"held-out {task}", [(f"held-out {task}", picture)], asked.answer)
@@ -117,6 +129,11 @@ def _answers(
     model: Any, tokenizer: Any, inputs: dict[str, Any], plan: Plan, new_tokens: int
 ) -> tuple[AnswerText, str, tuple[int, int, int] | None]:
     """The gated answer, the plain model's text, and KV bytes: held, lasting, without the gate."""
+    from foveate.api import attach
+    from foveate.engine.compat import cache_in
+    from foveate.engine.slot_cache import lasting_bytes, stored_bytes, ungated_bytes
+    from foveate.viz.answer_text import AnswerText, pieces_of
+
     length = inputs["input_ids"].shape[1]
     how = {"do_sample": False, "max_new_tokens": new_tokens}
     with attach(model, plan) as attachment:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from foveate.core.layout import Layout, Medium, Role
 from foveate.errors import InputError
+
+if TYPE_CHECKING:  # a cost estimate needs no torch
+    from torch import Tensor
 
 # The kinds of token that attention is shared among, in the order of the last dimension of shares (FastV, Sec. 3.2).
 KINDS = (Role.SYSTEM, Role.VISUAL, Role.INSTRUCT, Role.OUTPUT)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-from torch.nn.functional import avg_pool1d, interpolate
+if TYPE_CHECKING:  # a cost estimate needs no torch
+    import torch
+    from torch import Tensor
 
 # Multiples of the golden ratio's fraction fall evenly over [0, 1), however many are taken.
 _GOLDEN = 0.6180339887498949
@@ -86,13 +87,18 @@ class Canvas:
 
     def weights(self) -> Tensor:
         """[tokens, rows * patches], sparse and coalesced: which patches each token is made of, with which weights."""
+        import torch
+
         top, left, rows, columns = self.box
         (down, across), (height, width) = self.tiles, self.tile
-        numbers = torch.arange(self.rows * self.patches).view(down, across, height, width).transpose(1, 2)
+        numbers = torch.arange(self.rows * self.patches, device="cpu").view(down, across, height, width).transpose(1, 2)
         inside = numbers.reshape(down * height, across * width)[top : top + rows, left : left + columns]
         size = (self.tokens, self.rows * self.patches)
         if not self.shrinks:
-            index, weight = torch.stack([torch.arange(self.tokens), inside.flatten()]), torch.ones(self.tokens)
+            index, weight = (
+                torch.stack([torch.arange(self.tokens, device="cpu"), inside.flatten()]),
+                torch.ones(self.tokens, dtype=torch.float32, device="cpu"),
+            )
             return torch.sparse_coo_tensor(index, weight, size, check_invariants=False).coalesce()
         down_weights, across_weights = self._axes(torch.device("cpu"))
         (y, v), (x, u) = (torch.nonzero(axis, as_tuple=True) for axis in (down_weights, across_weights))
@@ -103,14 +109,21 @@ class Canvas:
 
     def _axes(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """[h, box h] and [w, box w]: shrinking is the same linear map along each axis."""
+        import torch
+
         down, across = (
-            self._axis(torch.eye(inputs, device=device)[None], outputs)
+            self._axis(torch.eye(inputs, device=device, dtype=torch.float32)[None], outputs)
             for inputs, outputs in zip(self.box[2:], self.grid, strict=True)
         )
         return down, across
 
     def _axis(self, each: Tensor, outputs: int) -> Tensor:
-        shrunk = avg_pool1d(each, self.stride) if self.stride else interpolate(each, size=outputs, mode="linear")
+        import torch
+
+        if self.stride:
+            shrunk = torch.nn.functional.avg_pool1d(each, self.stride)
+        else:
+            shrunk = torch.nn.functional.interpolate(each, size=outputs, mode="linear")
         # A position that is a whole number up to rounding would have a neighbour with a weight of rounding.
         return shrunk[0].T.where(shrunk[0].T > 1e-5, 0.0)
 
@@ -124,10 +137,12 @@ class Canvas:
         Returns:
             [..., tokens] bool. The best covered stay; of equally covered ones some here and some there.
         """
+        import torch
+
         alive = coverage > 0
         if not self.shrinks:
             return alive
-        scattered = (torch.arange(self.tokens, dtype=torch.float64) * _GOLDEN % 1).argsort()
+        scattered = (torch.arange(self.tokens, dtype=torch.float64, device="cpu") * _GOLDEN % 1).argsort()
         scattered = scattered.to(coverage.device, non_blocking=True)
         # Equal coverage differs in the last bits; what differs in the first four digits is not equal.
         order = coverage.round(decimals=4)[..., scattered].argsort(dim=-1, descending=True, stable=True)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import IntEnum
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from foveate.core.shape import MediumShape
 from foveate.errors import InputError
+
+if TYPE_CHECKING:  # a cost estimate needs no torch
+    from torch import Tensor
 
 
 class Role(IntEnum):
@@ -82,7 +83,9 @@ class Layout:
         Raises:
             InputError: if a row's media and its placeholder columns do not have the same number of tokens.
         """
-        roles = torch.full(is_visual.shape, int(Role.INSTRUCT), dtype=torch.int8)
+        import torch
+
+        roles = torch.full(is_visual.shape, int(Role.INSTRUCT), dtype=torch.int8, device="cpu")
         media: list[Medium] = []
         for row, row_shapes in enumerate(shapes):
             columns = torch.nonzero(is_visual[row]).flatten()
@@ -92,7 +95,7 @@ class Layout:
                     f"row {row} has {len(columns)} visual placeholder tokens, but its {len(row_shapes)} images or videos fill "
                     f"{expected}; let the model's own processor build input_ids and pixel values together"
                 )
-            own_sample = torch.zeros(is_visual.shape[1], dtype=torch.long) if samples is None else samples[row]
+            own_sample = torch.zeros(is_visual.shape[1], dtype=torch.long, device="cpu") if samples is None else samples[row]
             for sample in sorted(set(own_sample[columns].tolist())):
                 first = int(columns[own_sample[columns] == sample][0])
                 roles[row, :first].masked_fill_(own_sample[:first] == sample, int(Role.SYSTEM))
@@ -100,7 +103,7 @@ class Layout:
             earlier: dict[int, int] = {}
             for index, shape in enumerate(row_shapes):
                 own = columns[start : start + shape.tokens]
-                on_grid = torch.ones(shape.tokens, dtype=torch.bool)
+                on_grid = torch.ones(shape.tokens, dtype=torch.bool, device="cpu")
                 on_grid[list(shape.separators)] = False
                 sample = int(own_sample[own[0]])
                 media.append(Medium(row, index, shape, own[on_grid], sample, earlier.setdefault(sample, index)))
@@ -115,7 +118,7 @@ class Layout:
 
     def parts(self, row: int) -> list[Tensor]:
         """The real columns [n] of each sample of a row, in order."""
-        real = torch.nonzero(self.roles[row] != int(Role.PAD)).flatten()
+        real = (self.roles[row] != int(Role.PAD)).nonzero().flatten()
         return _split(real, None if self.samples is None else self.samples[row])
 
     @property
@@ -152,19 +155,23 @@ class Layout:
 
     def extended(self, width: int) -> Layout:
         """The layout with output columns appended until it is `width` wide."""
+        import torch
+
         extra = width - self.width
         if extra <= 0:
             return self
-        output = torch.full((self.roles.shape[0], extra), int(Role.OUTPUT), dtype=torch.int8)
+        output = torch.full((self.roles.shape[0], extra), int(Role.OUTPUT), dtype=torch.int8, device="cpu")
         samples = None if self.samples is None else torch.nn.functional.pad(self.samples, (0, extra), mode="replicate")
         ends = torch.nn.functional.pad(self.ends, (0, extra))
         return Layout(torch.cat([self.roles, output], dim=1), self.media, ends, samples)
 
     def behind(self, extra: int) -> Layout:
         """The layout with `extra` columns of text in front, as prompt tuning puts them there."""
+        import torch
+
         if extra <= 0:
             return self
-        system = torch.full((self.roles.shape[0], extra), int(Role.SYSTEM), dtype=torch.int8)
+        system = torch.full((self.roles.shape[0], extra), int(Role.SYSTEM), dtype=torch.int8, device="cpu")
         media = tuple(replace(medium, columns=medium.columns + extra) for medium in self.media)
         return Layout(torch.cat([system, self.roles], dim=1), media, torch.nn.functional.pad(self.ends, (extra, 0)))
 
@@ -189,9 +196,9 @@ def _split(columns: Tensor, samples: Tensor | None) -> list[Tensor]:
 
 def _ends(roles: Tensor, samples: Tensor | None) -> Tensor:
     """[B, S] bool: of each sample the last real column, and the last one in front of its output."""
-    ends = torch.zeros(roles.shape, dtype=torch.bool)
+    ends = roles != roles
     for row, own in enumerate(roles):
-        real = torch.nonzero(own != int(Role.PAD)).flatten()
+        real = (own != int(Role.PAD)).nonzero().flatten()
         for part in _split(real, None if samples is None else samples[row]):
             prompt = part[(own[part] == int(Role.OUTPUT)).cumsum(0) == 0]
             ends[row, part[-1:]] = True

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from foveate.core.method import Method
+
+if TYPE_CHECKING:  # a cost estimate needs no torch
+    from torch import nn
 
 
 @dataclass(frozen=True)

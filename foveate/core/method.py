@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from foveate.core.layout import Role
 from foveate.core.selection import Selection
 from foveate.core.site import SiteKind
 from foveate.core.view import Observation, StepView, TokenView
 from foveate.errors import SpecError
+
+if TYPE_CHECKING:  # a cost estimate needs no torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,12 @@ class ScoreMethod(TokenMethod):
     def score(self, view: TokenView) -> Tensor:
         """Return [G, N], larger = keep."""
 
+    def choose(self, score: Tensor, view: TokenView, keep: int) -> Tensor:
+        """Indices [G, keep], ascending, given the scores [G, N]: the largest ones, unless a method spreads them."""
+        return top_indices(score, keep)
+
     def select(self, view: TokenView, keep: int) -> Selection:
-        return Selection(top_indices(self.score(view), keep))
+        return Selection(self.choose(self.score(view), view, keep))
 
 
 @dataclass(frozen=True)
@@ -120,5 +124,7 @@ class StepMethod(Method, ABC):
 
 def top_indices(score: Tensor, keep: int) -> Tensor:
     """Indices [G, keep] of the largest scores [G, N], ascending; of equal scores the earlier token wins."""
+    import torch
+
     order = torch.argsort(score, dim=1, descending=True, stable=True)
     return order[:, :keep].sort(dim=1).values

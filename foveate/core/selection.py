@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from foveate.errors import MethodError
+
+if TYPE_CHECKING:  # a cost estimate needs no torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class Selection:
 
     def check_shapes(self, group_count: int, token_count: int, keep: int) -> None:
         """Raise MethodError unless all shapes and dtypes fit. Costs no device sync."""
+        import torch
+
         if tuple(self.kept.shape) != (group_count, keep) or self.kept.dtype != torch.long:
             raise MethodError(
                 f"kept has shape {tuple(self.kept.shape)} and dtype {self.kept.dtype}; "
@@ -61,6 +64,8 @@ class Selection:
 
     def check_values(self, token_count: int) -> None:
         """Raise MethodError unless indices are in range, ascending and unique. Reads values: a sync on accelerators."""
+        import torch
+
         kept = self.kept
         if kept.numel() and (int(kept.min()) < 0 or int(kept.max()) >= token_count):
             raise MethodError(f"kept holds an index outside 0..{token_count - 1}")
@@ -92,6 +97,8 @@ class Selection:
 
     def with_last(self, asks: Tensor, token_count: int) -> Selection:
         """The same with the last token kept in the groups that `asks` [G] bool: it changes places with the last kept one."""
+        import torch
+
         last = token_count - 1
         place = torch.where(asks, self.kept[:, -1], last)[:, None]
 
@@ -104,13 +111,15 @@ class Selection:
 
     def matrix(self, group: int, token_count: int) -> Tensor:
         """The stage as a sparse matrix [K, N] on the CPU: row i says what kept token i is made of."""
+        import torch
+
         kept = self.kept[group].cpu()
-        rows, columns = torch.arange(len(kept)), kept
+        rows, columns = torch.arange(len(kept), device="cpu"), kept
         own = self.self_weight
-        weights = torch.ones(len(kept), dtype=torch.float32) if own is None else own[group].float().cpu()
+        weights = torch.ones(len(kept), dtype=torch.float32, device="cpu") if own is None else own[group].float().cpu()
         if self.source is not None and self.target is not None and self.weight is not None:
-            slot = torch.zeros(token_count, dtype=torch.long)
-            slot[kept] = torch.arange(len(kept))
+            slot = torch.zeros(token_count, dtype=torch.long, device="cpu")
+            slot[kept] = torch.arange(len(kept), device="cpu")
             rows = torch.cat([rows, slot[self.target[group].cpu()]])
             columns = torch.cat([columns, self.source[group].cpu()])
             weights = torch.cat([weights, self.weight[group].float().cpu()])
@@ -124,6 +133,8 @@ def merge_values(values: Tensor, selection: Selection) -> Tensor:
 
     Sums run in fp32 whatever the dtype of `values`, because a half-precision sum over hundreds of sources overflows.
     """
+    import torch
+
     if selection.source is None or selection.target is None or selection.weight is None or selection.self_weight is None:
         return values
     wide = values.float()

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
-from torch import Tensor
+
+if TYPE_CHECKING:  # a cost estimate needs no torch
+    from torch import Tensor
 
 
 def block(matrix: Tensor, rows: Tensor, start: int, count: int) -> Tensor:
@@ -11,16 +15,16 @@ def block(matrix: Tensor, rows: Tensor, start: int, count: int) -> Tensor:
     index, value = matrix.indices(), matrix.values()
     first = int(rows[0]) if len(rows) else 0
     inside = (index[0] >= first) & (index[0] < first + len(rows)) & (index[1] >= start) & (index[1] < start + count)
-    shifted = index[:, inside] - torch.tensor([[first], [start]])
+    shifted = index[:, inside] - torch.tensor([[first], [start]], device="cpu")
     return torch.sparse_coo_tensor(shifted, value[inside], (len(rows), count), check_invariants=False).coalesce()
 
 
 def block_diagonal(parts: list[Tensor]) -> Tensor:
     """Sparse block-diagonal matrix of sparse blocks."""
-    indices, values = [torch.zeros(2, 0, dtype=torch.long)], [torch.zeros(0, dtype=torch.float32)]
+    indices, values = [torch.zeros(2, 0, dtype=torch.long, device="cpu")], [torch.zeros(0, dtype=torch.float32, device="cpu")]
     row, column = 0, 0
     for part in parts:
-        indices.append(part.indices() + torch.tensor([[row], [column]]))
+        indices.append(part.indices() + torch.tensor([[row], [column]], device="cpu"))
         values.append(part.values())
         row, column = row + part.shape[0], column + part.shape[1]
     return torch.sparse_coo_tensor(torch.cat(indices, 1), torch.cat(values), (row, column), check_invariants=False).coalesce()
@@ -33,7 +37,7 @@ def product(part: Tensor, before: Tensor) -> Tensor:
     counts = torch.bincount(known_row, minlength=before.shape[0])
     starts = counts.cumsum(0) - counts
     repeats = counts[middle]
-    within = torch.arange(int(repeats.sum())) - (repeats.cumsum(0) - repeats).repeat_interleave(repeats)
+    within = torch.arange(int(repeats.sum()), device="cpu") - (repeats.cumsum(0) - repeats).repeat_interleave(repeats)
     entry = starts[middle].repeat_interleave(repeats) + within
     index = torch.stack([row.repeat_interleave(repeats), source[entry]])
     value = weight.repeat_interleave(repeats) * known_weight[entry]

@@ -10,13 +10,16 @@ token has of them is left out, so its weights then sum to less than 1.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from foveate.core.selection import Selection
 from foveate.core.shape import MediumShape
 from foveate.core.sparse import block_diagonal, product
+
+if TYPE_CHECKING:  # a cost estimate needs no torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -38,13 +41,13 @@ def tiled_stages(shape: MediumShape, record: EncoderRecord) -> list[tuple[str, T
     """(text, matrix [K, grid tokens], kept tokens [K]) behind each stage."""
     shown = block_diagonal([canvas.weights() for canvas in shape.canvases])  # [tokens, patches of the rows that show something]
     rows = record.rows[: sum(canvas.rows for canvas in shape.canvases)]
-    alive, whole = torch.arange(shown.shape[1]), None
+    alive, whole = torch.arange(shown.shape[1], device="cpu"), None
     reached = record.kept.cpu()
     stages = []
     for number, (text, *_) in enumerate(rows[0]):
         answers = [row[number] for row in rows]
         part = block_diagonal([selection.matrix(group, count) for _, selection, group, count in answers])
-        sizes = torch.tensor([0] + [count for *_, count in answers]).cumsum(0)
+        sizes = torch.tensor([0] + [count for *_, count in answers], device="cpu").cumsum(0)
         kept = [selection.kept[group].cpu() + size for (_, selection, group, _), size in zip(answers, sizes, strict=False)]
         alive = alive[torch.cat(kept)]
         whole = part if whole is None else product(part, whole)  # [patches left, patches]
@@ -58,10 +61,10 @@ def tiled_stages(shape: MediumShape, record: EncoderRecord) -> list[tuple[str, T
 def _means(shown: Tensor, alive: Tensor) -> tuple[Tensor, Tensor]:
     """[K, patches left] what the K tokens that are still covered are means of, and these tokens."""
     (token, patch), weight = shown.indices(), shown.values()
-    slot = torch.full((shown.shape[1],), -1).scatter(0, alive, torch.arange(len(alive)))
+    slot = torch.full((shown.shape[1],), -1, device="cpu").scatter(0, alive, torch.arange(len(alive), device="cpu"))
     left = slot[patch] >= 0
     token, patch, weight = token[left], slot[patch[left]], weight[left]
-    coverage = torch.zeros(shown.shape[0]).index_add(0, token, weight)
+    coverage = torch.zeros(shown.shape[0], dtype=torch.float32, device="cpu").index_add(0, token, weight)
     tokens, row = torch.unique(token, return_inverse=True)
     index, size = torch.stack([row, patch]), (len(tokens), len(alive))
     return torch.sparse_coo_tensor(index, weight / coverage[token], size, check_invariants=False).coalesce(), tokens
@@ -82,10 +85,10 @@ def _in_tokens(made_of: Tensor, tokens: Tensor, shown: Tensor) -> Tensor:
     (token, seen), share = shown.indices(), shown.values()
     patches = shown.shape[1]
     shows = torch.isin(own * patches + patch, token * patches + seen)
-    most = torch.zeros(patches).scatter_reduce(0, seen, share, "amax")
+    most = torch.zeros(patches, dtype=torch.float32, device="cpu").scatter_reduce(0, seen, share, "amax")
     best = share == most[seen]
     nowhere = shown.shape[0]
-    place = torch.full((patches,), nowhere).scatter_reduce(0, seen[best], token[best], "amin")
+    place = torch.full((patches,), nowhere, device="cpu").scatter_reduce(0, seen[best], token[best], "amin")
     column = torch.where(shows, own, place[patch])
     inside = column < nowhere
     index, size = torch.stack([row[inside], column[inside]]), (len(tokens), nowhere)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from foveate.core.layout import Medium
 from foveate.core.selection import Selection
 from foveate.core.sparse import block, block_diagonal, product
 from foveate.core.tiled_trace import EncoderRecord, tiled_stages
+
+if TYPE_CHECKING:  # a cost estimate needs no torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class MediumTrace:
     @property
     def kept_index(self) -> Tensor:
         """Original indices [K] of the tokens alive behind the last stage."""
-        return self.kept[-1] if self.kept else torch.arange(self.medium.shape.grid_tokens)
+        return self.kept[-1] if self.kept else torch.arange(self.medium.shape.grid_tokens, device="cpu")
 
     def sources(self, token: int, stage: int = -1) -> tuple[Tensor, Tensor]:
         """Original indices and weights of what the `token`-th survivor of a stage is made of."""
@@ -121,7 +124,10 @@ class Trace:
             return []
         width = max(past + stored.shape[1] for past, stored, _ in self._gated)
         rows = self._gated[0][1].shape[0]
-        kept, known = torch.zeros(rows, width, dtype=torch.bool), torch.zeros(rows, width, dtype=torch.bool)
+        kept, known = (
+            torch.zeros(rows, width, dtype=torch.bool, device="cpu"),
+            torch.zeros(rows, width, dtype=torch.bool, device="cpu"),
+        )
         for past, stored, answer in self._gated:
             span = slice(past, past + stored.shape[1])
             kept[:, span], known[:, span] = stored.cpu(), answer.cpu()
@@ -173,7 +179,7 @@ class Trace:
         for stage, key in order:
             # The frames of a video are groups of their own; together they are one stage of one medium.
             parts = pending[(stage, key)]
-            offsets = torch.tensor([0] + [part.shape[1] for part, _ in parts]).cumsum(0)
+            offsets = torch.tensor([0] + [part.shape[1] for part, _ in parts], device="cpu").cumsum(0)
             kept = torch.cat([own + offset for (_, own), offset in zip(parts, offsets, strict=False)])
             built[key]._apply(stage, block_diagonal([part for part, _ in parts]), kept)
         for entry in built:
@@ -190,5 +196,5 @@ def _extend_empty(entry: MediumTrace, others: list[MediumTrace]) -> None:
         if other.medium.row == entry.medium.row and len(stages) > len(met) and stages[: len(met)] == met:
             nothing = block_diagonal([])
             for stage in stages[len(met) :]:
-                entry._apply(stage, nothing, torch.zeros(0, dtype=torch.long))
+                entry._apply(stage, nothing, torch.zeros(0, dtype=torch.long, device="cpu"))
             return

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 from PIL import Image
 
@@ -11,6 +13,7 @@ from foveate.demo.drawing import render
 from foveate.demo.questions import Question
 from foveate.demo.scenes import Clip, make_clip
 from foveate.demo.several import make_clip_questions
+from foveate.files.writing import write_file
 
 # The first that the shipped model answers correctly, as the example pictures were chosen; it is right about 6 clips in 10.
 _EXAMPLE = 1
@@ -26,12 +29,16 @@ def example_clip(index: int = _EXAMPLE) -> tuple[Clip, Question]:
 
 
 def write_clip(clip: Clip, path: Path) -> None:
-    """Write a clip as a video; the container follows the file's ending. Needs PyAV (the extra `video`)."""
+    """Write a clip as an MP4 video. Needs PyAV (the extra `video`)."""
+    write_file(path, partial(_write, clip))
+
+
+def _write(clip: Clip, file: BinaryIO) -> None:
     import av
 
     pictures = [render(frame) for frame in clip.frames]
     width, height = (_SCALE * side for side in pictures[0].size)
-    with av.open(str(path), "w") as out:
+    with av.open(file, "w", format="mp4") as out:
         stream = out.add_stream("libx264" if "libx264" in av.codecs_available else "mpeg4", rate=_FRAMES_PER_SECOND)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for picture in pictures:

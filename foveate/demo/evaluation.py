@@ -16,11 +16,11 @@ from typing import Any
 import torch
 
 from foveate.demo.blind import majority_answers
-from foveate.demo.long_answers import LONG_TASKS
 from foveate.demo.objective import correct_answers
 from foveate.demo.packing import PackedBatch, Packer, without_every_other_output
 from foveate.demo.questions import Question
 from foveate.demo.samples import KIND_OF_TASK, KINDS, TASKS, Sample, make_sample
+from foveate.demo.tasks import LONG_TASKS
 from foveate.version import __version__
 
 NORMAL_95 = 1.959964

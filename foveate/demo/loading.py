@@ -26,12 +26,13 @@ class ExamplePicture(NamedTuple):
     answer: str
 
 
-def load_demo(folder: Path | None = None, *, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
+def load_demo(folder: Path | None = None, *, dtype: torch.dtype | str = torch.float32, **options: Any) -> tuple[Any, Any]:
     """Return `(model, processor)` of the demo model, ready for `generate`.
 
     Args:
         folder: a folder written by the training; the shipped model by default.
         dtype: of the weights in memory; they are stored in bfloat16.
+        options: of `from_pretrained`: device_map and the like.
 
     Raises:
         InputError: if there are no weights in the folder, or they are broken.
@@ -44,7 +45,7 @@ def load_demo(folder: Path | None = None, *, dtype: torch.dtype = torch.float32)
         )
     from transformers import LlavaForConditionalGeneration
 
-    return load_pretrained(str(source.absolute()), LlavaForConditionalGeneration, dtype=dtype, local_files_only=True)
+    return load_pretrained(str(source.absolute()), LlavaForConditionalGeneration, dtype=dtype, local_files_only=True, **options)
 
 
 def example_pictures() -> list[ExamplePicture]:

@@ -12,11 +12,9 @@ from collections.abc import Sequence
 
 from foveate.demo.questions import Question, plural, spelt
 from foveate.demo.scenes import SHAPES, SIZES, Chart, Picture, Scene
+from foveate.demo.tasks import CAPTION as CAPTION
+from foveate.demo.tasks import LONG_TASKS as LONG_TASKS
 
-CAPTION = "caption"
-LONG_TASKS = (CAPTION, "summary", "tally", "backwards", "follow_up")
-# Those that need one turn only.
-ONE_TURN_TASKS = tuple(task for task in LONG_TASKS if task != "follow_up")
 # Asked in training in these proportions; a caption is the longest and would drown the others.
 LONG_WEIGHTS = {CAPTION: 1.0, "summary": 0.7, "tally": 2.0, "backwards": 0.8, "follow_up": 1.5}
 

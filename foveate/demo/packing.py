@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from foveate.demo.long_answers import LONG_TASKS
 from foveate.demo.processor import ASSISTANT_TOKEN, END_TOKEN, IMAGE_TOKEN, PAD_TOKEN, START_TOKEN, USER_TOKEN
 from foveate.demo.questions import Question
 from foveate.demo.samples import Sample
 from foveate.demo.scenes import VISUAL_TOKENS
+from foveate.demo.tasks import LONG_TASKS
 
 IGNORED = -100  # the label that cross entropy leaves out
 PREFIX_TEXT_TOKENS = 2

@@ -11,7 +11,7 @@ import numpy as np
 
 from foveate.demo.drawing import Pixels, render
 from foveate.demo.labels import PatchLabels, Tags, picture_tags
-from foveate.demo.long_answers import CAPTION, LONG_TASKS, make_long_questions
+from foveate.demo.long_answers import make_long_questions
 from foveate.demo.questions import SINGLE_TASKS, TASK_WEIGHTS, Question, make_questions
 from foveate.demo.scenes import (
     MAX_OBJECTS,
@@ -24,6 +24,7 @@ from foveate.demo.scenes import (
     picture_random,
 )
 from foveate.demo.several import SEVERAL_TASKS, make_clip_questions, make_pair_questions
+from foveate.demo.tasks import CAPTION, LONG_TASKS
 
 QUESTIONS_PER_PICTURE = 12
 QUESTIONS_PER_PAIR = 8

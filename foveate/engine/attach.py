@@ -11,18 +11,17 @@ from weakref import WeakKeyDictionary, ref
 
 from torch import nn
 
-from foveate.core.encoder import PackedPath
 from foveate.core.learned import LearnedMethod
-from foveate.core.plan import Effect, Plan, Scope, Stage
-from foveate.core.site import Point, SiteKind
+from foveate.core.plan import Plan, Stage
 from foveate.core.trace import Trace
 from foveate.engine import compat, conversation, observe
 from foveate.engine.base import base_model
+from foveate.engine.check import check_plan
 from foveate.engine.conversation import Conversation
 from foveate.engine.hooks import Hooks
 from foveate.engine.soft import SoftMode
-from foveate.errors import AttachError, FoveateError, InputError, PlanError, UnsupportedCombination
-from foveate.families import Family, family_for
+from foveate.errors import AttachError, FoveateError, InputError, UnsupportedCombination
+from foveate.families import family_for
 
 # Caches that generate() makes by name and that can hold fewer slots than columns. "hybrid" stands in published Gemma 3
 # checkpoints; transformers reads it as the dynamic cache.
@@ -55,109 +54,6 @@ def unwrap(model: Any) -> nn.Module:
     if any(getattr(part, "_compiled_call_impl", None) is not None or hasattr(part, "_orig_mod") for part in model.modules()):
         raise AttachError("a part of the model is compiled already: attach first, compile afterwards")
     return model
-
-
-def check_plan(plan: Plan, family: Family, config: Any) -> dict[int, int]:
-    """Check a plan against a model; returns, for each stage's layer, the layer whose attention it can observe.
-
-    Raises:
-        PlanError: for a layer beyond the model, or one without a full-attention layer below.
-        UnsupportedCombination: for a site that the family does not serve.
-    """
-    windows = family.decoder_windows(config)
-    full = [layer for layer, window in enumerate(windows) if window is None]
-    probes = {}
-    for stage in plan.stages:
-        reason = family.unsupported.get(stage.site.kind)
-        if reason is not None:
-            raise UnsupportedCombination(f"{family.title} cannot serve site {stage.site}: {reason}")
-        if stage.site.kind is SiteKind.VISION_LAYER:
-            _check_encoder_stage(stage, family, config)
-            continue
-        if stage.method.weighs_sizes:
-            raise UnsupportedCombination(
-                f"{stage.method.name} at {stage.site}: attention weighs sizes in vision encoders only; leave proportional out"
-            )
-        if stage.site.kind not in (SiteKind.PRE_LLM, SiteKind.LLM_LAYER, SiteKind.DECODE):
-            raise UnsupportedCombination(f"site {stage.site} has no engine yet; use site=pre_llm or layer=k")
-        layer = stage.site.layer if stage.site.kind is SiteKind.DECODE else stage.site.decoder_layer
-        assert layer is not None
-        if layer >= len(windows):
-            raise PlanError(f"layer={layer}: this model has {len(windows)} decoder layers, write 1..{len(windows) - 1}")
-        reason = family.refuse_layer(config, layer)
-        if reason is not None:
-            raise PlanError(f"layer={layer}: {reason}")
-        below = [candidate for candidate in full if candidate < layer]
-        if stage.method.needs() and not below:
-            smallest = full[0] + 1 if full else None
-            advice = f"the smallest valid layer is {smallest}" if smallest else "this model has no full-attention layer"
-            raise PlanError(
-                f"{stage.method.name}(layer={layer}): layers below {layer} see a sliding window only, so their attention "
-                f"says nothing about the whole picture; {advice}"
-            )
-        if below:
-            probes[layer] = below[-1]
-        if stage.effect is Effect.MASK and stage.method.reads_features:
-            raise PlanError(
-                f"{stage.method.name} reads hidden states, which cached tokens no longer have: effect=mask works with "
-                "methods that rank by attention or position"
-            )
-    _check_probed(plan, family, config)
-    return probes
-
-
-def _check_probed(plan: Plan, family: Family, config: Any) -> None:
-    """Between the encoder layer whose attention a stage ranks by and the stage itself no other stage may act."""
-    path = family.encoder(config) if plan.encoder_stages else None
-    if not isinstance(path, PackedPath):
-        return
-    for layer, stage in plan.encoder_stages.items():
-        if stage.method.needs():
-            probed = max(at for at in range(layer) if at not in path.windowed)
-            between = [at for at in plan.encoder_stages if probed < at < layer]
-            if between:
-                raise PlanError(
-                    f"{stage.method.name} at {stage.site} ranks by layer {probed}, the last one below that looks at the whole "
-                    f"picture, but the stage at layer {between[0]} acts in between: move it to layer {probed} or below"
-                )
-
-
-def _check_encoder_stage(stage: Stage, family: Family, config: Any) -> None:
-    path, layer = family.encoder(config), stage.site.layer
-    assert layer is not None
-    if path is None:
-        raise UnsupportedCombination(f"{family.title} cannot serve site {stage.site}: its encoder is not described")
-    if layer >= path.used:
-        raise PlanError(
-            f"site={stage.site}: the language model reads what leaves encoder layer {path.used - 1}, a later stage changes "
-            f"nothing; write layer=0..{path.used - 1}"
-        )
-    if stage.method.weighs_sizes and isinstance(path, PackedPath):
-        raise UnsupportedCombination(
-            f"{family.title} packs all pictures into one sequence, whose kernels take no log(size): leave proportional out"
-        )
-    if stage.site.point is Point.MID and getattr(path, "middle", None) is None:
-        raise UnsupportedCombination(
-            f"point=mid: the encoder blocks of {family.title} are not split between attention and MLP; leave point out"
-        )
-    full = [at for at in range(path.used) if at not in getattr(path, "windowed", ())]
-    if stage.method.needs() and not any(at < layer for at in full):
-        raise PlanError(
-            f"{stage.method.name}(site={stage.site}): no layer below has looked at the whole picture yet; the first layer that "
-            f"works is {full[0] + 1}"
-        )
-    if stage.scope is not Scope.MEDIUM:
-        raise PlanError(
-            f"scope={stage.scope.value} at {stage.site}: the encoder sees one crop or frame at a time; leave scope out"
-        )
-    if stage.effect is Effect.MASK:
-        raise PlanError(f"effect=mask at {stage.site}: encoder stages drop or merge")
-    count = stage.budget.count if stage.budget is not None else None
-    if count is not None and count % path.unit**2:
-        raise PlanError(
-            f"{stage.method.name} at {stage.site}: {path.unit} x {path.unit} patches become one visual token and stay "
-            f"together: keep a multiple of {path.unit**2} patches, not {count}"
-        )
 
 
 class _Generate:

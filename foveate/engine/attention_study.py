@@ -104,10 +104,10 @@ class _Meter:
     def __init__(self, model: nn.Module, prompt: Layout, new_tokens: int) -> None:
         self.model, self.prompt, self.new_tokens = model, prompt, new_tokens
         ends: Any = model.generation_config.eos_token_id  # type: ignore[union-attr]
-        self.ends = torch.tensor([] if ends is None else ends, dtype=torch.long).flatten()
+        self.ends = torch.tensor([] if ends is None else ends, dtype=torch.long, device="cpu").flatten()
         self.columns = 0  # columns that have passed the model, those of the running call included
-        self.live = torch.ones(prompt.roles.shape[0], dtype=torch.bool)  # rows whose answer goes on
-        self.counts = torch.zeros(prompt.roles.shape[0])
+        self.live = torch.ones(prompt.roles.shape[0], dtype=torch.bool, device="cpu")  # rows whose answer goes on
+        self.counts = torch.zeros(prompt.roles.shape[0], dtype=torch.float32, device="cpu")
         self.sums: dict[tuple[Raters, int], Tensor] = {}
 
     @contextmanager
@@ -185,7 +185,7 @@ class _Meter:
         for row, length in enumerate(lengths):
             roles[row, start + length :] = int(Role.PAD)
         divisors = {Raters.INSTRUCTION: torch.ones_like(counts), Raters.OUTPUT: counts.clamp(min=1)}
-        nothing = torch.zeros(len(lengths), start + self.new_tokens)
+        nothing = torch.zeros(len(lengths), start + self.new_tokens, dtype=torch.float32, device="cpu")
         rows = {
             raters: torch.stack([self.sums.get((raters, layer), nothing).cpu()[:, :width] for layer in layers]) / by[:, None]
             for raters, by in divisors.items()

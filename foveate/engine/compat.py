@@ -168,7 +168,7 @@ def unit_order(tower: Any, grids: torch.Tensor, units: int) -> torch.Tensor:
             grids, spatial_merge_size=tower.spatial_merge_size, window_size=tower.window_size, patch_size=tower.patch_size
         )
     else:
-        return torch.arange(units)
+        return torch.arange(units, device="cpu")
     return torch.argsort(index.cpu())
 
 

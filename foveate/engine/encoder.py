@@ -129,7 +129,7 @@ class EncoderHooks(EncoderCallHooks[EncoderPath, Encoded]):
         pixels: Tensor = args[0] if args else kwargs["pixel_values"]
         rows, count = pixels.shape[0], self.path.unit_grid[0] * self.path.unit_grid[1]
         units = torch.arange(count, device=pixels.device).expand(rows, -1)
-        return Encoded(self._next(talk, rows), units, torch.ones(rows, count, device=pixels.device))
+        return Encoded(self._next(talk, rows), units, torch.ones(rows, count, device=pixels.device, dtype=torch.float32))
 
     def _enter_layer(
         self, call: Encoded, index: int, hidden: Tensor, kwargs: dict[str, Any]
@@ -194,7 +194,7 @@ class EncoderHooks(EncoderCallHooks[EncoderPath, Encoded]):
         """log(size) of each patch that is left, 0 for prefix tokens. A patch of a unit stands for as many as its unit does."""
         assert call.patches is not None
         members = self.members.to(call.sizes.device, non_blocking=True)
-        sizes = torch.ones(len(call.units), self.path.patches, device=call.sizes.device)
+        sizes = torch.ones(len(call.units), self.path.patches, device=call.sizes.device, dtype=torch.float32)
         of_patch = call.sizes.repeat_interleave(members.shape[1], dim=1)
         sizes = sizes.scatter(1, members[call.units].flatten(1), of_patch).gather(1, call.patches)
         return torch.nn.functional.pad(sizes.log(), (self.path.prefix, 0))[:, None, None].to(dtype)
@@ -277,5 +277,5 @@ class EncoderHooks(EncoderCallHooks[EncoderPath, Encoded]):
 def _members(path: EncoderPath) -> Tensor:
     """[units, u * u] patches of each unit, in raster order."""
     (height, width), u = path.grid, path.unit
-    patches = torch.arange(height * width).view(height // u, u, width // u, u)
+    patches = torch.arange(height * width, device="cpu").view(height // u, u, width // u, u)
     return patches.permute(0, 2, 1, 3).reshape(-1, u * u)

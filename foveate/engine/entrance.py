@@ -255,4 +255,4 @@ def _note(running: Pass, key: int, medium: Medium, rows: Sequence[EncodedRow], g
         return
     for row in rows:
         for text, selection, group, count in row.stages:
-            trace.add(GroupRecord(text, torch.full((count,), key), selection, group))
+            trace.add(GroupRecord(text, torch.full((count,), key, device="cpu"), selection, group))

@@ -318,9 +318,9 @@ class Hooks:
         if isinstance(mask, Tensor) and mask.ndim == 2:
             real = mask[:, -running.queries :].bool().cpu()
         else:
-            real = torch.ones(shape, dtype=torch.bool)
+            real = torch.ones(shape, dtype=torch.bool, device="cpu")
         length = running.conversation.prompt_end
-        return Layout.build(torch.zeros(shape, dtype=torch.bool), real, [[] for _ in range(shape[0])], length)
+        return Layout.build(torch.zeros(shape, dtype=torch.bool, device="cpu"), real, [[] for _ in range(shape[0])], length)
 
     def _find(self, running: Pass, call: Mapping[str, Any], inputs: Mapping[str, Any]) -> Layout | None:
         """The layout of `inputs`: of the whole prompt inside generate, of this call's columns otherwise."""
@@ -360,7 +360,7 @@ class Hooks:
         mask = call.get("attention_mask")
         if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] > running.past + running.queries and talk.inputs:
             raise UnsupportedCombination(
-                f"attention_mask has {mask.shape[1]} columns, but the cache and this call have {running.past + running.queries}: "
+                f"attention_mask has {mask.shape[1]} columns, the cache and this call have {running.past + running.queries}: "
                 "virtual tokens of a wrapper did not arrive (does this version of peft know this version of transformers?)"
             )
         if running.cached:

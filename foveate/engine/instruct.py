@@ -17,7 +17,7 @@ from foveate.engine.projection import take
 def instruction_columns(layout: Layout) -> Tensor:
     """[B, S] bool: instruction columns behind each row's last medium, but for the last; none in a row without media."""
     found = layout.is_role(Role.INSTRUCT)
-    order = torch.arange(layout.width).expand_as(found)
+    order = torch.arange(layout.width, device="cpu").expand_as(found)
     last_visual = torch.where(layout.is_role(Role.VISUAL), order, -1).max(1, keepdim=True).values
     found = found & (order > last_visual) & (last_visual >= 0)
     last = torch.where(found, order, -1).max(1, keepdim=True).values
@@ -45,7 +45,7 @@ def run_instruct_stage(running: Pass, stage: Stage, layer: int, hidden: Tensor) 
         features=features,
         coords=torch.zeros(rows, most, 3, dtype=torch.long, device=hidden.device),
         grid=None,
-        sizes=torch.ones(rows, most, device=hidden.device),
+        sizes=torch.ones(rows, most, device=hidden.device, dtype=torch.float32),
         group_keys=tuple(range(rows)),
         predictor=prefill.placed(running.modules.get(stage), features),
     )

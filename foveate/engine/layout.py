@@ -168,7 +168,7 @@ def packed_samples(inputs: Mapping[str, Any], codes: Tensor) -> Tensor | None:
         codes: [B, S] as of `column_codes`, on the CPU.
     """
     batch, width = codes.shape
-    starts = torch.zeros(batch, width, dtype=torch.bool)
+    starts = torch.zeros(batch, width, dtype=torch.bool, device="cpu")
     cuts, positions = inputs.get("cu_seq_lens_q"), inputs.get("position_ids")
     if isinstance(cuts, Tensor) and batch == 1:
         starts[0, cuts[(cuts > 0) & (cuts < width)].long()] = True

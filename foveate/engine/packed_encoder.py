@@ -99,7 +99,7 @@ class Packed(EncoderCall):
 
     def _sequences(self, full: Tensor) -> tuple[Tensor, int]:
         lengths = self.lengths
-        cuts = torch.tensor([0, *accumulate(lengths)], dtype=full.dtype)
+        cuts = torch.tensor([0, *accumulate(lengths)], dtype=full.dtype, device="cpu")
         return cuts.to(full.device, non_blocking=True), max(lengths)
 
     def _windows(self, full: Tensor) -> tuple[Tensor, int]:
@@ -146,7 +146,9 @@ class PackedEncoderHooks(EncoderCallHooks[PackedPath, Packed]):
             size = grid[0] * grid[1]
             for _ in range(t):
                 left = torch.arange(size, device=pixels.device)
-                frames.append(Frame(grid, order[start : start + size], left, torch.ones(size, device=pixels.device)))
+                frames.append(
+                    Frame(grid, order[start : start + size], left, torch.ones(size, device=pixels.device, dtype=torch.float32))
+                )
                 start += size
         return Packed(self._next(talk, len(frames)), frames, unit, units)
 
@@ -196,7 +198,7 @@ class PackedEncoderHooks(EncoderCallHooks[PackedPath, Packed]):
             slots = places if now is None else now[places]
             features = states[slots]  # [G, m, unit * D], a copy
             raster = torch.stack([frame.left for frame in frames])
-            wide = torch.tensor([frame.grid[1] for frame in frames])[:, None].to(hidden.device, non_blocking=True)
+            wide = torch.tensor([frame.grid[1] for frame in frames], device="cpu")[:, None].to(hidden.device, non_blocking=True)
             view = TokenView(
                 features=features,
                 coords=torch.stack([raster * 0, raster // wide, raster % wide], dim=-1),

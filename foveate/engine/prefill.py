@@ -55,7 +55,7 @@ def _spans(medium: Medium, key: int, device: torch.device, by_piece: bool, asks:
                 owner=torch.full((size,), key, device=device),
                 columns=columns[start : start + size],
                 coords=torch.stack([frame + token // (h * w), token // w % h, token % w], dim=-1),
-                sizes=torch.ones(size, device=device),
+                sizes=torch.ones(size, device=device, dtype=torch.float32),
                 count=size,
                 asks=asks and start + size == len(columns),
                 sample=medium.sample,
@@ -165,7 +165,7 @@ def choose_hidden(running: Pass, stage: Stage, layer: int, text: str, rows: int,
         own = torch.stack([span.columns for span in spans])
         row_index = _rows(spans, device)
         # Cached tokens have keys and values but no hidden states any more, so masked methods see none.
-        features = torch.empty(len(spans), count, 0, device=device)
+        features = torch.empty(len(spans), count, 0, device=device, dtype=torch.float32)
         view = _view(running, stage, layer, spans, grid, features, row_index, own)
         selection = ask(stage, view, keep, check)
         hidden[row_index, own] = True
@@ -184,7 +184,7 @@ def _gather(hidden: Tensor, rows: Tensor, slots: Tensor) -> Tensor:
 
 def _rows(spans: list[Span], device: torch.device) -> Tensor:
     """[G, 1] batch row of each span."""
-    return torch.tensor([span.row for span in spans])[:, None].to(device, non_blocking=True)
+    return torch.tensor([span.row for span in spans], device="cpu")[:, None].to(device, non_blocking=True)
 
 
 def _view(
@@ -247,14 +247,14 @@ def _select(method: TokenMethod, view: TokenView, keep: int) -> Selection:
     """The method's answer, with the last token of the groups that ask: one of the `keep` in any case."""
     if not view.asks:
         return method.select(view, keep)
-    if isinstance(method, ScoreMethod) and type(method).select is ScoreMethod.select:
-        return Selection(top_indices(_with_asking(method.score(view), view), keep))
+    if isinstance(method, ScoreMethod):
+        return Selection(method.choose(_with_asking(method.score(view), view), view, keep))
     return method.select(view, keep).with_last(_asking(view), view.token_count)
 
 
 def _asking(view: TokenView) -> Tensor:
     """[G] bool: whether the last token of a group asks."""
-    return torch.tensor(view.asks).to(view.features.device, non_blocking=True)
+    return torch.tensor(view.asks, device="cpu").to(view.features.device, non_blocking=True)
 
 
 def _with_asking(score: Tensor, view: TokenView) -> Tensor:

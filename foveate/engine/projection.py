@@ -36,7 +36,7 @@ def pack(keep: Tensor, lengths: list[int], pad_right: bool = False) -> tuple[Ten
     width = max(lengths)
     order = torch.argsort(keep.to(torch.uint8), dim=1, stable=True, descending=pad_right)
     index = order[:, :width] if pad_right else order[:, keep.shape[1] - width :]
-    slot, length = torch.arange(width)[None], torch.tensor(lengths)[:, None]
+    slot, length = torch.arange(width, device="cpu")[None], torch.tensor(lengths, device="cpu")[:, None]
     valid = slot < length if pad_right else slot >= width - length
     return index, valid.to(keep.device, non_blocking=True)
 

@@ -137,7 +137,7 @@ class SoftMode:
 
         A short answer counts as met.
         """
-        total = torch.zeros(())
+        total = torch.zeros((), dtype=torch.float32, device="cpu")
         if self.image_shares:
             shares = torch.stack(self.image_shares)
             total = ((shares - image_keep) ** 2).mean()
@@ -207,7 +207,7 @@ class SoftHooks:
     def _decide(self, running: Pass, hidden: Tensor, training: bool) -> Tensor | None:
         """M: [B, S], 1 at columns that are no stage's business."""
         self.mode.image_shares, self.mode.text_shares = [], []
-        policy = torch.ones(hidden.shape[:2], device=hidden.device)
+        policy = torch.ones(hidden.shape[:2], device=hidden.device, dtype=torch.float32)
         if self.image is not None and running.spans:
             policy = self._judge_media(running, hidden, policy, self.image, training)
         if self.gate is not None and running.numbers is not None:
@@ -238,7 +238,10 @@ class SoftHooks:
         if training:
             return self._draw(module(features.to(_dtype(module))))
         view = TokenView(
-            features.to(_dtype(module)), torch.zeros(groups, count, 3).long(), None, torch.ones(groups, count),
+            features.to(_dtype(module)),
+            torch.zeros(groups, count, 3, dtype=torch.long, device="cpu"),
+            None,
+            torch.ones(groups, count, dtype=torch.float32, device="cpu"),
             tuple(range(groups)), predictor=module,
         )  # fmt: skip
         if self.mode.judged is not None:
@@ -274,7 +277,7 @@ class SoftHooks:
     def _noise(self, shape: tuple[int, ...], device: torch.device, training: bool) -> Tensor:
         """Uniform numbers. Of the CPU's generator, so that validation says the same on every device."""
         generator = None if training else torch.Generator().manual_seed(self.mode.seed)
-        return torch.rand(shape, generator=generator).to(device)
+        return torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu").to(device)
 
     def _draw(self, logits: Tensor) -> Tensor:
         """Of logits [..., 2] a decision for each token: 1 keeps. Straight through: the gradient is that of the soft sample."""

@@ -150,8 +150,8 @@ def _padded(running: Pass, columns: list[list[int]], query: Tensor) -> tuple[Ten
     # Filled up with a real rater: a padding column sees nothing, and 0 * nan is nan.
     assert running.layout is not None
     fill = [row[-1] if row else int(running.layout.real[number].nonzero()[-1]) for number, row in enumerate(columns)]
-    padded = torch.tensor([row + [last] * (width - len(row)) for row, last in zip(columns, fill, strict=True)])
-    valid = torch.arange(width)[None] < torch.tensor([len(row) for row in columns])[:, None]
+    padded = torch.tensor([row + [last] * (width - len(row)) for row, last in zip(columns, fill, strict=True)], device="cpu")
+    valid = torch.arange(width, device="cpu")[None] < torch.tensor([len(row) for row in columns], device="cpu")[:, None]
     raters, valid = padded.to(query.device, non_blocking=True), valid.to(query.device, non_blocking=True)
     if running.alive is not None and running.dead is not None:
         # A visual token that an earlier stage removed rates nothing. The last rater is always alive.

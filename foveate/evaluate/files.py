@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from foveate.errors import InputError
+from foveate.files.paths import is_file, shown, user_path
+from foveate.files.reading import json_lines
 
 _FIELDS = ("image", "question", "answer")
 
@@ -33,25 +35,14 @@ def read_items(path: Path, most: int | None = None, pictures: Path | None = None
     Raises:
         InputError: naming the line that does not fit, before any picture is read; without any line.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
-    except UnicodeDecodeError:
-        raise InputError(f"{path} is no UTF-8 text: one JSON object in each line is read") from None
     folder = path.parent if pictures is None else pictures
-    items = [_item(path, folder, number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    items = [_item(f"{path}, line {number}", folder, number, fields) for number, fields in islice(json_lines(path), most)]
     if not items:
         raise InputError(f"{path} has no line with {', '.join(_FIELDS)}")
-    return items[:most]
+    return items
 
 
-def _item(path: Path, folder: Path, number: int, line: str) -> Item:
-    where = f"{path}, line {number}"
-    try:
-        fields: Any = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{where}: no JSON ({error.msg}); write one object in each line") from None
+def _item(where: str, folder: Path, number: int, fields: Any) -> Item:
     if not isinstance(fields, dict):
         raise InputError(f"{where}: write an object with {', '.join(_FIELDS)}")
     images: Any = fields.get("image")
@@ -61,8 +52,8 @@ def _item(path: Path, folder: Path, number: int, line: str) -> Item:
     for field in _FIELDS[1:]:
         if not isinstance(fields.get(field), str) or not fields[field].strip():
             raise InputError(f"{where}: {field} must be text")
-    found = tuple(folder / name for name in names)
-    missing = next((place for place in found if not place.is_file()), None)
+    found = tuple(folder / user_path(name) for name in names)
+    missing = next((place for place in found if not is_file(place)), None)
     if missing is not None:
-        raise InputError(f"{where}: no picture at {missing}")
+        raise InputError(f"{where}: no picture at {shown(missing)}")
     return Item(f"line {number}", found, fields["question"], fields["answer"])

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from math import isfinite
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from foveate.api import Attachment, attach
+from foveate.api.comparison import seeded
 from foveate.core.plan import Plan as CorePlan
 from foveate.cost.conventions import dynamic_llava_layer_flops
 from foveate.cost.flops import decoder_prefill_flops, lm_head_flops
@@ -94,6 +95,8 @@ class Generation:
     decode: Callable[[Tensor], str]
     score: OverlapScore
     new_tokens: int = 1024
+    options: Mapping[str, Any] = field(default_factory=dict)  # for generate: sampling, beams
+    seed: int = 0  # each conversation that is drawn starts from it
 
 
 def evaluate(
@@ -219,9 +222,9 @@ class _Talk:
         self.cache: Any = None
 
     def __call__(self, inputs: Mapping[str, Any]) -> None:
-        out = self.model.generate(
-            **inputs, do_sample=False, num_beams=1, max_new_tokens=self.generation.new_tokens, return_dict_in_generate=True
-        )
+        how = {"do_sample": False, "num_beams": 1, **self.generation.options}
+        with seeded(self.model, self.generation.seed + len(self.answers)):
+            out = self.model.generate(**inputs, **how, max_new_tokens=self.generation.new_tokens, return_dict_in_generate=True)
         said = out.sequences[0, inputs["input_ids"].shape[1] :]
         total = computed = len(said) - 1
         if self.attachment is not None and self.attachment.plan.gate is not None and total:

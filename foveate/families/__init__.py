@@ -16,17 +16,37 @@ from foveate.core import registry
 from foveate.errors import UnsupportedModel, did_you_mean
 from foveate.families._base import Family, TinyMedium
 
-_GROUP = "foveate.families"
+
+def _check(name: str, cls: type[Family]) -> None:
+    family = cls()
+    for attribute, kind in (("title", str), ("base", str), ("decoder", str), ("attention", str), ("notes", str)):
+        if not isinstance(getattr(family, attribute), kind):
+            raise TypeError(f"{attribute} must be a {kind.__name__}")
+    for attribute in ("model_types", "host_inputs", "token_inputs"):
+        words = getattr(family, attribute)
+        if not isinstance(words, tuple) or not all(isinstance(word, str) for word in words):
+            raise TypeError(f"{attribute} must be a tuple of strings")
+    for attribute in ("placeholders", "unsupported"):
+        if not isinstance(getattr(family, attribute), Mapping):
+            raise TypeError(f"{attribute} must be a mapping")
+
+
+_KIND = registry.Kind(sys.modules[__name__], Family, "family", _check)
 
 
 def names() -> list[str]:
     """Names of all families."""
-    return sorted({*registry.file_names(sys.modules[__name__]), *registry.entry_point_targets(_GROUP)})
+    return registry.names(_KIND)
+
+
+def outside() -> list[str]:
+    """Names of the families of other packages."""
+    return sorted(registry.outside(_KIND))
 
 
 def get(name: str) -> Family:
-    """Return a family by name, or raise UnknownName."""
-    family: Family = registry.find_class(sys.modules[__name__], _GROUP, name, Family, "family")()
+    """Return a family by name, or raise UnknownName or PluginError."""
+    family: Family = registry.find_class(_KIND, name)()
     return family
 
 
@@ -45,10 +65,16 @@ def family_for(config: Any) -> Family:
     """
     model_type = getattr(config, "model_type", type(config).__name__)
     supported: list[str] = []
-    for name in names():
+    for name in registry.file_names(_KIND.package):  # ours first: no plugin takes a model of theirs
         family = get(name)
         supported += family.model_types
         if family.covers(config):
+            family.check(config)
+            return family
+    for name in outside():
+        family = get(name)
+        supported += family.model_types
+        if _covers(name, family, config):
             family.check(config)
             return family
     reason = refused().get(model_type)
@@ -61,4 +87,15 @@ def family_for(config: Any) -> Family:
     )
 
 
-__all__ = ["Family", "TinyMedium", "family_for", "get", "names", "refused"]
+def _covers(name: str, family: Family, config: Any) -> bool:
+    """Whether another package's family covers a config; one that fails here does not hide those behind it."""
+    try:
+        return bool(family.covers(config))
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever it is, it is not ours
+        registry.tell(_KIND, name, error)
+        return False
+
+
+__all__ = ["Family", "TinyMedium", "family_for", "get", "names", "outside", "refused"]

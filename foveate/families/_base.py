@@ -5,15 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from foveate.core.encoder import EncoderPath, PackedPath
 from foveate.core.shape import DecoderShape, EncoderShape, MediumShape, ModelShape
 from foveate.core.site import SiteKind
 from foveate.errors import InputError, UnsupportedCombination
+
+if TYPE_CHECKING:  # a cost estimate needs no torch
+    import torch
+    from torch import Tensor
 
 _NO_ENCODER = "no stage acts inside this encoder in this version"
 NO_PIXELS = "no method cuts pixels in this version"
@@ -137,11 +138,15 @@ class Family(ABC):
 
     def tiny_batch(self, config: Any, ids: Tensor, media: Sequence[TinyMedium]) -> dict[str, Tensor]:
         """What goes with the prompts `ids` [B, S] that hold these media in row order: their tensors and side inputs."""
+        import torch
+
         names = dict.fromkeys(name for medium in media for name in medium.inputs)
         return {name: torch.cat([medium.inputs[name] for medium in media if name in medium.inputs]) for name in names}
 
     def tiny_inputs(self, config: Any) -> dict[str, Tensor]:
         """Inputs for a model of `tiny_config`: one picture, five text tokens on either side."""
+        import torch
+
         medium = self.tiny_medium(config, "image", 0, torch.Generator().manual_seed(0))
         ids = torch.cat([torch.arange(3, 8), medium.ids, torch.arange(8, 13)])[None]
         return {"input_ids": ids, **self.tiny_batch(config, ids, [medium])}
@@ -239,6 +244,8 @@ class FixedGridFamily(Family):
         return [self.image(config)] * len(sizes)
 
     def tiny_medium(self, config: Any, kind: str, number: int, random: torch.Generator) -> TinyMedium:
+        import torch
+
         side = config.vision_config.image_size
         ids = torch.full((self.image(config).tokens,), self.placeholder_ids(config)[kind])
         return TinyMedium(kind, ids, {"pixel_values": torch.randn(1, 3, side, side, generator=random)})

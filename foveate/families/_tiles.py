@@ -5,14 +5,15 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from foveate.core.shape import MediumShape
 from foveate.errors import InputError, UnsupportedCombination
 from foveate.families._base import Family, TinyMedium
+
+if TYPE_CHECKING:  # a cost estimate needs no torch
+    import torch
+    from torch import Tensor
 
 # Tiles of the images of tiny models: with a thumbnail, one tile alone, many.
 _TINY_TILES = (3, 1, 5)
@@ -53,8 +54,14 @@ class TiledFamily(Family):
 
     def _row(self, config: Any, ids: Tensor) -> list[int]:
         """Tiles of each image of one prompt [S]."""
+        import torch
+
         tokens = self.tile(config).tokens
-        edges = torch.diff((ids == self.placeholder_ids(config)["image"]).int(), prepend=torch.zeros(1), append=torch.zeros(1))
+        edges = torch.diff(
+            (ids == self.placeholder_ids(config)["image"]).int(),
+            prepend=torch.zeros(1, dtype=torch.float32, device="cpu"),
+            append=torch.zeros(1, dtype=torch.float32, device="cpu"),
+        )
         starts, ends = (torch.nonzero(edges == step).flatten().tolist() for step in (1, -1))
         for start, end in zip(starts, ends, strict=True):
             if (end - start) % tokens:
@@ -84,6 +91,8 @@ class TiledFamily(Family):
         """What the processor writes for an image of so many tiles, each a `run` of placeholders; brackets are 92 and more."""
 
     def tiny_medium(self, config: Any, kind: str, number: int, random: torch.Generator) -> TinyMedium:
+        import torch
+
         tiles, side = _TINY_TILES[number % len(_TINY_TILES)], config.vision_config.image_size
         side = side if isinstance(side, int) else side[0]
         ids = self.tiny_ids([self.placeholder_ids(config)[kind]] * self.tile(config).tokens, tiles)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from foveate.core.shape import LinearShape, MediumShape, ModelShape
 from foveate.errors import UnsupportedModel
 from foveate.families._base import TINY_TEXT, TINY_VISION
 from foveate.families._tiles import TiledFamily, groups, nearest_aspect
+
+if TYPE_CHECKING:  # a cost estimate needs no torch
+    from torch import Tensor
 
 # Tiles without the thumbnail, as the preprocessor configs of the published checkpoints say.
 _MAX_TILES = 12

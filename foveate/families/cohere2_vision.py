@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from foveate.families._tiles import groups
 from foveate.families.aya_vision import AyaVision
+
+if TYPE_CHECKING:  # a cost estimate needs no torch
+    from torch import Tensor
 
 # Tiles without the thumbnail, the default of the image processor.
 _MAX_TILES = 12

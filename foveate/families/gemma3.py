@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from foveate.core.shape import LinearShape, MediumShape, ModelShape
 from foveate.families._base import TINY_TEXT, TINY_VISION, FixedGridFamily, TinyMedium
+
+if TYPE_CHECKING:  # a cost estimate needs no torch
+    from torch import Tensor
 
 
 class Gemma3(FixedGridFamily):

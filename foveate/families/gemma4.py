@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from foveate.core.shape import DecoderShape, EncoderShape, LayerShape, LinearShape, MediumShape, ModelShape
 from foveate.errors import InputError, UnsupportedModel
 from foveate.families._base import TINY_TEXT, Family, TinyMedium
+
+if TYPE_CHECKING:  # a cost estimate needs no torch
+    import torch
+    from torch import Tensor
 
 # Most tokens of an image and of a frame, by the defaults of the processors; pixels are padded to as many.
 _IMAGE_TOKENS, _FRAME_TOKENS = 280, 70
@@ -160,6 +161,8 @@ class Gemma4(Family):
         return Gemma4Config(text_config=text, vision_config=vision, boa_token_id=95, eoa_token_index=96, **ids)
 
     def tiny_medium(self, config: Any, kind: str, number: int, random: torch.Generator) -> TinyMedium:
+        import torch
+
         vision = config.vision_config
         t, high, wide = _TINY_GRIDS[kind][number % len(_TINY_GRIDS[kind])]
         side = vision.pooling_kernel_size
@@ -197,6 +200,8 @@ def _heads(text: Any, layer: int) -> tuple[int, int]:
 
 def _frames(kind: str, places: Tensor, counts: Any) -> Sequence[Tensor]:
     """The frames [t, P, 2] of each medium."""
+    import torch
+
     if kind == "image":
         return places[:, None].unbind()
     if places.ndim == 4:  # videos [n, t, P, 2] of equal length, as earlier versions have them

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from foveate.core.shape import DecoderShape, EncoderShape, LayerShape, LinearShape, MediumShape, ModelShape
 from foveate.errors import InputError, UnsupportedCombination
@@ -15,6 +12,10 @@ from foveate.families._base import Family, TinyMedium
 from foveate.families._resize import resized
 from foveate.families.qwen2_5_vl import TINY_MROPE_TEXT, TINY_PACKED_VISION
 from foveate.families.qwen2_vl import Qwen2VL
+
+if TYPE_CHECKING:  # a cost estimate needs no torch
+    import torch
+    from torch import Tensor
 
 # Least and most pixels of an image (counted twice: it is a video of two equal frames) and of a whole video, in the
 # preprocessor configs of the published checkpoints.
@@ -119,6 +120,8 @@ class Glm4v(Qwen2VL):
         )
 
     def tiny_medium(self, config: Any, kind: str, number: int, random: torch.Generator) -> TinyMedium:
+        import torch
+
         vision, grids = config.vision_config, _TINY_GRIDS[kind]
         t, h, w = grids[number % len(grids)]
         width = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2

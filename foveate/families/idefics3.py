@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from foveate.core.shape import LinearShape, MediumShape, ModelShape
 from foveate.errors import InputError, UnsupportedCombination
 from foveate.families._base import TINY_TEXT, TINY_VISION, Family, TinyMedium
+
+if TYPE_CHECKING:  # a cost estimate needs no torch
+    import torch
+    from torch import Tensor
 
 # The longer side of an image in tiles, as the preprocessor configs of the published checkpoints say (4 * 364 for Idefics3).
 _TILES_PER_SIDE = 4
@@ -50,7 +51,13 @@ class Idefics3(Family):
 
     def _tiles_of_images(self, config: Any, ids: Tensor) -> list[int]:
         """How many tiles, the whole image included, each image of one prompt [S] has."""
-        edges = torch.diff((ids == config.image_token_id).int(), prepend=torch.zeros(1), append=torch.zeros(1))
+        import torch
+
+        edges = torch.diff(
+            (ids == config.image_token_id).int(),
+            prepend=torch.zeros(1, dtype=torch.float32, device="cpu"),
+            append=torch.zeros(1, dtype=torch.float32, device="cpu"),
+        )
         starts, ends = (torch.nonzero(edges == step).flatten().tolist() for step in (1, -1))
         tokens = self._tile(config)[0] ** 2
         for start, end in zip(starts, ends, strict=True):
@@ -113,6 +120,8 @@ class Idefics3(Family):
         return dict(text_config=text, vision_config=dict(**TINY_VISION, num_hidden_layers=2), scale_factor=2, image_token_id=90)
 
     def tiny_medium(self, config: Any, kind: str, number: int, random: torch.Generator) -> TinyMedium:
+        import torch
+
         rows, columns = _TINY_LAYOUTS[number % len(_TINY_LAYOUTS)]
         run = [config.image_token_id] * self._tile(config)[0] ** 2
         ids: list[int] = []
@@ -127,6 +136,8 @@ class Idefics3(Family):
 
     def tiny_batch(self, config: Any, ids: Tensor, media: Sequence[TinyMedium]) -> dict[str, Tensor]:
         """Tiles by prompt, filled up with black images: [B, tiles, 3, height, width]."""
+        import torch
+
         tiles = ((ids == config.image_token_id).sum(1) // self._tile(config)[0] ** 2).tolist()
         if not media:
             return {}

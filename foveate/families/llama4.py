@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from foveate.core.shape import DecoderShape, EncoderShape, LayerShape, LinearShape, MediumShape, ModelShape
 from foveate.errors import InputError
 from foveate.families._base import TINY_TEXT, TINY_VISION, Family, TinyMedium
+
+if TYPE_CHECKING:  # a cost estimate needs no torch
+    import torch
+    from torch import Tensor
 
 # Most tiles of an image besides the overview, by the default of the image processor.
 _MOST_TILES = 16
@@ -134,6 +136,8 @@ class Llama4(Family):
         )
 
     def tiny_medium(self, config: Any, kind: str, number: int, random: torch.Generator) -> TinyMedium:
+        import torch
+
         side = config.vision_config.image_size
         high, wide = _TINY_TILES[number % len(_TINY_TILES)]
         tile = [self.placeholder_ids(config)[kind]] * self._tile(config)[1] ** 2
@@ -148,6 +152,8 @@ class Llama4(Family):
 
 def _columns_by_image(config: Any, ids: Tensor) -> list[int]:
     """Placeholder columns of each image of a row [S]: images begin with their own token."""
+    import torch
+
     number = (ids == config.boi_token_id).cumsum(0)
     counts = torch.bincount(number[ids == config.image_token_id]).tolist()
     if counts and counts[0]:
@@ -161,9 +167,13 @@ def _tiles(size: tuple[int, int], side: int) -> int:
     if min(size) < 1:
         raise InputError(f"image of {width} x {height} pixels: both sides are at least 1")
     counts = range(1, _MOST_TILES + 1)
-    canvas = torch.tensor([(high, wide) for high in counts for wide in counts if high * wide <= _MOST_TILES])
-    # In single precision as the image processor does it: equal scales are what it compares.
-    scale = torch.minimum(canvas[:, 0] * side / height, canvas[:, 1] * side / width)
-    larger = scale[scale >= 1]
-    chosen = larger.min() if len(larger) else scale.max()
-    return int(canvas[scale == chosen].prod(dim=1).min())
+    canvases = [(high, wide) for high in counts for wide in counts if high * wide <= _MOST_TILES]
+    scales = [min(_single(high * side / height), _single(wide * side / width)) for high, wide in canvases]
+    chosen = min((scale for scale in scales if scale >= 1), default=max(scales))
+    return min(high * wide for (high, wide), scale in zip(canvases, scales, strict=True) if scale == chosen)
+
+
+def _single(value: float) -> float:
+    """In single precision, as the image processor computes: equal scales are what it compares."""
+    rounded: float = struct.unpack("f", struct.pack("f", value))[0]
+    return rounded

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from foveate.core.canvas import Canvas
 from foveate.core.shape import MediumShape, ModelShape, RowsPer
 from foveate.errors import InputError, UnsupportedModel
 from foveate.families._base import TINY_TEXT, TINY_VISION, TinyMedium
 from foveate.families.llava import Llava, prefix_tokens
+
+if TYPE_CHECKING:  # a cost estimate needs no torch
+    import torch
+    from torch import Tensor
 
 # Images (height, width) of tiny models, for tiles of 16 pixels: wide and unpadded, high with padding, nearly square.
 _TINY_SIZES = ((20, 40), (40, 17), (33, 30))
@@ -58,13 +59,11 @@ class LlavaNext(Llava):
 
     def _tiled(self, config: Any, height: int, width: int) -> MediumShape:
         """The shape of an image of this size in pixels."""
-        from transformers.image_processing_utils import select_best_resolution
-
         if min(height, width) < 1:
             raise InputError(f"image of {width} x {height} pixels: sides are at least 1")
         base = self.image(config)
         tile, side = config.vision_config.image_size, base.grid[1]
-        down, across = (length // tile for length in select_best_resolution((height, width), config.image_grid_pinpoints))
+        down, across = (length // tile for length in best_resolution((height, width), config.image_grid_pinpoints))
         box = _unpadded(down * side, across * side, height, width)
         h, w = self._shrunk(config, *box[2:])
         overview, tiles = Canvas.of_row((side, side), (side, side)), Canvas((down, across), (side, side), box, (h, w))
@@ -99,6 +98,8 @@ class LlavaNext(Llava):
         )
 
     def tiny_medium(self, config: Any, kind: str, number: int, random: torch.Generator) -> TinyMedium:
+        import torch
+
         size = _TINY_SIZES[number % len(_TINY_SIZES)]
         shape, side = self._tiled(config, *size), config.vision_config.image_size
         pixels = torch.randn(1, len(shape.encoder_sequences), 3, side, side, generator=random)
@@ -110,6 +111,23 @@ class LlavaNext(Llava):
         return super().tiny_batch(
             config, ids, [_padded(medium, most) if medium.kind == "image" else medium for medium in media]
         )
+
+
+def best_resolution(size: tuple[int, int], resolutions: Sequence[Sequence[int]]) -> tuple[int, int]:
+    """The (height, width) among `resolutions` that keeps most of an image's pixels, and of those the one with least padding.
+
+    It is transformers' `select_best_resolution`, whose import would make every cost estimate wait for transformers.
+    """
+    height, width = size
+
+    def merit(resolution: Sequence[int]) -> tuple[int, int]:
+        high, wide = resolution
+        scale = min(wide / width, high / height)
+        kept = min(int(width * scale) * int(height * scale), height * width)
+        return kept, kept - high * wide
+
+    high, wide = max(resolutions, key=merit)  # the first of equals, as there
+    return high, wide
 
 
 def _unpadded(h: int, w: int, height: int, width: int) -> tuple[int, int, int, int]:
@@ -124,6 +142,8 @@ def _unpadded(h: int, w: int, height: int, width: int) -> tuple[int, int, int, i
 
 def _padded(medium: TinyMedium, tiles: int) -> TinyMedium:
     """The medium with empty tiles behind its own, as processors stack images of several sizes."""
+    import torch
+
     pixels = medium.inputs["pixel_values"]
     padding = (0, 0) * 3 + (0, tiles - pixels.shape[1])
     return replace(medium, inputs={**medium.inputs, "pixel_values": torch.nn.functional.pad(pixels, padding)})

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from foveate.core.canvas import Canvas
 from foveate.core.encoder import EncoderPath
@@ -15,6 +13,9 @@ from foveate.errors import InputError, UnsupportedCombination
 from foveate.families._base import TinyMedium
 from foveate.families.llava import frames_of_videos, vit_path
 from foveate.families.llava_next import LlavaNext
+
+if TYPE_CHECKING:  # a cost estimate needs no torch
+    import torch
 
 # Videos of one call are stacked, so they have equally many frames.
 _TINY_FRAMES = 2
@@ -84,6 +85,8 @@ class LlavaNextVideo(LlavaNext):
         return LlavaNextVideoConfig(**{name: config[name] for name in kept}, video_token_index=91, video_seq_length=8)
 
     def tiny_medium(self, config: Any, kind: str, number: int, random: torch.Generator) -> TinyMedium:
+        import torch
+
         if kind == "image":
             return super().tiny_medium(config, kind, number, random)
         side = config.vision_config.image_size

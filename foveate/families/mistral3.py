@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from foveate.core.shape import LinearShape, MediumShape, ModelShape
 from foveate.errors import InputError
 from foveate.families._base import TINY_TEXT, TINY_VISION, Family, TinyMedium
+
+if TYPE_CHECKING:  # a cost estimate needs no torch
+    import torch
+    from torch import Tensor
 
 # Visual tokens (h, w) of the images of tiny models, and the tokens that close a row and an image.
 _TINY_GRIDS = ((5, 6), (3, 7), (6, 4))
@@ -35,6 +36,8 @@ class Mistral3(Family):
         return int(config.spatial_merge_size)
 
     def media(self, config: Any, inputs: Mapping[str, Any], columns: Mapping[str, int]) -> dict[str, list[MediumShape]]:
+        import torch
+
         sizes = inputs.get("image_sizes")
         if sizes is None:
             if columns["image"]:
@@ -81,6 +84,8 @@ class Mistral3(Family):
         return dict(text_config=text, vision_config=vision, image_token_index=90, vision_feature_layer=-1)
 
     def tiny_medium(self, config: Any, kind: str, number: int, random: torch.Generator) -> TinyMedium:
+        import torch
+
         h, w = _TINY_GRIDS[number % len(_TINY_GRIDS)]
         unit = config.vision_config.patch_size * self.merge(config)
         row = [config.image_token_id] * w
@@ -90,6 +95,8 @@ class Mistral3(Family):
 
     def tiny_batch(self, config: Any, ids: Tensor, media: Sequence[TinyMedium]) -> dict[str, Tensor]:
         """Pictures of several sizes are filled up with black to the right and below."""
+        import torch
+
         if not media:
             return {}
         sizes = torch.cat([medium.inputs["image_sizes"] for medium in media])

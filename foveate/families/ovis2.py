@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from foveate.core.shape import DecoderShape, LinearShape, MediumShape, ModelShape
 from foveate.families._base import TINY_TEXT
 from foveate.families._tiles import TiledFamily, groups
+
+if TYPE_CHECKING:  # a cost estimate needs no torch
+    from torch import Tensor
 
 # Tiles besides the overview, the default of the image processor; and the share of the image that they must show unshrunk.
 _MAX_TILES, _COVERED = 12, 0.9

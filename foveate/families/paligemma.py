@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from foveate.core.encoder import EncoderPath
 from foveate.core.shape import LinearShape, MediumShape, ModelShape
 from foveate.core.site import SiteKind
 from foveate.families._base import NO_PIXELS, TINY_TEXT, TINY_VISION, FixedGridFamily, TinyMedium
 from foveate.families.llava import VIT_MIDDLE
+
+if TYPE_CHECKING:  # a cost estimate needs no torch
+    from torch import Tensor
 
 
 class PaliGemma(FixedGridFamily):
@@ -63,5 +63,7 @@ class PaliGemma(FixedGridFamily):
         )
 
     def tiny_batch(self, config: Any, ids: Tensor, media: Sequence[TinyMedium]) -> dict[str, Tensor]:
+        import torch
+
         # 0 is the prompt, 1 an answer to be learned.
         return {**super().tiny_batch(config, ids, media), "token_type_ids": torch.zeros_like(ids)}

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from foveate.core.encoder import PackedPath
 from foveate.core.shape import EncoderShape, LinearShape, MediumShape, ModelShape
@@ -14,6 +11,10 @@ from foveate.core.site import SiteKind
 from foveate.errors import InputError
 from foveate.families._base import NO_PIXELS, TINY_TEXT, Family, TinyMedium
 from foveate.families._resize import resized
+
+if TYPE_CHECKING:  # a cost estimate needs no torch
+    import torch
+    from torch import Tensor
 
 # What the tiny configs of this family and its relatives share.
 TINY_MROPE_TEXT: Mapping[str, Any] = {
@@ -126,6 +127,8 @@ class Qwen25VL(Family):
         return Qwen2_5_VLConfig(text_config={**TINY_MROPE_TEXT}, vision_config={**TINY_PACKED_VISION, **vision}, **TINY_IDS)
 
     def tiny_medium(self, config: Any, kind: str, number: int, random: torch.Generator) -> TinyMedium:
+        import torch
+
         vision = config.vision_config
         grids = _TINY_GRIDS[kind]
         t, h, w = grids[number % len(grids)]

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
-
-import torch
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from foveate.core.shape import EncoderShape, LinearShape, MediumShape, ModelShape
 from foveate.errors import InputError, UnsupportedModel
@@ -13,6 +11,9 @@ from foveate.families._base import StackedFeatures, TinyMedium
 from foveate.families._resize import resized
 from foveate.families.qwen2_5_vl import TINY_IDS, TINY_MROPE_TEXT, TINY_PACKED_VISION
 from foveate.families.qwen2_vl import Qwen2VL
+
+if TYPE_CHECKING:  # a cost estimate needs no torch
+    import torch
 
 # Least and most pixels of a whole video, in the video preprocessor config of the published checkpoints.
 _LEAST, _MOST = 4_096, 25_165_824
@@ -66,6 +67,8 @@ class Qwen3VL(Qwen2VL):
         return {**TINY_PACKED_VISION, **own, "num_position_embeddings": 36}
 
     def tiny_medium(self, config: Any, kind: str, number: int, random: torch.Generator) -> TinyMedium:
+        import torch
+
         medium = super().tiny_medium(config, kind, number, random)
         if kind == "image":
             return medium

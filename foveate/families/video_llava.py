@@ -5,15 +5,16 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from foveate.core.encoder import EncoderPath
 from foveate.core.shape import MediumShape, ModelShape, RowsPer
 from foveate.errors import InputError
 from foveate.families._base import TinyMedium
 from foveate.families.llava import Llava, frames_of_videos, vit_path
+
+if TYPE_CHECKING:  # a cost estimate needs no torch
+    import torch
 
 # Videos of one call are stacked, so they have equally many frames.
 _TINY_FRAMES = 2
@@ -67,6 +68,7 @@ class VideoLlava(Llava):
         return VideoLlavaConfig(**{name: config[name] for name in kept}, video_token_index=91, video_seq_length=74)
 
     def tiny_medium(self, config: Any, kind: str, number: int, random: torch.Generator) -> TinyMedium:
+        import torch
         from transformers import VideoLlavaForConditionalGeneration
 
         if kind == "image":

@@ -75,15 +75,15 @@ def json_lines(path: str | Path, longest: int = LONGEST_LINE) -> Iterator[tuple[
     Raises:
         InputError: with the number of the line, for what `parse_json` refuses; otherwise as `open_regular`.
     """
-    with open_regular(path, what="file of JSON lines") as file, refused("read", path):
+    with open_regular(path, what="data") as file, refused("read", path):
         number = 0
         while line := file.readline(longest + 1):
             number += 1
             where = f"{shown(path)}, line {number}"
             if len(line) > longest:
                 raise InputError(f"{where} is longer than {_size(longest)}: write one JSON object in each line")
-            text = _decoded(line, where)
-            if text.strip():
+            text = _decoded(line, where).strip()
+            if text:
                 yield number, parse_json(text, where)
 
 
@@ -128,7 +128,8 @@ def parse_json(text: str, where: str) -> Any:
         if "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
-        raise InputError(f"{where} is not JSON: {error.msg}, line {error.lineno}, column {error.colno}") from None
+        line = f"line {error.lineno}, " if "\n" in text else ""
+        raise InputError(f"{where}: not JSON at {line}column {error.colno}: {error.msg}") from None
     except UnicodeEncodeError:
         raise InputError(f"{where}: holds half of a character (a lone surrogate, \\ud800 to \\udfff)") from None
     return value

@@ -162,6 +162,8 @@ def _check_name(path: Path) -> None:
 
 
 def _check_folder(where: str, folder: Path) -> None:
+    if os.path.isfile(folder):
+        raise InputError(f"{where}: {shown(folder)} is a file; name a folder there")
     if not os.path.isdir(folder):
         raise InputError(f"{where}: {shown(folder)} does not exist or is no folder; name a file in a folder that exists")
     try:

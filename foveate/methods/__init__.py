@@ -12,12 +12,28 @@ import sys
 from foveate.core import registry
 from foveate.core.method import Method
 
-_GROUP = "foveate.methods"
+
+def _check(name: str, method: type[Method]) -> None:
+    if method().name != name:
+        raise TypeError(f"{method.__name__} must live in a module called {name}, the name in specs")
+
+
+_KIND = registry.Kind(sys.modules[__name__], Method, "method", _check)
 
 
 def names() -> list[str]:
     """Names of all methods, ours and those of other packages."""
-    return sorted({*registry.file_names(sys.modules[__name__]), *registry.entry_point_targets(_GROUP)})
+    return registry.names(_KIND)
+
+
+def outside() -> list[str]:
+    """Names of the methods of other packages."""
+    return sorted(registry.outside(_KIND))
+
+
+def has(name: str) -> bool:
+    """Whether a method of ours or of another package has the name; nothing is loaded."""
+    return registry.has(_KIND, name)
 
 
 def get(name: str) -> type[Method]:
@@ -25,8 +41,6 @@ def get(name: str) -> type[Method]:
 
     Raises:
         UnknownName: with the nearest known name.
+        PluginError: for a method of another package that cannot be used.
     """
-    found = registry.find_class(sys.modules[__name__], _GROUP, name, Method, "method")
-    if found.__module__.rpartition(".")[2] != name:
-        raise TypeError(f"entry point '{name}': {found.__name__} must live in a module called {name}, the name in specs")
-    return found
+    return registry.find_class(_KIND, name)

@@ -9,15 +9,18 @@ count is cut off (`rounding=floor`, the default of the recipe dynamic_llava); a 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
 
 from foveate.core.learned import BaseModel, LearnedMethod
 from foveate.core.method import ScoreMethod
 from foveate.core.site import SiteKind
 from foveate.core.view import TokenView
 from foveate.predictors import IMAGE, load_predictor, predictor_flops, read_config
+
+if TYPE_CHECKING:  # a cost estimate needs no torch
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True)

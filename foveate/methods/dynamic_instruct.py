@@ -8,8 +8,7 @@ of one tokenizer; batches of any size. The prompt's last token always stays.
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING
 
 from foveate.core.layout import Role
 from foveate.core.learned import BaseModel, LearnedMethod
@@ -17,6 +16,9 @@ from foveate.core.method import ScoreMethod
 from foveate.core.site import SiteKind
 from foveate.core.view import TokenView
 from foveate.predictors import INSTRUCT, load_predictor
+
+if TYPE_CHECKING:  # a cost estimate needs no torch
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True)

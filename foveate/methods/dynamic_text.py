@@ -9,13 +9,15 @@ answers with and without a cache differ; here a token stays where its logit of k
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING
 
 from foveate.core.learned import BaseModel, LearnedMethod
 from foveate.core.method import StepMethod
 from foveate.core.view import StepView
 from foveate.predictors import TEXT, load_predictor, read_config
+
+if TYPE_CHECKING:  # a cost estimate needs no torch
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True)

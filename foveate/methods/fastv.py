@@ -9,15 +9,16 @@ default; `rounding=half_even` is what their Hugging Face code does (24 of 49 at 
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from foveate.core.method import ScoreMethod, top_indices
-from foveate.core.selection import Selection
 from foveate.core.site import SiteKind
 from foveate.core.view import AttentionRows, Observation, TokenView
 from foveate.methods._query import check_query, window_of
 from foveate.ops.windows import window_top_indices
+
+if TYPE_CHECKING:  # a cost estimate needs no torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,7 @@ class FastV(ScoreMethod):
     def score(self, view: TokenView) -> Tensor:
         return view.observe(self.needs()[0]).mean(dim=1)  # [G, H, N] -> [G, N]
 
-    def select(self, view: TokenView, keep: int) -> Selection:
-        score = self.score(view)
+    def choose(self, score: Tensor, view: TokenView, keep: int) -> Tensor:
         if self.topk == "global":
-            return Selection(top_indices(score, keep))
-        return Selection(window_top_indices(score, view.coords, keep, window_of("fastv", "topk", self.topk, "window:s")))
+            return top_indices(score, keep)
+        return window_top_indices(score, view.coords, keep, window_of("fastv", "topk", self.topk, "window:s"))

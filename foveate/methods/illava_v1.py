@@ -8,8 +8,7 @@ log-sum-exp of the logits instead); sums run in fp32.
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import torch
+from typing import TYPE_CHECKING
 
 from foveate.core.method import TokenMethod
 from foveate.core.selection import Selection
@@ -18,6 +17,9 @@ from foveate.core.view import Importance, Observation, TokenView
 from foveate.errors import SpecError
 from foveate.methods._query import check_query
 from foveate.ops.merging import removed_indices
+
+if TYPE_CHECKING:  # a cost estimate needs no torch
+    import torch
 
 RAMPS = ("least", "most", "even")
 
@@ -50,6 +52,8 @@ class IllavaV1(TokenMethod):
         return (Importance(self.query),)
 
     def select(self, view: TokenView, keep: int) -> Selection:
+        import torch
+
         count = view.token_count
         removing = count - keep
         order = torch.argsort(view.observe(self.needs()[0]), dim=1, stable=True)  # ascending importance
@@ -70,6 +74,8 @@ class IllavaV1(TokenMethod):
 
     def _weights(self, count: int, device: torch.device) -> torch.Tensor:
         """[count] shares of tokens in ascending importance."""
+        import torch
+
         rising = torch.arange(1, count + 1, dtype=torch.float32, device=device)
         weights = {"least": rising.flip(0), "most": rising, "even": torch.ones_like(rising)}[self.ramp]
         return weights / weights.sum()

@@ -9,9 +9,7 @@ pieces; every image and batch row is handled on its own. Half a token rounds up 
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from foveate.core.method import TokenMethod
 from foveate.core.selection import Selection
@@ -20,6 +18,9 @@ from foveate.core.view import Importance, Observation, TokenView
 from foveate.errors import SpecError
 from foveate.methods._query import check_query
 from foveate.ops.merging import removed_indices, take_rows
+
+if TYPE_CHECKING:  # a cost estimate needs no torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,8 @@ class IllavaV2(TokenMethod):
         return () if self.mode == 2 else (Importance(self.query),)
 
     def select(self, view: TokenView, keep: int) -> Selection:
+        import torch
+
         if self.mode == 2:
             return _shifted(view, keep)
         count = view.token_count
@@ -104,13 +107,15 @@ class IllavaV2(TokenMethod):
 
 def _shifted(view: TokenView, keep: int) -> Selection:
     """Mode 2: the last token that stays is 1/2 itself, 1/4 the next one, 1/8, ...; the last two of the chain weigh the same."""
+    import torch
+
     groups, count, device = view.group_count, view.token_count, view.features.device
     places = torch.arange(count, device=device).expand(groups, -1)
     if keep == count:
         return Selection(places)
     chain = 0.5 ** torch.arange(1, count - keep + 2, dtype=torch.float32, device=device)
     chain[-1] = chain[-2]
-    own = torch.ones(groups, keep, device=device)
+    own = torch.ones(groups, keep, device=device, dtype=torch.float32)
     own[:, -1] = chain[0]
     return Selection(
         places[:, :keep],

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import torch
+from typing import TYPE_CHECKING
 
 from foveate.core.method import TokenMethod
 from foveate.core.selection import Selection
 from foveate.core.view import TokenView
 from foveate.errors import SpecError
+
+if TYPE_CHECKING:  # a cost estimate needs no torch
+    import torch
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class Pool(TokenMethod):
         return t * -(-h // self.size) * -(-w // self.size)
 
     def select(self, view: TokenView, keep: int) -> Selection:
+        import torch
+
         assert view.grid is not None
         _, _, w = view.grid
         coords, count = view.coords, view.token_count
@@ -55,6 +59,8 @@ class Pool(TokenMethod):
         )
 
     def _is_host(self, grid: tuple[int, int, int]) -> torch.Tensor:
+        import torch
+
         t, h, w = grid
         down, across = torch.arange(h, device="cpu"), torch.arange(w, device="cpu")
         corner = (down[:, None] % self.size == 0) & (across[None] % self.size == 0)

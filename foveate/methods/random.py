@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from foveate.core.method import ScoreMethod
 from foveate.core.site import SiteKind
 from foveate.core.view import TokenView
 from foveate.errors import SpecError
+
+if TYPE_CHECKING:  # a cost estimate needs no torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Random(ScoreMethod):
             raise SpecError(f"random(seed={self.seed}): a seed is a whole number from 0 to {2**32 - 1}")
 
     def score(self, view: TokenView) -> Tensor:
+        import torch
+
         # Drawn on the CPU, so that the same seed keeps the same tokens on every device.
         rows = []
         for key in view.group_keys:

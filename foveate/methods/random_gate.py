@@ -6,12 +6,14 @@ Dynamic-LLaVA's "Random" row (arXiv 2412.00876, Tab. 3).
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from foveate.core.method import StepMethod
 from foveate.core.view import StepView
 from foveate.errors import SpecError
+
+if TYPE_CHECKING:  # a cost estimate needs no torch
+    from torch import Tensor
 
 _BITS = (1 << 32) - 1
 

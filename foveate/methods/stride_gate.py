@@ -6,11 +6,13 @@ Dynamic-LLaVA's "Structure" row (arXiv 2412.00876, Tab. 3) is keep=0.5: every ot
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from foveate.core.method import StepMethod
 from foveate.core.view import StepView
+
+if TYPE_CHECKING:  # a cost estimate needs no torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True)

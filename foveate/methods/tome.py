@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
 from foveate.core.method import TokenMethod
 from foveate.core.selection import Selection
 from foveate.core.site import SiteKind
@@ -37,6 +35,8 @@ class Tome(TokenMethod):
         return self.proportional
 
     def select(self, view: TokenView, keep: int) -> Selection:
+        import torch
+
         if keep == view.token_count:
             return Selection(torch.arange(keep, device=view.features.device).expand(view.group_count, -1))
         kept, host = bipartite_hosts(view.features, view.sizes, keep)

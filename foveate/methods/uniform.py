@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
 from foveate.core.method import TokenMethod
 from foveate.core.selection import Selection
 from foveate.core.site import SiteKind
@@ -21,6 +19,8 @@ class Uniform(TokenMethod):
     paper = "control"
 
     def select(self, view: TokenView, keep: int) -> Selection:
+        import torch
+
         # Integer arithmetic: floor((2i + 1) * N / (2 keep)) is exact and strictly increasing for keep <= N.
         steps = torch.arange(keep, device=view.features.device)
         index = (2 * steps + 1) * view.token_count // (2 * keep)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from foveate.core.selection import Selection
+
+if TYPE_CHECKING:  # a cost estimate needs no torch
+    from torch import Tensor
 
 # Rows of a similarity table that are held at once: bounds its memory at rows x kept tokens.
 _ROWS_AT_ONCE = 512
@@ -14,6 +15,8 @@ _ROWS_AT_ONCE = 512
 
 def removed_indices(kept: Tensor, count: int) -> Tensor:
     """Return the indices [G, N - K] that are not in `kept` [G, K], ascending."""
+    import torch
+
     is_kept = torch.zeros(kept.shape[0], count, dtype=torch.bool, device=kept.device).scatter(1, kept, True)
     order: Tensor = torch.argsort(is_kept.to(torch.uint8), dim=1, stable=True)
     return order[:, : count - kept.shape[1]]
@@ -33,9 +36,11 @@ def nearest(queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
 
     Cost: O(Q K D) time, O(512 K) memory per group. Of equally similar keys the earlier one wins.
     """
-    wide = F.normalize(keys.float(), dim=-1)
+    import torch
+
+    wide = torch.nn.functional.normalize(keys.float(), dim=-1)
     parts = [
-        (F.normalize(part.float(), dim=-1) @ wide.transpose(1, 2)).max(dim=-1)
+        (torch.nn.functional.normalize(part.float(), dim=-1) @ wide.transpose(1, 2)).max(dim=-1)
         for part in torch.split(queries, _ROWS_AT_ONCE, dim=1)
     ]
     return torch.cat([part.values for part in parts], 1), torch.cat([part.indices for part in parts], 1)
@@ -49,6 +54,8 @@ def weighted_mean(kept: Tensor, host: Tensor, sizes: Tensor) -> Selection:
         host: [G, N] long, the kept token that each token joins; a kept token is its own host.
         sizes: [G, N] fp32, how many original tokens each token stands for.
     """
+    import torch
+
     source = removed_indices(kept, host.shape[1])
     total = torch.zeros_like(sizes).scatter_add(1, host, sizes)
     share = sizes / total.gather(1, host)
@@ -59,6 +66,8 @@ def weighted_mean(kept: Tensor, host: Tensor, sizes: Tensor) -> Selection:
 
 def to_nearest(kept: Tensor, metric: Tensor) -> Tensor:
     """Return the host [G, N] of every token: itself if kept, else the kept token most similar to it by `metric` [G, N, D]."""
+    import torch
+
     count = metric.shape[1]
     removed = removed_indices(kept, count)
     _, slot = nearest(take_rows(metric, removed), take_rows(metric, kept))
@@ -78,6 +87,8 @@ def bipartite_hosts(metric: Tensor, sizes: Tensor, keep: int) -> tuple[Tensor, T
         sizes: [G, N] fp32.
         keep: tokens to keep, 1 <= keep <= N.
     """
+    import torch
+
     groups, count = metric.shape[:2]
     alive = torch.arange(count, device=metric.device).expand(groups, -1)
     host = alive
@@ -101,6 +112,8 @@ def bipartite_hosts(metric: Tensor, sizes: Tensor, keep: int) -> tuple[Tensor, T
 
 def _merged(metric: Tensor, sizes: Tensor, pairing: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
     """Metric and sizes of the tokens that are left, after every token joined `pairing` by its size."""
+    import torch
+
     wide = metric.float() * sizes[..., None]
     total = torch.zeros_like(sizes).scatter_add(1, pairing, sizes)
     summed = torch.zeros_like(wide).scatter_add(1, pairing[..., None].expand_as(wide), wide)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # a cost estimate needs no torch
+    from torch import Tensor
 
 
 def window_top_indices(score: Tensor, coords: Tensor, keep: int, side: int) -> Tensor:
@@ -25,6 +27,8 @@ def window_top_indices(score: Tensor, coords: Tensor, keep: int, side: int) -> T
 
     Cost: O(N log N) time and O(N) memory per group.
     """
+    import torch
+
     count = score.shape[1]
     by_score = torch.argsort(score, dim=1, descending=True, stable=True)
     t, y, x = coords[..., 0], coords[..., 1] // side, coords[..., 2] // side

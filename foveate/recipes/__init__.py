@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from typing import ClassVar
 
 from foveate.core import registry
 from foveate.core.budget import Budget, Rounding
 from foveate.core.plan import Stage
 from foveate.errors import SpecError, did_you_mean
-
-_GROUP = "foveate.recipes"
 
 
 @dataclass(frozen=True)
@@ -42,11 +40,31 @@ def rounded(recipe: str, budgets: tuple[Budget, ...], name: str) -> tuple[Budget
     return tuple(budget if budget.ratio is None else replace(budget, rounding=Rounding(name)) for budget in budgets)
 
 
+def _check(name: str, recipe: type[Recipe]) -> None:
+    if all(field.default is not MISSING or field.default_factory is not MISSING for field in fields(recipe)):
+        recipe()
+    if not isinstance(recipe.notes, tuple) or not all(isinstance(note, str) for note in recipe.notes):
+        raise TypeError("notes is a tuple of lines")
+
+
+_KIND = registry.Kind(sys.modules[__name__], Recipe, "recipe", _check)
+
+
 def names() -> list[str]:
     """Names of all recipes."""
-    return sorted({*registry.file_names(sys.modules[__name__]), *registry.entry_point_targets(_GROUP)})
+    return registry.names(_KIND)
+
+
+def outside() -> list[str]:
+    """Names of the recipes of other packages."""
+    return sorted(registry.outside(_KIND))
+
+
+def has(name: str) -> bool:
+    """Whether a recipe of ours or of another package has the name; nothing is loaded."""
+    return registry.has(_KIND, name)
 
 
 def get(name: str) -> type[Recipe]:
-    """Return the class of a recipe, or raise UnknownName."""
-    return registry.find_class(sys.modules[__name__], _GROUP, name, Recipe, "recipe")
+    """Return the class of a recipe, or raise UnknownName or PluginError."""
+    return registry.find_class(_KIND, name)

@@ -124,7 +124,7 @@ def stage_text(stage: Stage) -> str:
 
 
 def _stages(call: Call) -> tuple[Stage, ...]:
-    if call.name in recipes.names():
+    if recipes.has(call.name):
         known = recipes.get(call.name)
         refuse_foreign_words(call, [field.name for field in fields(known)])
         recipe = read_fields(known, call.words, call.name)
@@ -132,7 +132,7 @@ def _stages(call: Call) -> tuple[Stage, ...]:
         return expanded
     if call.name == "none":
         raise SpecError("'none' is the plain model and stands alone: leave it out, or write nothing else")
-    if call.name not in methods.names():
+    if not methods.has(call.name):
         names = [*methods.names(), *recipes.names(), "none"]
         raise UnknownName(f"unknown method '{call.name}'." + did_you_mean(call.name, names))
     kind = methods.get(call.name)

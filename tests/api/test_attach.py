@@ -185,3 +185,11 @@ def test_estimate_answers_wrong_types_in_one_line(arguments, says):
 def test_estimate_takes_torch_dtypes():
     named, torch_dtype = (foveate.estimate("llava-1.5-7b", "none", dtype=dtype) for dtype in ("bf16", torch.bfloat16))
     assert named == torch_dtype
+
+
+def test_the_report_of_a_prompt_without_pictures_says_nothing_wrong_about_its_cache():
+    model, make = tiny.tiny_model("llava"), tiny.Maker("llava")
+    with foveate.attach(model, "random_gate(layer=2, keep=0.5)") as attachment:
+        model.generate(**make.inputs([tiny.Row([make.text(9)])]), max_new_tokens=3, do_sample=False, pad_token_id=0)
+        report = str(attachment.report())
+    assert "KV cache after prefill, whole batch: not measured (no picture whose tokens could be left out)" in report

@@ -13,7 +13,7 @@ from benchmarks import decode, prefill, table, vision_encoder
 from benchmarks._results import free_name
 from benchmarks._timing import Clock, Parts, turns
 from foveate.api import estimate
-from foveate.engine.attach import check_plan
+from foveate.engine.check import check_plan
 from foveate.families import family_for
 from foveate.spec import Plan
 

@@ -5,7 +5,35 @@ from __future__ import annotations
 import json
 import re
 
+import pytest
+
 from foveate import families, methods
+from foveate.api.capabilities import family_capabilities, method_capabilities, recipe_capabilities
+from foveate.api.capability_table import packaged
+
+HOW = "measured values changed: run `make capabilities`, look at the difference, and commit it"
+
+
+def test_the_packaged_rows_of_methods_and_recipes_are_what_is_measured():
+    assert list(packaged().methods) == method_capabilities(), HOW
+    assert list(packaged().recipes) == recipe_capabilities(), HOW
+
+
+@pytest.mark.full
+def test_the_packaged_rows_of_families_are_what_is_measured():
+    assert list(packaged().families) == list(family_capabilities()), HOW
+
+
+def test_models_says_on_which_transformers_it_was_measured_and_how_to_measure_anew(command):
+    _, out, _ = command("models")
+    assert f"Tried on transformers {packaged().transformers}; --probe tries them here and now." in " ".join(out.split())
+
+
+def test_probing_measures_and_packages_nothing_else(command, monkeypatch):
+    row = packaged().families[0]
+    monkeypatch.setattr("foveate.api.capabilities.family_capabilities", lambda names: iter([row]))
+    code, out, _ = command("models", "--probe", "--json")
+    assert code == 0 and [one["name"] for one in json.loads(out) if not one["not_served"]] == [row.name]
 
 
 def test_methods_lists_every_method_with_probed_facts(command):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 
 import pytest
 from PIL import Image
@@ -81,7 +81,8 @@ def test_bad_input_gives_one_line_and_writes_nothing(command, model_folder, pict
         ((), "no picture"),
         ((str(tmp_path / "missing.png"),), "no picture at"),
         ((str(tmp_path / "missing.mp4"),), "no video at"),
-        ((clip, "--frames", "99"), "has only 10 frames"),
+        ((picture, "--html", picture), "what is read"),
+        ((picture, "--html", "x.html", "--png", "x.html"), "the same file"),
         ((picture, "--plan", "none"), "nothing to draw"),
         ((picture, "--plan", "fatsv(layer=2, keep=.5)"), "Did you mean"),
         ((picture, "--plan", "partition(site=vision, layer=99, keep=.5)"), "write layer=0..3"),
@@ -99,10 +100,10 @@ def test_bad_input_gives_one_line_and_writes_nothing(command, model_folder, pict
 
 
 def test_a_file_that_cannot_be_written_gives_one_line(command, model_folder, picture, monkeypatch, tmp_path):
-    def refuse(self, content):
+    def refuse(*_):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "write_bytes", refuse)
+    monkeypatch.setattr(os, "replace", refuse)
     code, out, err = merge(command, model_folder, picture, "--html", str(tmp_path / "m.html"))
     _is_one_line(code, out, err, "cannot write")
     assert "Permission denied" in err

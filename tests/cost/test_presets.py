@@ -2,8 +2,9 @@
 
 import pytest
 
-from foveate.cost.presets import load_preset, preset_names
-from foveate.errors import UnknownName
+from foveate.cost.presets import load_preset, preset_config, preset_names
+from foveate.errors import UnknownName, UnsupportedCombination
+from foveate.families import family_for
 
 DECODERS = {  # layers, hidden, intermediate, heads, kv heads, vocabulary
     "llava-1.5-7b": (32, 4096, 11008, 32, 32, 32064),
@@ -99,7 +100,7 @@ def test_a_preset_says_nothing_that_transformers_changes(name):
     built = AutoConfig.for_model(**load_preset(name)).to_dict()
     for part, given in ((built, preset), *((built[key], preset[key]) for key in ("text_config", "vision_config"))):
         derived = {"text_config", "vision_config", "sliding_window", "sliding_window_pattern"}
-        derived |= {"num_experts"}  # written under another name
+        derived |= {"num_experts", "global_head_dim"}  # written under another name, and layer by layer
         assert {key: part[key] for key in given if key not in derived} == {
             key: value for key, value in given.items() if key not in derived
         }
@@ -124,3 +125,32 @@ def test_each_call_gives_a_fresh_dict():
 def test_an_unknown_preset_is_answered_with_the_nearest():
     with pytest.raises(UnknownName, match=r"Did you mean 'llava-1.5-7b'\? Known: .*gemma-3-12b"):
         load_preset("llava-1.5-7B")
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_a_preset_says_to_families_what_the_config_of_transformers_says(name):
+    from transformers import AutoConfig
+
+    assert _all_numbers(preset_config(name)) == _all_numbers(AutoConfig.for_model(**load_preset(name)))
+
+
+def _all_numbers(config):
+    """Everything that an estimate, a check of a plan and `foveate doctor` ask a family for."""
+    family = family_for(config)
+    layers = range(family.decoder_shape(config).layers)
+    sizes = [(1024, 768), (300, 1200), (64, 64), (4000, 3000)]
+    pictures = [family.media_of_images(config, [size] * count) for size in sizes for count in (1, 2)]
+    try:
+        video = family.media_of_video(config, (640, 480), 8)
+    except UnsupportedCombination as error:
+        video = str(error)
+    return (
+        type(family),
+        family.model_shape(config),
+        family.encoder(config),
+        family.shared_keys(config),
+        [(family.rotates(config, layer), family.refuse_layer(config, layer)) for layer in layers],
+        family.refuse_length(config, 100_000),
+        pictures,
+        video,
+    )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from foveate.api.capabilities import family_capabilities
+from foveate.api.capability_table import packaged
 from foveate.cli.catalog import markdown_table
 from foveate.spec import Plan
 
@@ -17,7 +17,7 @@ README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 def test_the_family_table_is_the_generated_one():
     shown = re.search(r"<!-- families -->\n(.*?)\n<!-- /families -->", README, re.DOTALL)
     assert shown is not None
-    assert shown[1] == markdown_table(family_capabilities()), "run `foveate models --markdown` and paste its table"
+    assert shown[1] == markdown_table(packaged().families), "run `foveate models --markdown` and paste its table"
 
 
 @pytest.mark.parametrize("spec", re.findall(r'"((?:fastv|random|uniform|pool|staged)\([^"]*\))"', README))

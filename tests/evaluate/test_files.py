@@ -41,7 +41,7 @@ def test_lines_are_read_in_order_and_pictures_beside_the_file(write, tmp_path):
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("{", "no JSON"),
+        ("{", "not JSON"),
         ([1], "write an object"),
         ({**GOOD, "image": 3}, "image must be"),
         ({**GOOD, "image": []}, "image must be"),
@@ -58,7 +58,7 @@ def test_a_bad_line_is_named(write, line, says):
 
 
 def test_files_that_cannot_be_read(write, tmp_path):
-    with pytest.raises(InputError, match="cannot read"):
+    with pytest.raises(InputError, match="no data at"):
         read_items(tmp_path / "nothing.jsonl")
     with pytest.raises(InputError, match="has no line"):
         read_items(write(""))

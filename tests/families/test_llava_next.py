@@ -7,12 +7,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import foveate
 from foveate import families
 from foveate.cost.presets import load_preset
 from foveate.errors import InputError, UnsupportedModel
 from foveate.families import family_for
+from foveate.families.llava_next import best_resolution
 from tests import tiny
 from tests.families.features import check_frames, flat, on_grid, painted, places
 from tests.families.processors import image, image_processor, tokenizer
@@ -171,3 +174,13 @@ def test_videos_without_frames_are_refused():
         family_for(config).media_of_video(config, (64, 64), 0)
     with pytest.raises(foveate.errors.UnsupportedCombination, match="takes no video"):
         family_for(config_of()).media_of_video(config_of(), (64, 64), 4)
+
+
+@given(
+    st.tuples(st.integers(1, 3000), st.integers(1, 3000)),
+    st.lists(st.tuples(*[st.sampled_from([16, 32, 48, 336, 384, 672, 1008])] * 2), min_size=1, max_size=10),
+)
+def test_the_best_resolution_is_the_one_that_transformers_takes(size, resolutions):
+    from transformers.image_processing_utils import select_best_resolution
+
+    assert best_resolution(size, resolutions) == select_best_resolution(size, resolutions)

@@ -240,7 +240,7 @@ def test_layers_with_a_window():
 
 def test_sliding_layers_that_a_config_switches_on():
     preset = load_preset("qwen2.5-vl-7b")
-    preset["text_config"] |= {"use_sliding_window": True, "max_window_layers": 26}
+    preset["text_config"] |= {"use_sliding_window": True, "sliding_window": 32768, "max_window_layers": 26}
     from transformers import AutoConfig
 
     config = AutoConfig.for_model(**preset)

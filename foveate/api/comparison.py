@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from foveate.api.attach import attach
+from foveate.api.attachment import attach
+from foveate.api.memory import peak_memory
 from foveate.core.plan import Plan as CorePlan
 from foveate.cost.estimate import CostEstimate
 from foveate.engine.attach import unwrap
@@ -55,6 +56,8 @@ class Answer:
         kv_bytes_held: the same with those slots.
         ttft_ms: time to the first token: vision encoder, selection and prefill; median over the repeats.
         tpot_ms: mean time of the further tokens; None if there is only one.
+        peak_bytes: peak memory while answering, the most of the repeats: on CUDA what was allocated, weights included; on a
+            CPU by how much the process grew; None where the system does not tell.
         loyalty: share of generated tokens equal to the plain model's, position by position; 1.0 for the plain model.
     """
 
@@ -70,6 +73,7 @@ class Answer:
     tpot_ms: float | None
     loyalty: float
     estimate: CostEstimate | None
+    peak_bytes: int | None = None
 
 
 class _Clock(StoppingCriteria):
@@ -112,6 +116,7 @@ class _Run:
     visual_tokens: int
     kept_tokens: int
     estimate: CostEstimate | None
+    peak_bytes: int | None
 
 
 def compare(
@@ -122,6 +127,7 @@ def compare(
     repeats: int = 1,
     with_plain: bool = True,
     warm_up: bool = True,
+    seed: int = 0,
     **options: Any,
 ) -> list[Answer]:
     """Generate from the same inputs under the plain model and under each plan.
@@ -135,6 +141,7 @@ def compare(
         max_new_tokens, options: for generate; greedy unless options say otherwise.
         repeats: how often each row is timed.
         with_plain: put the plain model in the first row; loyalty is agreement with the first row.
+        seed: where answers are drawn, each row and repeat draws from this seed on; torch's own state is left as it was.
         warm_up: generate a few tokens first, so that the first row does not pay for it.
 
     Raises:
@@ -155,20 +162,31 @@ def compare(
         raise InputError("nothing to run: give at least one plan")
     if warm_up:
         short = {name: value for name, value in options.items() if name != "min_new_tokens"}
-        _generate(base, inputs, rows[0].plan, min(_WARM_UP_TOKENS, max_new_tokens), short)
+        with seeded(base, seed):
+            _generate(base, inputs, rows[0].plan, min(_WARM_UP_TOKENS, max_new_tokens), short)
     runs: list[list[_Run]] = [[] for _ in rows]
     for _ in range(repeats):
         for row, done in zip(rows, runs, strict=True):
-            done.append(_generate(base, row.inputs, row.plan, max_new_tokens, options))
+            with seeded(base, seed):
+                done.append(_generate(base, row.inputs, row.plan, max_new_tokens, options))
     plain = runs[0][0].new_tokens
     return [_answer(row, done, plain) for row, done in zip(rows, runs, strict=True)]
+
+
+@contextmanager
+def seeded(model: nn.Module, seed: int) -> Iterator[None]:
+    """Draw from a seed on; torch's own state is left as it was."""
+    device = next(model.parameters()).device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 def _generate(model: nn.Module, inputs: Mapping[str, Any], plan: Plan, tokens: int, options: Mapping[str, Any]) -> _Run:
     # The plain row carries no hook at all.
     attachment = attach(model, plan) if plan.stages else None
     device = next(model.parameters()).device
-    with attachment or nullcontext(), torch.inference_mode():
+    with attachment or nullcontext(), torch.inference_mode(), peak_memory(device) as peak:
         clock = _Clock(device)
         criteria = StoppingCriteriaList([*options.get("stopping_criteria", ()), clock])
         output = model.generate(  # type: ignore[operator]
@@ -195,6 +213,7 @@ def _generate(model: nn.Module, inputs: Mapping[str, Any], plan: Plan, tokens: i
         visual_tokens=visual,
         kept_tokens=kept,
         estimate=estimate,
+        peak_bytes=peak.bytes,
     )
 
 
@@ -219,6 +238,7 @@ def _answer(row: _Row, runs: list[_Run], plain: Tensor) -> Answer:
         tpot_ms=median(tpots) if tpots else None,
         loyalty=_agreement(first.new_tokens, plain),
         estimate=first.estimate,
+        peak_bytes=None if None in (peaks := [run.peak_bytes for run in runs]) else max(peak or 0 for peak in peaks),
     )
 
 

@@ -30,8 +30,8 @@ class Report:
         estimate: theory for the conversation's first sample with media; None where the cost depends on more than shapes: a
             turn behind a cache, or a threshold.
         answer: (tokens stored, tokens judged) of all answers where a gate decides that; None without one.
-        prefill_kv_bytes: bytes in the cache of the whole batch after prefill, read off the cache; None without one, or for a
-            quantized one.
+        prefill_kv_bytes: bytes in the cache of the whole batch after prefill, read off the cache; None without one, for a
+            quantized one, and for a prompt without pictures.
         ignored_labels: labels left out of the loss because they would be predicted from a pruned position.
         saves_nothing: the plan only masks, for accuracy studies.
     """
@@ -48,12 +48,7 @@ class Report:
         theory = "not computed: more than shapes decide it" if self.estimate is None else self.estimate.summary()
         lines = [f"plan: {self.plan}", f"theory (first row): {theory}"]
         lines += [f"row {row}: {kind}, {before} -> {after} visual tokens" for row, kind, before, after in self.media]
-        measured = (
-            "not measured (no cache, or a quantized one)"
-            if self.prefill_kv_bytes is None
-            else f"{self.prefill_kv_bytes:,} bytes"
-        )
-        lines.append(f"KV cache after prefill, whole batch: {measured}")
+        lines.append(f"KV cache after prefill, whole batch: {self._measured()}")
         if self.answer is not None:
             lines.append(f"answers: {self.answer[0]} of {self.answer[1]} tokens stored behind the gate")
         if self.saves_nothing:
@@ -61,6 +56,11 @@ class Report:
         if self.ignored_labels:
             lines.append(f"{self.ignored_labels} labels ignored: they would be predicted from pruned positions")
         return "\n".join(lines)
+
+    def _measured(self) -> str:
+        if self.prefill_kv_bytes is not None:
+            return f"{self.prefill_kv_bytes:,} bytes"
+        return f"not measured ({'no cache, or a quantized one' if self.media else 'no picture whose tokens could be left out'})"
 
 
 class Attachment(engine.Attachment):
