@@ -49,6 +49,14 @@ def state_of(model: nn.Module) -> dict[str, Any]:
     }
 
 
+def settled_state(model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Any]:
+    """`state_of` behind a first plain call: transformers installs capture hooks of its own at it, and they stay."""
+    with torch.no_grad():
+        model(**inputs, output_hidden_states=True)
+        model.generate(**inputs, max_new_tokens=1, do_sample=False)
+    return state_of(model)
+
+
 def alive_columns(trace: Trace, inputs: dict[str, Tensor]) -> list[Tensor]:
     """For each stage of a trace [B, S] bool: the columns of the prompt that are alive behind it."""
     stages = len(trace.media[0].kept) if trace.media else 0

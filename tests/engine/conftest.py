@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-import torch
 from torch import nn
 
 from tests import tiny
+from tests.spies import settled_state
 
 
 @pytest.fixture(scope="session")
@@ -19,12 +19,8 @@ def model_of() -> Callable[..., nn.Module]:
     def get(family: str, backend: str = "sdpa") -> nn.Module:
         if (family, backend) not in known:
             model = known[family, backend] = tiny.tiny_model(family, backend)
-            # transformers installs hooks of its own on the first call that captures something; tests compare hooks.
             maker = tiny.Maker(family)
-            inputs = maker.inputs(tiny.ragged_rows(maker, 1))
-            with torch.no_grad():
-                model(**inputs, output_hidden_states=True)
-            tiny.generate(model, inputs, tokens=1)
+            settled_state(model, maker.inputs(tiny.ragged_rows(maker, 1)))
         return known[family, backend]
 
     return get

@@ -16,6 +16,7 @@ from foveate.engine.slot_cache import lasting_bytes, stored_bytes, ungated_bytes
 from foveate.errors import PlanError, UnsupportedCombination
 from tests import tiny
 from tests.oracles.gated_reference import gated_reference
+from tests.spies import settled_state, state_of
 
 LOGITS = 2e-4  # as the oracles of decoder stages
 TOKENS = 12
@@ -359,9 +360,9 @@ def test_two_gates_and_a_gate_behind_the_last_layer_are_refused(model_of):
 def test_f_detaching_leaves_no_trace(model_of):
     model, inputs = model_of("llava"), prompt("llava")
     plain = answers(model, inputs)
-    hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()]
+    before = settled_state(model, inputs)
     with foveate.attach(model, PLANS[0].format(l=2)):
         answers(model, inputs)
-    assert [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()] == hooks
+    assert state_of(model) == before
     after = answers(model, inputs)
     assert all(torch.equal(a, b) for a, b in zip(plain.logits, after.logits, strict=True))

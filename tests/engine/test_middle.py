@@ -15,6 +15,7 @@ from foveate.recipes.illava import Illava
 from foveate.spec import Plan, stage_text
 from tests import tiny
 from tests.engine.test_encoder import LOGITS, Case, case_of, stage_of
+from tests.spies import settled_state, state_of
 
 PLANS = (
     "illava_v1(site=vision, layer=1, point=mid, keep=0.5)",
@@ -105,12 +106,12 @@ def test_c_d_rows_alone_and_without_a_cache(cases, name):
                 torch.testing.assert_close(together.logits[step][number], logits[0], atol=LOGITS, rtol=0)
 
 
-def test_f_detaching_leaves_no_hook(cases):
+def test_f_detaching_leaves_no_trace(cases):
     case = case_of(cases, "clip", "sdpa")
-    hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in case.model.modules()]
+    before = settled_state(case.model, case.inputs)
     with foveate.attach(case.model, PLANS[0]):
         tiny.generate(case.model, case.inputs)
-    assert [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in case.model.modules()] == hooks
+    assert state_of(case.model) == before
 
 
 def test_the_mlp_in_between_is_counted_at_its_length():

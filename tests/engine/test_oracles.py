@@ -10,7 +10,7 @@ import copy
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import foveate
 from foveate.core.trace import Trace
@@ -20,6 +20,7 @@ from tests import tiny
 from tests.oracles.controls import pool_matrices, uniform_kept
 from tests.oracles.dense_reference import dense_reference, eager_attention
 from tests.oracles.fastv import fastv_kept
+from tests.spies import settled_state, state_of
 
 # fp32 sums in another order: logits are of size 10, so this is a few units in the last place.
 LOGITS = 2e-4
@@ -191,33 +192,17 @@ def test_d_cached_equals_uncached(models, family, backend, batch, plan):
     assert tiny.greatest_difference(cached, uncached) < LOGITS
 
 
-def _state(model: nn.Module) -> dict[str, object]:
-    return {
-        "hooks": {
-            name: (len(module._forward_pre_hooks), len(module._forward_hooks), len(module._forward_hooks_always_called))
-            for name, module in model.named_modules()
-        },
-        "attributes": {name: sorted(vars(module)) for name, module in model.named_modules()},
-        "config": model.config.to_dict(),
-        "implementations": [module.config for module in model.modules() if hasattr(module, "config")],
-    }
-
-
 @pytest.mark.matrix
 @matrix("fastv", "three-stages")
 def test_f_attach_and_detach_leave_no_trace(models, family, backend, batch, plan):
     model = models[family, backend]
     maker = tiny.Maker(family)
     inputs = maker.inputs(tiny.ragged_rows(maker, batch))
-    plain = tiny.generate(model, inputs)  # the first call of a model installs hooks of transformers' own
-    before, weights = _state(model), copy.deepcopy(model.state_dict())
+    plain = tiny.generate(model, inputs)
+    before, weights = settled_state(model, inputs), copy.deepcopy(model.state_dict())
     with foveate.attach(model, plan_for(plan, family)):
         tiny.generate(model, inputs)
-    after = _state(model)
-    assert after["hooks"] == before["hooks"]
-    assert after["attributes"] == before["attributes"]
-    assert after["config"] == before["config"]
-    assert all(a is b for a, b in zip(after["implementations"], before["implementations"], strict=True))
+    assert state_of(model) == before
     assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
     again = tiny.generate(model, inputs)
     assert all(torch.equal(a, b) for a, b in zip(again.logits, plain.logits, strict=True))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from optimum.quanto.library.extensions import cpp
 from transformers import QuantizedCache
 from transformers.cache_utils import QuantoQuantizedLayer
 
@@ -23,6 +26,18 @@ BACKENDS = [
     pytest.param("fp8", marks=pytest.mark.since((5, 21), "before, there is no fp8 cache")),
     "quanto",
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _nothing_is_compiled() -> None:
+    """quanto's kernel in Python: its own is compiled into its package folder, and a run that is stopped there leaves a lock
+    on which all later ones wait.
+    """
+
+    def unpack(packed: torch.Tensor, bits: int) -> torch.Tensor:
+        return torch.cat([(packed >> low) & (2**bits - 1) for low in range(0, 8, bits)])
+
+    cpp.ext._lib = SimpleNamespace(unpack=unpack)
 
 
 def cache_of(model: torch.nn.Module, backend: str) -> QuantizedCache:

@@ -13,7 +13,7 @@ import foveate
 from foveate import families
 from foveate.errors import AttachError
 from tests import tiny
-from tests.spies import real, state_of
+from tests.spies import real, settled_state, state_of
 
 # PEFT asks for an attribute that transformers has renamed.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
@@ -48,8 +48,7 @@ def test_a_model_with_adapters_answers_as_the_merged_one(family):
     plain = tiny.generate(merged, inputs)
     with foveate.attach(merged, FASTV):
         expected = tiny.generate(merged, inputs)
-    tiny.generate(adapted, inputs, tokens=1)
-    before = state_of(adapted)
+    before = settled_state(adapted, inputs)
     with foveate.attach(adapted, FASTV) as attachment:
         assert attachment.model is adapted.get_base_model()
         assert tiny.greatest_difference(tiny.generate(adapted, inputs), expected) < LOGITS
