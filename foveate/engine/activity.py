@@ -36,6 +36,10 @@ class Activity:
         """Note a forward call that runs as long as a frame of this thread does."""
         self._passes = self._running(self._passes) | {(threading.get_ident(), frame)}
 
+    def passed(self, frame: int) -> None:
+        """The call that this frame runs is over."""
+        self._passes.discard((threading.get_ident(), frame))
+
     @contextmanager
     def settled(self, lock: RLock) -> Iterator[None]:
         """Hold a lock at a moment at which no other thread runs a call; waits for it without the lock.

@@ -248,7 +248,8 @@ class Hooks:
         elif running.conversation.prompt_end is None and running.labels is None and running.conversation.outer is None:
             if running.past and running.queries == 1:
                 raise UnsupportedCombination(f"{self.gate.method.name}: {_NO_PROMPT_END}")
-            say_once(self.owner, f"{self.gate.method.name} gated nothing in this call: {_NO_PROMPT_END}")
+            if running.past or not (self.stages or self.encoder):
+                say_once(self.owner, f"{self.gate.method.name} gated nothing in this call: {_NO_PROMPT_END}")
 
     def _remember(self, talk: Conversation) -> None:
         """Show a conversation to users. A call within generate() does not take the place of the answer around it."""
@@ -269,6 +270,7 @@ class Hooks:
             compat.replace_features(output, _unmarked)
         if running is None:
             return
+        self.activity.passed(running.frame)
         talk, cache = running.conversation, compat.cache_in(output)
         talk.seen = running.past + running.queries
         belonging.settle(talk, output)
