@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from foveate.api import selfcheck
 from foveate.core.layout import Role
 from foveate.core.plan import Effect, Stage
 from foveate.core.plan import Plan as CorePlan
@@ -17,6 +18,7 @@ from foveate.engine import attach as engine
 from foveate.engine.conversation import Conversation
 from foveate.engine.soft import SoftMode
 from foveate.errors import AttachError
+from foveate.families import family_for
 from foveate.spec import Plan, stage_text
 
 
@@ -148,7 +150,9 @@ def attach(
     if mode not in ("hard", "soft"):
         raise AttachError(f'mode={mode!r}: write "hard", or "soft" to train learned methods')
     soft = SoftMode() if mode == "soft" else None
-    return Attachment(engine.unwrap(model), Plan.of(plan), stage_text, keep_traces, soft=soft, modules=modules)
+    found, stages = engine.unwrap(model), Plan.of(plan)
+    selfcheck.ensure(family_for(found.config))
+    return Attachment(found, stages, stage_text, keep_traces, soft=soft, modules=modules)
 
 
 def detach(model: Any) -> bool:

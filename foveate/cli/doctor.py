@@ -25,6 +25,9 @@ def doctor(
     image: Annotated[
         Path | None, typer.Option(callback=options.expanded, help="A picture of your kind; a grey 1024 x 768 one if left out.")
     ] = None,
+    self_check: Annotated[
+        bool, typer.Option("--self-check", help="Only try this transformers on a tiny random model of the family.")
+    ] = False,
     settings: ModelSettings = DEFAULTS,
 ) -> None:
     """Say what works on a model, which plan to start with, and how much of the answer's time a plan can save."""
@@ -38,6 +41,9 @@ def doctor(
     from foveate.families import family_for
 
     console = Console(soft_wrap=True, highlight=False)
+    if self_check:
+        _self_check(console, model, settings)
+        return
     picture = Image.new("RGB", (1024, 768), "grey") if image is None else load_image(image)
     loaded = processor = None
     if model is None or (model not in presets.preset_names() and _has_weights(model)):
@@ -103,3 +109,24 @@ def _print_amdahl(console: Console, model: Any, processor: Any, picture: Image.I
     )
     if share < 0.3:
         console.print("most of the time is decoding: shorter answers, or a smaller KV cache, matter more than prefill here")
+
+
+def _self_check(console: Console, model: str | None, settings: ModelSettings) -> None:
+    """Run the self-check of a model's family, or of every family without a model; refused where one fails."""
+    import transformers
+
+    from foveate import families
+    from foveate.api import resolve_config, selfcheck
+    from foveate.errors import UnsupportedModel
+
+    chosen = families.names()
+    if model is not None:
+        found = type(families.family_for(resolve_config(model, settings.trust_remote_code)))
+        chosen = [name for name in chosen if type(families.get(name)) is found]
+    failed = []
+    for name in chosen:
+        reason = selfcheck.failure(name)
+        console.print(f"{families.get(name).title}: {'passed' if reason is None else reason}")
+        failed += [] if reason is None else [name]
+    if failed:
+        raise UnsupportedModel(f"transformers {transformers.__version__}: the self-check fails for {', '.join(failed)}")

@@ -6,15 +6,17 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import update_wrapper
+from threading import RLock
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
-from torch import nn
+from torch import Tensor, nn
 
 from foveate.core.learned import LearnedMethod
 from foveate.core.plan import Plan, Stage
 from foveate.core.trace import Trace
 from foveate.engine import compat, conversation, observe
+from foveate.engine.activity import Activity
 from foveate.engine.base import base_model
 from foveate.engine.check import check_plan
 from foveate.engine.conversation import Conversation
@@ -23,12 +25,16 @@ from foveate.engine.soft import SoftMode
 from foveate.errors import AttachError, FoveateError, InputError, UnsupportedCombination
 from foveate.families import family_for
 
-# Caches that generate() makes by name and that can hold fewer slots than columns. "hybrid" stands in published Gemma 3
-# checkpoints; transformers reads it as the dynamic cache.
-_CACHES = (None, "dynamic", "dynamic_full", "static", "quantized", "hybrid")
+# Caches that generate() makes by name and that can hold fewer slots than columns.
+_CACHES = ("dynamic", "static", "quantized")
+# Older names of these that stand in published checkpoints.
+_OLD_NAMES = (None, "dynamic_full", "hybrid", "hybrid_chunked", "sliding_window")
+_MOST_TRACES = 1_000_000
 
 # Which models carry a plan. Weak on both sides, for an attachment holds its model: a model is freed like any other.
 _attached: WeakKeyDictionary[nn.Module, ref[Attachment]] = WeakKeyDictionary()
+# Attaching and detaching change a model's hooks: one thread at a time.
+_changing = RLock()
 
 
 def attachment_of(model: nn.Module) -> Attachment | None:
@@ -49,11 +55,19 @@ def unwrap(model: Any) -> nn.Module:
         return unwrap(model.get_base_model())
     if not isinstance(model, nn.Module) and isinstance(getattr(model, "model", None), nn.Module):  # pipeline
         return unwrap(model.model)
+    if not hasattr(model, "config") and isinstance(getattr(model, "module", None), nn.Module):  # DDP and its like
+        raise AttachError(f"{type(model).__name__} wraps a model: attach to the model first, then wrap it")
     if not isinstance(model, nn.Module) or not hasattr(model, "config"):
         raise AttachError(f"attach takes a Hugging Face model, a pipeline or a PeftModel, not {type(model).__name__}")
     if any(getattr(part, "_compiled_call_impl", None) is not None or hasattr(part, "_orig_mod") for part in model.modules()):
         raise AttachError("a part of the model is compiled already: attach first, compile afterwards")
     return model
+
+
+_NO_COPY = (
+    "this model carries a plan: detach it before copying or pickling it (save_pretrained works as it is), the copy would run "
+    "the original's hooks"
+)
 
 
 class _Generate:
@@ -66,6 +80,8 @@ class _Generate:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         attachment = self._attachment
         talk = attachment._conversation_for(args, kwargs)
+        with _changing:  # not while another thread changes hooks
+            running = attachment._activity.generating()
         token = conversation.push(talk)
         try:
             return self._generate(*args, **kwargs)
@@ -77,9 +93,46 @@ class _Generate:
             conversation.pop(token)
             talk.let_go()
             attachment._hooks.settle()
+            attachment._activity.over(running)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise AttachError(_NO_COPY)
 
     def __deepcopy__(self, memo: Any) -> Any:
-        raise AttachError("this model carries a plan: detach it before copying, the copy would run the original's hooks")
+        raise AttachError(_NO_COPY)
+
+
+def _checked(modules: Any, plan: Plan) -> dict[str, nn.Module]:
+    """The modules that a caller gave for learned methods of a plan."""
+    if modules is None:
+        return {}
+    names = [stage.method.name for stage in plan.stages if isinstance(stage.method, LearnedMethod)]
+    if not isinstance(modules, Mapping) or not all(isinstance(module, nn.Module) for module in modules.values()):
+        raise AttachError("modules is a dict: the name of a learned method of the plan, and a torch module for it")
+    unknown = [name for name in modules if name not in names]
+    if unknown:
+        raise AttachError(
+            f"modules names {unknown[0]!r:.60}, which is no learned method of this plan; it has "
+            f"{', '.join(dict.fromkeys(names)) or 'none'}"
+        )
+    return dict(modules)
+
+
+def _refuse_carried(model: nn.Module) -> None:
+    """Refuse a model that carries a plan, or whose modules do through another model."""
+    known = attachment_of(model)
+    if known is not None:
+        raise AttachError(f"this model already carries the plan '{known}': detach it first, or use attachment.using(plan)")
+    own: set[nn.Module] | None = None
+    for other in [carried() for carried in _attached.values()]:
+        if other is None or other.model is model:
+            continue
+        own = set(model.modules()) if own is None else own
+        if own & other._hooks.hooked:
+            raise AttachError(
+                f"this model shares modules with another {type(other.model).__name__} that carries the plan '{other}': detach "
+                "that one first"
+            )
 
 
 class Attachment:
@@ -115,22 +168,21 @@ class Attachment:
         Raises:
             AttachError, UnsupportedModel, PlanError, UnsupportedCombination: before anything was touched.
         """
-        known = attachment_of(model)
-        if known is not None:
-            raise AttachError(f"this model already carries the plan '{known}': detach it first, or use attachment.using(plan)")
-        if not isinstance(keep_traces, int) or keep_traces < 1:
-            raise AttachError(f"keep_traces={keep_traces!r}: write a whole number of at least 1")
+        if type(keep_traces) is not int or not 1 <= keep_traces <= _MOST_TRACES:
+            raise AttachError(f"keep_traces={keep_traces!r:.40}: write a whole number from 1 to {_MOST_TRACES:,}")
         self.model, self.plan = model, plan
         self.family = family_for(model.config)
         compat.refuse_broken(self.family)
-        self._describe, self._shortcut, self.soft, self._given = describe, shortcut, soft, dict(modules or {})
+        self._describe, self._shortcut, self.soft, self._given = describe, shortcut, soft, _checked(modules, plan)
         self._conversations: deque[Conversation] = deque(maxlen=keep_traces)
         self._installed = False
         self._own_generate: Any = None  # a generate that somebody else put on the instance
-        self._hooks = self._make_hooks(plan)
-        compat.warn_if_untested()
-        self._install(self._hooks)
-        _attached[model] = ref(self)
+        self._activity = Activity()
+        with _changing:
+            _refuse_carried(model)
+            self._hooks = self._make_hooks(plan)
+            self._install(self._hooks)
+            _attached[model] = ref(self)
 
     def _make_hooks(self, plan: Plan) -> Hooks:
         probes = check_plan(plan, self.family, self.model.config)
@@ -138,7 +190,19 @@ class Attachment:
         learned = [(stage, stage.method) for stage in plan.stages if isinstance(stage.method, LearnedMethod)]
         modules = {stage: self._given.get(method.name) or self._build(method) for stage, method in learned}
         try:
-            return Hooks(self, self.model, self.family, plan, texts, probes, self._shortcut, self._remember, modules, self.soft)
+            return Hooks(
+                self,
+                self.model,
+                self.family,
+                plan,
+                texts,
+                probes,
+                self._shortcut,
+                self._remember,
+                modules,
+                self._activity,
+                self.soft,
+            )
         except AttributeError as error:
             raise AttachError(
                 f"{type(self.model).__name__} is not laid out as {self.family.title}: {error}; attach the model with its head, "
@@ -185,20 +249,25 @@ class Attachment:
         configs = (inputs.get("generation_config"), getattr(self.model, "generation_config", None))
         kinds = [inputs.get("cache_implementation"), *(getattr(config, "cache_implementation", None) for config in configs)]
         kind = next((kind for kind in kinds if kind is not None), None)
-        if kind not in _CACHES and self.plan.stages:
+        if kind not in (*_CACHES, *_OLD_NAMES) and self.plan.stages:
             raise UnsupportedCombination(
-                f"cache_implementation='{kind}' cannot hold a pruned cache: use {', '.join(_CACHES[1:-1])}, or detach the plan"
+                f"cache_implementation='{kind}' cannot hold a pruned cache: use {', '.join(_CACHES)}, or detach the plan"
             )
         if prompt is None:
             return Conversation(self)  # generate itself says what is missing
         return Conversation(self, inputs=inputs, prompt_length=prompt.shape[1])
 
     def detach(self) -> None:
-        """Take everything back. Calling it twice does nothing."""
-        if self.is_attached:
-            self._uninstall(self._hooks)
-            del _attached[self.model]
-            observe.disable(self)
+        """Take everything back. Calling it twice does nothing. Calls that other threads are running end first.
+
+        Raises:
+            AttachError: within a forward call of the model.
+        """
+        with self._activity.settled(_changing):
+            if self.is_attached:
+                self._uninstall(self._hooks)
+                del _attached[self.model]
+                observe.disable(self)
 
     def __enter__(self) -> Attachment:
         return self
@@ -219,31 +288,35 @@ class Attachment:
     @contextmanager
     def disabled(self) -> Iterator[None]:
         """The plain model inside the block: no hook is left, so that a comparison is honest."""
-        self._require_attached()
-        was_installed, hooks = self._installed, self._hooks
-        self._uninstall(hooks)
+        with self._activity.settled(_changing):
+            self._require_attached()
+            was_installed, hooks = self._installed, self._hooks
+            self._uninstall(hooks)
         try:
             yield
         finally:
-            if was_installed and self.is_attached:
-                self._install(hooks)
+            with self._activity.settled(_changing):
+                if was_installed and self.is_attached:
+                    self._install(hooks)
 
     @contextmanager
     def _replaced(self, plan: Plan) -> Iterator[Attachment]:
         """Another plan inside the block."""
-        self._require_attached()
-        before, hooks, was_installed = self.plan, self._hooks, self._installed
-        other = self._make_hooks(plan)
-        self._uninstall(hooks)
-        self.plan, self._hooks = plan, other
-        self._install(other)
+        with self._activity.settled(_changing):
+            self._require_attached()
+            before, hooks, was_installed = self.plan, self._hooks, self._installed
+            other = self._make_hooks(plan)
+            self._uninstall(hooks)
+            self.plan, self._hooks = plan, other
+            self._install(other)
         try:
             yield self
         finally:
-            self._uninstall(other)
-            self.plan, self._hooks = before, hooks
-            if was_installed and self.is_attached:
-                self._install(hooks)
+            with self._activity.settled(_changing):
+                self._uninstall(other)
+                self.plan, self._hooks = before, hooks
+                if was_installed and self.is_attached:
+                    self._install(hooks)
 
     @contextmanager
     def conversation(self, prompt_length: int | None = None) -> Iterator[Conversation]:
@@ -278,6 +351,20 @@ class Attachment:
         return self._conversations[-1]
 
     @property
+    def live_columns(self) -> Tensor:
+        """[B, S] bool: columns of the last prefill pass whose hidden states reach the last layer; the others are zero rows.
+
+        For whoever pools hidden states: `(states * live[..., None]).sum(1) / live.sum(1, keepdim=True)`.
+
+        Raises:
+            AttachError: if no picture has passed the model yet.
+        """
+        live = self.last.live
+        if live is None:
+            raise AttachError("no prompt with a picture has been read since the plan was attached")
+        return live
+
+    @property
     def trace(self) -> Trace:
         """What each stage kept in the last conversation, with provenance."""
         return self.last.trace
@@ -286,6 +373,9 @@ class Attachment:
     def traces(self) -> tuple[Trace, ...]:
         """The traces of the last conversations, oldest first; `attach(..., keep_traces=n)` says how many."""
         return tuple(talk.trace for talk in self._conversations)
+
+    def __reduce__(self) -> Any:
+        raise AttachError(_NO_COPY)
 
     def __repr__(self) -> str:
         return f"<{self} on {type(self.model).__name__}{'' if self.is_attached else ', detached'}>"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import sys
-import warnings
 from collections.abc import Callable, Mapping
 from copy import copy
 from typing import Any
@@ -41,19 +40,10 @@ DUMMY_LAYER: Any = getattr(cache_utils, "DummyLayer", None)
 CACHE = "cache" if _TRANSFORMERS >= (5, 24) else "past_key_values"
 _CACHE_NAMES = ("cache", "past_key_values")
 
-_warned: set[str] = set()
 
-
-def warn_if_untested() -> None:
-    """Warn once per process when transformers is newer than what the tests ran on."""
-    if _TRANSFORMERS > NEWEST_TESTED_TRANSFORMERS and "version" not in _warned:
-        _warned.add("version")
-        newest = ".".join(str(part) for part in NEWEST_TESTED_TRANSFORMERS)
-        warnings.warn(
-            f"foveate was tested up to transformers {newest}, this is {transformers.__version__}; "
-            "if answers look wrong, compare with attachment.disabled()",
-            stacklevel=3,
-        )
+def is_untested() -> bool:
+    """Whether transformers is newer than what the tests ran on."""
+    return _TRANSFORMERS > NEWEST_TESTED_TRANSFORMERS
 
 
 def refuse_broken(family: Family) -> None:

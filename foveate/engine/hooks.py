@@ -16,6 +16,7 @@ from foveate.core.plan import Effect, Plan, Scope, Stage
 from foveate.core.site import SiteKind
 from foveate.core.view import AttentionRows, Importance
 from foveate.engine import belonging, compat, forward, labels, layout, observe, prefill
+from foveate.engine.activity import Activity
 from foveate.engine.conversation import Conversation
 from foveate.engine.decoder import DecoderHooks, in_compiled_step, uncompiled
 from foveate.engine.encode_once import EncodeOnce
@@ -28,7 +29,7 @@ from foveate.engine.side_inputs import SideInputs
 from foveate.engine.slot_cache import check_cache, check_gated_cache, stored_bytes
 from foveate.engine.soft import SoftHooks, SoftMode
 from foveate.engine.watch import Watch
-from foveate.errors import UnsupportedCombination
+from foveate.errors import AttachError, InputError, UnsupportedCombination
 from foveate.families import Family
 
 _CHUNKED = (
@@ -59,6 +60,7 @@ class Hooks:
         shortcut: skip stages that keep everything.
         on_media: called with the conversation when a pass finds media.
         modules: of learned methods, by their stage.
+        activity: where running calls are noted.
         soft: keep every token and train those modules; None to drop.
     """
 
@@ -73,11 +75,12 @@ class Hooks:
         shortcut: bool,
         on_media: Callable[[Conversation], None],
         modules: Mapping[Stage, nn.Module],
+        activity: Activity,
         soft: SoftMode | None = None,
     ) -> None:
         self.owner, self.model, self.family, self.on_media = owner, model, family, on_media
         self.config: Any = model.config
-        self.modules = modules
+        self.modules, self.activity = modules, activity
         self.base = model.get_submodule(family.base)
         self.decoder = model.get_submodule(family.decoder)
         self.base_arguments = list(inspect.signature(self.base.forward).parameters)
@@ -130,6 +133,16 @@ class Hooks:
         shortens = not self.masks and soft is None
         self.side = SideInputs(owner, family, self.config, self.decoder, self.first, shortens)
         self.handles: list[RemovableHandle | EncodeOnce] = []
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise AttachError("this model carries a plan: detach it before copying or pickling it (save_pretrained works as it is)")
+
+    @property
+    def hooked(self) -> set[nn.Module]:
+        """The modules whose calls the plan changes."""
+        towers = [] if self.encoder is None else list(self.encoder.towers)
+        layers = self.decoder.get_submodule("layers").children()
+        return {self.model, self.base, self.decoder, *towers, *list(layers)[self.first :]}
 
     def install(self) -> None:
         """Register every hook."""
@@ -220,6 +233,7 @@ class Hooks:
         elif self.masks:
             self._prepare_masked_step(running, source)
         forward.enter(running)
+        self.activity.passing(running.frame)
 
     def _number(self, running: Pass, call: Mapping[str, Any], source: Tensor) -> None:
         """Find the answer's tokens of a pass for the gate."""
@@ -234,7 +248,8 @@ class Hooks:
         elif running.conversation.prompt_end is None and running.labels is None and running.conversation.outer is None:
             if running.past and running.queries == 1:
                 raise UnsupportedCombination(f"{self.gate.method.name}: {_NO_PROMPT_END}")
-            say_once(self.owner, f"{self.gate.method.name} gated nothing in this call: {_NO_PROMPT_END}")
+            if running.past or not (self.stages or self.encoder):
+                say_once(self.owner, f"{self.gate.method.name} gated nothing in this call: {_NO_PROMPT_END}")
 
     def _remember(self, talk: Conversation) -> None:
         """Show a conversation to users. A call within generate() does not take the place of the answer around it."""
@@ -255,11 +270,13 @@ class Hooks:
             compat.replace_features(output, _unmarked)
         if running is None:
             return
+        self.activity.passed(running.frame)
         talk, cache = running.conversation, compat.cache_in(output)
         talk.seen = running.past + running.queries
         belonging.settle(talk, output)
-        if running.layout is not None:
+        if running.layout is not None or running.past < (talk.prompt_end or 1):
             talk.prefill_kv_bytes = None if cache is None else stored_bytes(cache)
+        if running.layout is not None:
             assert running.real is not None and running.dead is not None
             talk.live = running.real & ~running.dead
 
@@ -338,7 +355,11 @@ class Hooks:
         if not in_generate and length is not None:
             length = length - past if length > past else None
         cached = past - running.conversation.shift if in_generate else 0
-        return layout.build_layout(self.family, self.config, inputs, codes, length, cached, samples)
+        try:
+            return layout.build_layout(self.family, self.config, inputs, codes, length, cached, samples)
+        except InputError:
+            layout.refuse_hidden(self.family, self.config, ids, mask)
+            raise
 
     def explain(self, talk: Conversation) -> None:
         """Raise InputError if media that do not fit their placeholders made generate() fail in transformers' own code."""

@@ -152,6 +152,19 @@ def _media_by_row(codes: Tensor, kinds: list[str], shapes: Mapping[str, list[Med
     return rows
 
 
+def refuse_hidden(family: Family, config: Any, ids: Tensor | None, mask: Tensor | None) -> None:
+    """Raise InputError where an attention mask hides placeholders: then media and columns cannot fit together."""
+    if ids is None or mask is None or mask.ndim != 2 or mask.shape[1] < ids.shape[1]:
+        return
+    tokens = torch.tensor(list(family.placeholder_ids(config).values()), device=ids.device)
+    hidden = int((torch.isin(ids, tokens) & (mask[:, -ids.shape[1] :].to(ids.device) == 0)).sum())
+    if hidden:
+        raise InputError(
+            f"attention_mask hides {hidden} placeholder tokens of pictures: leave out the picture and its placeholders, or "
+            "let the mask show them"
+        )
+
+
 # What says that a row holds several samples.
 PACKING = ("position_ids", "cu_seq_lens_q")
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import warnings
 from weakref import WeakKeyDictionary
 
+from foveate.errors import FoveateWarning
+
 _said: WeakKeyDictionary[object, set[str]] = WeakKeyDictionary()
 
 
@@ -13,4 +15,4 @@ def say_once(owner: object, text: str) -> None:
     said = _said.setdefault(owner, set())
     if text not in said:
         said.add(text)
-        warnings.warn(text, stacklevel=2)
+        warnings.warn(text, FoveateWarning, stacklevel=2)

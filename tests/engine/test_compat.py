@@ -1,29 +1,10 @@
-"""Versions: the one-time warning, and which lengths `crop` speaks of."""
+"""Versions: which lengths `crop` speaks of."""
 
 from __future__ import annotations
-
-import warnings
 
 import pytest
 
 from foveate.engine import compat
-from foveate.version import NEWEST_TESTED_TRANSFORMERS
-
-
-def test_a_newer_transformers_gives_one_warning_and_not_two(monkeypatch):
-    monkeypatch.setattr(compat, "_TRANSFORMERS", (NEWEST_TESTED_TRANSFORMERS[0], NEWEST_TESTED_TRANSFORMERS[1] + 1))
-    monkeypatch.setattr(compat, "_warned", set())
-    with pytest.warns(UserWarning, match="tested up to transformers"):
-        compat.warn_if_untested()
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        compat.warn_if_untested()
-
-
-def test_the_newest_tested_version_gives_no_warning(monkeypatch):
-    monkeypatch.setattr(compat, "_TRANSFORMERS", NEWEST_TESTED_TRANSFORMERS)
-    monkeypatch.setattr(compat, "_warned", set())
-    compat.warn_if_untested()
 
 
 def test_crop_counts_columns_as_the_installed_version_does(monkeypatch):
