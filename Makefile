@@ -1,4 +1,4 @@
-# make demo | test | test-full | test-versions | test-gpu | check | capabilities.   Everything is installed into .venv on the first call.
+# make demo | test | test-full | test-nightly | test-versions | test-gpu | check | capabilities.   Everything is installed into .venv on the first call.
 PYTHON ?= python3
 BIN := .venv/bin
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
@@ -15,7 +15,7 @@ trap "kill $$beat 2>/dev/null" INT TERM; \
 $(2); status=$$?; kill $$beat 2>/dev/null; exit $$status
 endef
 
-.PHONY: demo test test-full test-versions test-gpu check capabilities install clean
+.PHONY: demo test test-full test-nightly test-versions test-gpu check capabilities install clean
 
 # Tests that open pages in a browser belong to the whole matrix: make test-full BROWSER=no leaves them out.
 BROWSER ?= yes
@@ -31,16 +31,20 @@ demo: install
 	@$(BIN)/foveate demo
 
 test: install
-	$(BIN)/python -m pytest -n 2 -m "not full and not gpu and not hub and not browser"
+	$(BIN)/python -m pytest -n 2 -m "not full and not nightly and not gpu and not hub and not browser"
 
 test-full: install
+	$(BIN)/python -m pytest -n 2 -m "not nightly and not gpu and not hub $(WITHOUT_BROWSER)" --matrix --chromium="$(CHROMIUM)"
+
+# Whole products, of which the others take the pairs: hours.
+test-nightly: install
 	$(BIN)/python -m pytest -n 2 -m "not gpu and not hub $(WITHOUT_BROWSER)" --matrix --chromium="$(CHROMIUM)"
 
 # The anchor families on other versions of transformers, each in a folder of its own in front of the installed one.
 test-versions: install $(VERSIONS:%=.venv/transformers-%/.ready)
 	@for version in $(VERSIONS); do \
 	  echo "transformers $$version"; \
-	  PYTHONPATH=.venv/transformers-$$version $(BIN)/python -m pytest -n 2 -m "not full and not gpu and not hub" --anchors \
+	  PYTHONPATH=.venv/transformers-$$version $(BIN)/python -m pytest -n 2 -m "not full and not nightly and not gpu and not hub" --anchors \
 	    -W default::DeprecationWarning -W default::FutureWarning -W default::UserWarning tests/engine --matrix || exit 1; \
 	done
 

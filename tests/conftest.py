@@ -7,6 +7,7 @@ import torch
 import transformers
 from hypothesis import settings
 
+from tests.covering import mark_pairs
 from tests.tiny import ALL_FAMILIES, FAMILIES
 
 pytest_plugins = ["tests.matrix"]
@@ -42,6 +43,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         family = [getattr(item, "callspec", None) and item.callspec.params.get("family") for item in items]
         config.hook.pytest_deselected(items=[item for item, name in zip(items, family, strict=True) if name not in ANCHORS])
         items[:] = [item for item, name in zip(items, family, strict=True) if name in ANCHORS]
+    mark_pairs(items)
     if config.option.markexpr:
         return
     skip = {"gpu": not torch.cuda.is_available(), "hub": True}

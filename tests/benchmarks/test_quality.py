@@ -25,7 +25,10 @@ def demo() -> tuple[Any, Any]:
     return load_demo()
 
 
-@pytest.mark.parametrize("plan", ["none", "fastv(layer=2, keep=0.3)", "pool(layer=2)"])
+FULL_PLANS = [pytest.param(plan, marks=pytest.mark.full) for plan in ("none", "pool(layer=2)")]
+
+
+@pytest.mark.parametrize("plan", ["fastv(layer=2, keep=0.3)", *FULL_PLANS])
 def test_one_pass_through_the_pruned_model_decides_like_generate(demo: tuple[Any, Any], plan: str) -> None:
     model, processor = demo
     asked = [(sample, question) for sample in held_out_samples(3, 11, TASKS) for question in sample.questions]

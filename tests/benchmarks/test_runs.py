@@ -32,6 +32,7 @@ def raw(tmp_path_factory):
     return paths
 
 
+@pytest.mark.full
 def test_a_prefill_file_holds_every_time_and_theory(raw):
     result = json.loads(raw["prefill"].read_text())
     assert result["complete"] and result["smoke"] and result["machine"]["threads"] == 1

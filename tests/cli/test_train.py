@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 
+@pytest.mark.full
+@pytest.mark.timeout(600)
 def test_the_smoke_training_writes_a_model_that_eval_scores(command: Any, tmp_path: Path) -> None:
     out = tmp_path / "run"
     code, text, error = command("train", "demo", "--smoke", "--out", str(out))

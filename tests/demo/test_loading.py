@@ -48,6 +48,7 @@ def test_the_shipped_model_is_a_small_plain_llava(demo: tuple[Any, Any]) -> None
     assert json.loads((MODEL_FOLDER / "config.json").read_text())["dtype"] == "bfloat16"
 
 
+@pytest.mark.full
 def test_one_teacher_forced_pass_decides_like_generate(demo: tuple[Any, Any]) -> None:
     """For one, two and four pictures, short and long answers, one turn and two."""
     model, processor = demo

@@ -33,6 +33,8 @@ def small(out: Path, **changes: Any) -> DemoTrainingConfig:
     return replace(DemoTrainingConfig(out=out, smoke=True).resolved(), smoke=False, **changes)
 
 
+@pytest.mark.full
+@pytest.mark.timeout(600)
 def test_a_stopped_run_resumes_and_exports_a_plain_model(tmp_path: Path) -> None:
     config = small(tmp_path, checkpoint_minutes=0.0, validation_pictures=4)
     with pytest.raises(KeyboardInterrupt):
@@ -68,6 +70,8 @@ def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(tmp_path: Path) 
         assert torch.equal(value, weights[1][name]), name
 
 
+@pytest.mark.full
+@pytest.mark.timeout(600)
 def test_steps_may_change_until_the_learning_rate_falls(tmp_path: Path) -> None:
     config = small(tmp_path, checkpoint_minutes=0.0, validation_pictures=4)
     with pytest.raises(KeyboardInterrupt):

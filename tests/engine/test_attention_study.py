@@ -82,6 +82,7 @@ def check_against_eager(study, output, inputs, layers) -> None:
             assert torch.allclose(study.rows[raters][number].sum(1), torch.ones(batch), atol=1e-5)
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("family", tiny.ALL_FAMILIES)
 def test_rows_equal_eager_attention_maps(model_of, family):
     model, inputs = model_of(family), prompts(family)
@@ -94,6 +95,7 @@ def test_rows_equal_eager_attention_maps(model_of, family):
         assert answer.tolist() == output.sequences[row, width : width + TOKENS].tolist()
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("family", tiny.ALL_FAMILIES)
 def test_heat_maps_and_shares_equal_a_computation_from_eager_maps(model_of, family):
     model, inputs = model_of(family), prompts(family)
@@ -143,6 +145,7 @@ def test_tokens_of_video_are_measured_frame_after_frame(model_of, family):
     assert study.received(Raters.OUTPUT, medium).shape == (len(study.layers), medium.shape.grid_tokens)
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 @pytest.mark.parametrize("backend", ["eager", FLASH, FLEX])
 def test_every_backend_measures_the_same(model_of, emulated, family, backend):
@@ -186,6 +189,7 @@ def test_flash_windows_equal_the_masks_of_sdpa(model_of, emulated):
     assert float((rows["sdpa"] - rows[FLASH]).abs().max()) < WEIGHTS
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("family", tiny.ALL_FAMILIES)
 def test_the_study_changes_no_answer_and_leaves_no_trace(model_of, family):
     model, inputs = model_of(family), prompts(family)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 
@@ -21,7 +23,7 @@ LOGITS = 2e-4
 # Attention weights are at most 1; both sides compute them in fp32.
 WEIGHTS = 1e-5
 
-# Emulated kernels are slow: the other families run the first plan only, in the full run.
+# Emulated kernels are slow: the other families run the first plan only.
 SHORT_FAMILIES = ("llava", "qwen2_5_vl")
 # Flash knows windows and causality only: it counts a window in slots, so that survivors see further back than under the other
 # backends, and it cannot show the tokens of one picture to each other. Such families are compared under flex.
@@ -71,35 +73,25 @@ def runs(family, backend):
     return family not in {FLASH: WITHOUT_FLASH, FLEX: WITHOUT_FLEX}.get(backend, ())
 
 
-def cases(*short: tuple) -> pytest.MarkDecorator:
-    """Families x backends x batches x plans; those that are not named here are part of the full run."""
-    every = []
-    for family in tiny.ALL_FAMILIES:
-        for case in [(backend, batch, plan) for backend in (FLASH, FLEX) for batch in (1, 3) for plan in PLANS]:
-            backend, _, plan = case
-            if runs(family, backend) and (family in SHORT_FAMILIES or plan == "fastv"):
-                is_short = family in SHORT_FAMILIES and case in short
-                every.append(pytest.param(family, *case, marks=[] if is_short else [pytest.mark.full]))
+def cases() -> pytest.MarkDecorator:
+    """Families x backends x batches x plans."""
+    every = [
+        (family, backend, batch, plan)
+        for family, backend, batch, plan in product(tiny.ALL_FAMILIES, (FLASH, FLEX), (1, 3), PLANS)
+        if runs(family, backend) and (family in SHORT_FAMILIES or plan == "fastv")
+    ]
     return pytest.mark.parametrize(("family", "backend", "batch", "plan"), every)
 
 
 def on_backends(*backends: str) -> pytest.MarkDecorator:
-    """Families x backends; the anchors are part of the short run."""
-    every = [
-        pytest.param(family, backend, marks=[] if family in SHORT_FAMILIES else [pytest.mark.full])
-        for family in tiny.ALL_FAMILIES
-        for backend in backends
-        if runs(family, backend)
-    ]
+    """Families x backends."""
+    every = [case for case in product(tiny.ALL_FAMILIES, backends) if runs(*case)]
     return pytest.mark.parametrize(("family", "backend"), every)
 
 
-# A BlockMask is slow to make without a compiler.
-SHORT = [(FLASH, 3, plan) for plan in PLANS] + [(FLASH, 1, "fastv"), (FLEX, 1, "fastv"), (FLEX, 3, "fastv")]
-
-
+@pytest.mark.pairs
 @pytest.mark.matrix
-@cases(*SHORT)
+@cases()
 def test_pruned_equals_pruned_under_sdpa(models, family, backend, batch, plan):
     inputs, plan = prompts(family, batch), plan_for(plan, family)
     with foveate.attach(models[family, "sdpa"], plan):
@@ -117,6 +109,7 @@ def test_pruned_equals_pruned_under_sdpa(models, family, backend, batch, plan):
     assert tiny.greatest_difference(answer, plain) > 100 * LOGITS
 
 
+@pytest.mark.pairs
 @pytest.mark.matrix(caches=("uncached",), padding="right", plan="fastv")
 @on_backends("eager", FLASH, FLEX)
 def test_right_padding_equals_right_padding_under_sdpa(models, family, backend):
@@ -128,9 +121,10 @@ def test_right_padding_equals_right_padding_under_sdpa(models, family, backend):
     assert float((logits[backend] - logits["sdpa"]).abs().max()) < LOGITS
 
 
+@pytest.mark.pairs
 @on_backends("eager", "sdpa", FLASH, FLEX)
-@pytest.mark.parametrize("batch", [pytest.param(1, marks=pytest.mark.full), 3])
-@pytest.mark.parametrize("shortcut", [pytest.param(True, marks=pytest.mark.full), False])
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("shortcut", [True, False])
 def test_keeping_everything_is_bit_identical(models, family, backend, batch, shortcut):
     model, inputs = models[family, backend], prompts(family, batch)
     plain = tiny.generate(model, inputs, tokens=3)
@@ -139,6 +133,7 @@ def test_keeping_everything_is_bit_identical(models, family, backend, batch, sho
     assert all(torch.equal(a, b) for a, b in zip(kept.logits, plain.logits, strict=True))
 
 
+@pytest.mark.pairs
 @on_backends(FLASH, FLEX)
 def test_a_text_turn_on_a_pruned_cache_equals_sdpa(models, family, backend):
     maker = tiny.Maker(family)
@@ -155,8 +150,9 @@ def test_a_text_turn_on_a_pruned_cache_equals_sdpa(models, family, backend):
     assert tiny.greatest_difference(logits["sdpa"], logits[backend]) < LOGITS
 
 
+@pytest.mark.pairs
 @on_backends("eager", "sdpa", FLASH, FLEX)
-@pytest.mark.parametrize("batch", [pytest.param(1, marks=pytest.mark.full), 3])
+@pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("before", [False, True])
 def test_probe_scores_equal_eager_output_attentions(models, family, backend, batch, before, monkeypatch):
     inputs = prompts(family, batch)

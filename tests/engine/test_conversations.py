@@ -41,10 +41,11 @@ def next_turn(family: str, answer, inputs: dict[str, Tensor], more: Tensor) -> d
     return {"input_ids": ids, "attention_mask": mask, **types_of(family, ids)}
 
 
+@pytest.mark.pairs(short="values")
 @every_family
 @pytest.mark.parametrize(
     ("batch", "length"),
-    [(1, 1), (3, 6), pytest.param(1, 6, marks=pytest.mark.full), pytest.param(3, 1, marks=pytest.mark.full)],
+    [(1, 1), (3, 6), (1, 6), (3, 1)],
 )
 def test_a_text_turn_on_a_pruned_cache_equals_the_dense_reference(model_of, family, batch, length):
     model, inputs = model_of(family), prompts(family, batch)
@@ -125,6 +126,7 @@ def test_a_batch_of_no_one_and_two_images_equals_the_rows_alone(model_of, family
             assert difference < LOGITS
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("family", tiny.VIDEO_FAMILIES)
 @pytest.mark.parametrize("scope", ["frame", "medium", "sample"])
 @pytest.mark.parametrize("batch", [1, 2])

@@ -35,9 +35,6 @@ PLANS = (
     ENCODER,
     "partition(site=vision, layer={v}, keep=0.5) | random_gate(layer={l}, keep=0.5)",
 )
-# The short run: families that differ behind their encoders, with one plan each, and stages inside both kinds of encoder.
-SHORT = dict.fromkeys(("gemma3", "gemma4", "idefics3", "llama4", "llava_onevision", "mistral3", "ovis2", "paligemma"), GATED)
-SHORT |= dict.fromkeys(("llava", "llava_next", "qwen2_5_vl", "qwen3_vl"), ENCODER)
 Hand = Callable[..., None]
 
 
@@ -47,7 +44,7 @@ def serves(family: str, plan: str) -> bool:
 
 
 CASES = [
-    pytest.param(family, plan, side, marks=[] if plan == SHORT.get(family) and side == "left" else pytest.mark.full)
+    (family, plan, side)
     for family in tiny.ALL_FAMILIES
     for plan in PLANS
     for side in (("left", "right") if plan in (GATED, ENCODER) else ("left",))
@@ -126,19 +123,16 @@ def compare(hand: Hand, model: nn.Module, inputs: dict[str, Tensor], plan: str, 
     check(remembered, reference, runs)
 
 
+@pytest.mark.pairs(short="values", every_family=True)
 @pytest.mark.parametrize(("family", "plan", "side"), CASES)
 def test_the_encoder_runs_once_and_every_bit_is_as_if_it_ran_at_every_step(model_of, hand_pixels, family, plan, side):
     compare(hand_pixels, model_of(family), prompts(family, 3, side), plan_for(family, plan))
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize(
     ("family", "plan"),
-    [
-        pytest.param(family, plan, marks=[] if family == "qwen3_vl" else pytest.mark.full)
-        for family in tiny.VIDEO_FAMILIES
-        for plan in (PLANS[2], ENCODER)
-        if serves(family, plan)
-    ],
+    [(family, plan) for family in tiny.VIDEO_FAMILIES for plan in (PLANS[2], ENCODER) if serves(family, plan)],
 )
 def test_videos_and_images_are_encoded_once_each(model_of, hand_pixels, family, plan):
     maker = tiny.Maker(family)

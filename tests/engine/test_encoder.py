@@ -217,6 +217,7 @@ def merges_in_decoder(case: Case, trace: Trace) -> dict[int, Tensor]:
     return {layer: change}
 
 
+@pytest.mark.pairs(short="values")
 @pytest.mark.parametrize("backend", ["sdpa", "eager"])
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("plan", PLANS)
@@ -256,6 +257,7 @@ def test_a_keeping_everything_is_bit_identical(cases, name, shortcut):
     assert all(torch.equal(a, b) for a, b in zip(kept.logits, plain.logits, strict=True))
 
 
+@pytest.mark.pairs(short="values")
 @pytest.mark.parametrize("name", ["clip", "siglip"])
 @pytest.mark.parametrize("plan", PLANS)
 def test_c_a_row_in_company_equals_the_row_alone(cases, plan, name):

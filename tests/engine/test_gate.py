@@ -79,7 +79,8 @@ def answers(model: Any, inputs: dict[str, Tensor], **options: Any) -> Any:
     return tiny.generate(model, inputs, TOKENS, **options)
 
 
-@pytest.mark.parametrize("backend", ["sdpa", pytest.param("eager", marks=pytest.mark.full)])
+@pytest.mark.pairs
+@pytest.mark.parametrize("backend", ["sdpa", "eager"])
 @pytest.mark.parametrize("text", PLANS)
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_b_i_decoding_equals_a_masked_plain_model_that_reads_the_whole_answer(model_of, family, text, backend):
@@ -102,6 +103,7 @@ def test_b_i_decoding_equals_a_masked_plain_model_that_reads_the_whole_answer(mo
         torch.testing.assert_close(answer.logits[step], there, atol=LOGITS, rtol=0)
 
 
+@pytest.mark.pairs(short="values")
 @pytest.mark.parametrize("text", PLANS)
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_c_d_rows_alone_and_answers_without_a_cache_are_the_same(model_of, family, text):
@@ -216,6 +218,7 @@ def test_a_chat_without_pictures_is_gated_too(model_of, family):
         torch.testing.assert_close(cached.logits[step], logits[:, length - 1 + step], atol=LOGITS, rtol=0)
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("cached", [True, False])
 @pytest.mark.parametrize("text", PLANS[:4])
 @pytest.mark.parametrize("family", tiny.FAMILIES)

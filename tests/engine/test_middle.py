@@ -59,7 +59,8 @@ def by_hand(case: Case, media: list[Any], texts: list[str]) -> list[Tensor]:
     return out
 
 
-@pytest.mark.parametrize("backend", ["sdpa", pytest.param("eager", marks=pytest.mark.full)])
+@pytest.mark.pairs
+@pytest.mark.parametrize("backend", ["sdpa", "eager"])
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("plan", PLANS)
 def test_b_g_blocks_equal_their_halves_by_hand(cases, plan, name, backend):

@@ -7,6 +7,7 @@ F attach + detach leaves no trace, G merges == dense reference with merged state
 from __future__ import annotations
 
 import copy
+from itertools import product
 
 import pytest
 import torch
@@ -41,13 +42,9 @@ PLANS = {
     "three-stages": "uniform(site=pre_llm, keep=0.8) | fastv(layer={k}, keep=0.6) | fastv(layer={k2}, keep=0.4)",
     "sample-scope": "fastv(layer={k}, keep=0.4, scope=sample)",
 }
-ANCHOR_PLANS = ("fastv", "two-stages")
 
 
-every_family = pytest.mark.parametrize(
-    "family",
-    [name if name in tiny.FAMILIES else pytest.param(name, marks=pytest.mark.full) for name in tiny.ALL_FAMILIES],
-)
+every_family = pytest.mark.parametrize("family", tiny.ALL_FAMILIES)
 
 
 def plan_for(name: str, family: str) -> str:
@@ -79,25 +76,12 @@ def models() -> tiny.Models:
 
 
 def matrix(*plans: str) -> pytest.MarkDecorator:
-    """Families x backends x batches x plans.
-
-    In the short run are the anchor plans on the anchor families, other plans there on one backend, and one row of every
-    other family.
-    """
-    cases = []
-    for family in tiny.ALL_FAMILIES:
-        for backend in BACKENDS:
-            for batch in BATCHES:
-                for plan in plans:
-                    ragged = backend == "sdpa" and batch == 3
-                    anchor = family in tiny.FAMILIES
-                    short = plan in ANCHOR_PLANS if anchor or ragged else False
-                    short = short or (anchor and ragged)
-                    marks = [] if short else [pytest.mark.full]
-                    cases.append(pytest.param(family, backend, batch, plan, marks=marks))
+    """Families x backends x batches x plans."""
+    cases = [*product(tiny.ALL_FAMILIES, BACKENDS, BATCHES, plans)]
     return pytest.mark.parametrize(("family", "backend", "batch", "plan"), cases)
 
 
+@pytest.mark.pairs(every_family=True)
 @pytest.mark.matrix
 @matrix("fastv", "two-stages", "random")
 @pytest.mark.parametrize("shortcut", [True, False])
@@ -118,6 +102,7 @@ def test_a_keeping_everything_is_bit_identical(models, family, backend, batch, p
     assert torch.equal(logits[real(inputs)], plain_logits[real(inputs)])
 
 
+@pytest.mark.pairs(every_family=True)
 @pytest.mark.matrix(caches=("dynamic", "uncached"))
 @matrix(*PLANS)
 def test_b_pruned_equals_the_dense_reference(models, family, backend, batch, plan):
@@ -145,6 +130,7 @@ def test_b_pruned_equals_the_dense_reference(models, family, backend, batch, pla
     assert tiny.greatest_difference(answer, dense) < LOGITS
 
 
+@pytest.mark.pairs
 @pytest.mark.matrix(caches=("uncached",), padding="right")
 @matrix("fastv", "two-stages", "fastv-all")
 def test_b_rows_padded_on_the_right_equal_the_dense_reference(models, family, backend, batch, plan):
@@ -162,6 +148,7 @@ def test_b_rows_padded_on_the_right_equal_the_dense_reference(models, family, ba
     assert float((pruned - reference)[everywhere].abs().max()) < LOGITS
 
 
+@pytest.mark.pairs(every_family=True)
 @pytest.mark.matrix
 @matrix("fastv", "two-stages", "fastv-text", "random", "sample-scope")
 def test_c_a_row_in_a_batch_equals_the_row_alone(models, family, backend, batch, plan):
@@ -178,6 +165,7 @@ def test_c_a_row_in_a_batch_equals_the_row_alone(models, family, backend, batch,
             assert difference < LOGITS
 
 
+@pytest.mark.pairs
 @pytest.mark.matrix(caches=("dynamic", "uncached"))
 @matrix("random", "uniform", "random-pre")
 def test_d_cached_equals_uncached(models, family, backend, batch, plan):
@@ -192,6 +180,7 @@ def test_d_cached_equals_uncached(models, family, backend, batch, plan):
     assert tiny.greatest_difference(cached, uncached) < LOGITS
 
 
+@pytest.mark.pairs
 @pytest.mark.matrix
 @matrix("fastv", "three-stages")
 def test_f_attach_and_detach_leave_no_trace(models, family, backend, batch, plan):
@@ -208,6 +197,7 @@ def test_f_attach_and_detach_leave_no_trace(models, family, backend, batch, plan
     assert all(torch.equal(a, b) for a, b in zip(again.logits, plain.logits, strict=True))
 
 
+@pytest.mark.pairs
 @pytest.mark.matrix(caches=("dynamic", "uncached"), plan="pool")
 @every_family
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -242,6 +232,7 @@ def test_g_a_merge_equals_the_dense_reference_with_merged_states(models, family,
     assert tiny.greatest_difference(answer, dense) < LOGITS
 
 
+@pytest.mark.pairs
 @every_family
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("query", ["last", "text", "all", "window:4"])
@@ -279,6 +270,7 @@ def test_fastv_keeps_what_its_plain_loop_twin_keeps(models, family, backend, que
             assert columns[entry.kept[number]].tolist() == expected
 
 
+@pytest.mark.pairs
 @every_family
 def test_uniform_keeps_what_its_twin_keeps(models, family):
     model = models[family, "sdpa"]

@@ -167,6 +167,7 @@ def alive_columns(case: Case, trace: Trace) -> dict[int, Tensor]:
     return alive
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("kind", ["image", "video"])
 @pytest.mark.parametrize("backend", ["sdpa", "eager"])
 @pytest.mark.parametrize("family", FAMILIES)

@@ -50,6 +50,7 @@ def prompts(family: str, batch: int) -> dict[str, torch.Tensor]:
     return maker.inputs(tiny.ragged_rows(maker, batch))
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("batch", [1, 3])
@@ -99,6 +100,7 @@ def lossless(monkeypatch):
         monkeypatch.setattr(compat.FP8_LAYER, "_dequantize", lambda self, stored: stored[0])
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("batch", [1, 3])

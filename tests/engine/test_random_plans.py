@@ -19,9 +19,7 @@ from tests.spies import alive_columns, real
 LOGITS = 2e-4  # fp32 sums in another order, logits of size 10
 MODELS = tiny.Models()
 SCOPES = ("crop", "frame", "medium", "sample")
-every_family = pytest.mark.parametrize(
-    "family", [name if name in tiny.FAMILIES else pytest.param(name, marks=pytest.mark.full) for name in tiny.ALL_FAMILIES]
-)
+every_family = pytest.mark.parametrize("family", tiny.ALL_FAMILIES)
 # A busy machine is no failure, and a model is made once per process.
 examples = settings(max_examples=8, derandomize=True, suppress_health_check=list(HealthCheck))
 
@@ -69,6 +67,7 @@ def stage_layers(plan: str) -> list[int]:
     return [stage.site.decoder_layer for stage in Plan.parse(plan).stages]
 
 
+@pytest.mark.pairs
 @every_family
 @examples
 @given(data=st.data())
@@ -87,6 +86,7 @@ def test_b_random_plans_equal_the_dense_reference(family, data):
     assert float((pruned - reference)[everywhere].abs().max()) < LOGITS
 
 
+@pytest.mark.pairs
 @every_family
 @examples
 @given(data=st.data())
@@ -110,6 +110,7 @@ def test_c_and_d_random_batches_equal_their_rows_alone(family, data):
             assert tiny.greatest_difference(uncached, together) < LOGITS
 
 
+@pytest.mark.pairs
 @every_family
 @examples
 @given(data=st.data())

@@ -165,6 +165,7 @@ def causal_model(backend: str) -> nn.Module:
     return model
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("backend", ["sdpa", "eager"])
 @pytest.mark.parametrize("plan", ["fastv(layer=2, keep=0.4)", "uniform(site=pre_llm, keep=0.7) | fastv(layer=4, keep=0.5)"])
 @pytest.mark.parametrize("batch", [1, 2])
@@ -191,6 +192,7 @@ def test_layers_with_the_keys_of_others_see_survivors_without_any_mask_too(backe
     assert tiny.greatest_difference(answer, dense) < LOGITS
 
 
+@pytest.mark.pairs
 @torch.no_grad()
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("last", [1, 3, 30])

@@ -18,9 +18,7 @@ from foveate.spec import Plan, stage_text
 from tests import fake_backends, tiny
 
 LOGITS = 2e-4  # fp32 sums in another order, logits of size 10
-every_family = pytest.mark.parametrize(
-    "family", [name if name in tiny.FAMILIES else pytest.param(name, marks=pytest.mark.full) for name in tiny.ALL_FAMILIES]
-)
+every_family = pytest.mark.parametrize("family", tiny.ALL_FAMILIES)
 
 
 # Which methods the plans below are made of.
@@ -42,10 +40,11 @@ def prompts(family: str, batch: int) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.matrix(caches=("static",))
+@pytest.mark.pairs
 @every_family
-@pytest.mark.parametrize("backend", ["sdpa", pytest.param("eager", marks=pytest.mark.full)])
-@pytest.mark.parametrize("batch", [pytest.param(1, marks=pytest.mark.full), 3])
-@pytest.mark.parametrize("plan", ["fastv", "two", pytest.param("pool", marks=pytest.mark.full)])
+@pytest.mark.parametrize("backend", ["sdpa", "eager"])
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("plan", ["fastv", "two", "pool"])
 def test_static_equals_dynamic(model_of, family, backend, batch, plan):
     model, inputs = model_of(family, backend), prompts(family, batch)
     with foveate.attach(model, plans(family)[plan]) as attachment:
@@ -58,6 +57,7 @@ def test_static_equals_dynamic(model_of, family, backend, batch, plan):
     assert any(isinstance(layer, StaticSlots) for layer in cache_in(static).layers)
 
 
+@pytest.mark.pairs
 @every_family
 @pytest.mark.parametrize("batch", [1, 3])
 def test_keeping_everything_is_bit_identical_in_a_static_cache(model_of, family, batch):
@@ -72,6 +72,7 @@ def test_keeping_everything_is_bit_identical_in_a_static_cache(model_of, family,
 
 
 @pytest.mark.since((5, 18), "before, transformers repeats pictures for beams without their rows")
+@pytest.mark.pairs
 @every_family
 def test_a_text_turn_and_beams_on_a_pruned_static_cache_equal_the_dynamic_one(model_of, family):
     model, inputs = model_of(family), prompts(family, 1)
@@ -160,8 +161,10 @@ def test_static_caches_are_refused_where_they_cannot_be_right(model_of):
 
 
 @pytest.mark.matrix(caches=("compiled",), plan="random fastv")
+@pytest.mark.pairs(short="values")
+@pytest.mark.timeout(300)
 @every_family
-@pytest.mark.parametrize("batch", [pytest.param(1, marks=pytest.mark.full), 3])
+@pytest.mark.parametrize("batch", [1, 3])
 def test_compiled_decode_steps_have_no_graph_break(family, batch):
     model, inputs = tiny.tiny_model(family), prompts(family, batch)
     options = {"cache_implementation": "static", "tokens": 8}
@@ -198,7 +201,9 @@ def compiled_graphs(model, inputs, **options):
     return graphs, answer
 
 
-@pytest.mark.parametrize("family", ["llava", pytest.param("gemma3", marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("family", ["llava", "gemma3"])
 def test_compiled_steps_notice_attaching_and_detaching(family):
     """torch.compile does not watch a module's hooks, so a step compiled before would run without them, or with them after."""
     model, inputs = tiny.tiny_model(family), prompts(family, 3)
@@ -221,6 +226,8 @@ def test_compiled_steps_notice_attaching_and_detaching(family):
 
 
 # Gemma 3's prompt cannot be compiled in transformers either: dynamo fails in its image-block mask.
+@pytest.mark.full
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
 def test_a_model_compiled_behind_the_plan_answers_as_before(family):
     """Nothing but static decode steps can be traced with the hooks in them: the hooks leave the graph."""

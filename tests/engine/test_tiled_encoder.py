@@ -98,7 +98,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, Selection, int]]:
     return found
 
 
-@pytest.mark.parametrize("backend", ["sdpa", pytest.param("eager", marks=pytest.mark.full)])
+@pytest.mark.pairs(short="values")
+@pytest.mark.parametrize("backend", ["sdpa", "eager"])
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("plan", [*PLANS, *WEIGHED, *MIDDLE])
 def test_b_g_a_shorter_encoder_equals_a_masked_one(case_of, asked, plan, name, backend):
@@ -132,6 +133,7 @@ def test_b_g_a_shorter_encoder_equals_a_masked_one(case_of, asked, plan, name, b
     assert tiny.greatest_difference(answer, uncached) < LOGITS
 
 
+@pytest.mark.pairs(short="values")
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("plan", [*PLANS[:7], WEIGHED[0], MIDDLE[1]])
 def test_the_trace_says_what_each_token_is_made_of(case_of, asked, plan, name):
@@ -183,6 +185,7 @@ def test_later_stages_know_how_many_patches_a_token_stands_for(case_of, asked, m
         torch.testing.assert_close(sizes, expected[int(record.owner[0])], atol=WEIGHTS, rtol=WEIGHTS)
 
 
+@pytest.mark.pairs(short="values")
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("shortcut", [True, False])
 @pytest.mark.parametrize("how", ["", ", proportional=on", ", point=mid"])
@@ -198,6 +201,7 @@ def test_a_keeping_everything_is_bit_identical(case_of, name, shortcut, how):
     assert all(torch.equal(a, b) for a, b in zip(kept.logits, plain.logits, strict=True))
 
 
+@pytest.mark.pairs(short="values")
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("plan", [*PLANS, WEIGHED[0], MIDDLE[1]])
@@ -211,6 +215,7 @@ def test_c_a_row_in_company_equals_the_row_alone(case_of, plan, name, side):
             torch.testing.assert_close(together[number, real][-1], alone[-1], atol=LOGITS, rtol=0)
 
 
+@pytest.mark.pairs(short="values")
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("plan", [PLANS[1], PLANS[-1]])
 def test_d_a_cached_answer_equals_an_uncached_one(case_of, plan, name):

@@ -48,6 +48,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
     return count
 
 
+@pytest.mark.pairs(short="values")
 @every_plan
 @pytest.mark.parametrize("name", CONFIGS)
 def test_rows_that_are_grids_of_tokens_need_one_wait(waits, name, plan):

@@ -19,9 +19,7 @@ from tests.spies import real, settled_state, state_of
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 FASTV = "fastv(layer=2, keep=0.4)"
 LOGITS = 2e-4  # fp32 sums in another order, logits of size 10
-every_family = pytest.mark.parametrize(
-    "family", [name if name in tiny.FAMILIES else pytest.param(name, marks=pytest.mark.full) for name in tiny.ALL_FAMILIES]
-)
+every_family = pytest.mark.parametrize("family", tiny.ALL_FAMILIES)
 
 
 def prompts(family: str) -> dict[str, torch.Tensor]:
@@ -41,6 +39,7 @@ def with_lora(family: str) -> tuple[peft.PeftModel, torch.nn.Module]:
     return models[0], models[1].merge_and_unload()
 
 
+@pytest.mark.pairs
 @every_family
 def test_a_model_with_adapters_answers_as_the_merged_one(family):
     adapted, merged = with_lora(family)
@@ -75,6 +74,7 @@ def test_adapters_train_under_a_plan(family):
 
 
 @pytest.mark.filterwarnings("ignore:The following device_map keys do not match any submodules:UserWarning")
+@pytest.mark.pairs
 @every_family
 def test_a_model_that_lies_on_disk_answers_as_one_in_memory(family, tmp_path):
     inputs = prompts(family)

@@ -48,6 +48,7 @@ def processor(patch: int, least: int, most: int):
     )
 
 
+@pytest.mark.pairs(short="values")
 @every_relative
 @pytest.mark.parametrize("size", SIZES)
 def test_a_size_gives_the_grid_of_the_processor(preset, size):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
 import foveate
@@ -16,6 +17,8 @@ from foveate.train.run import train_dynamic_llava
 QUESTIONS = 40
 
 
+@pytest.mark.full
+@pytest.mark.timeout(600)
 def test_a_learned_choice_of_a_fifth_beats_a_random_one(tmp_path: Path) -> None:
     """Colours are asked for: what matters is where the objects are."""
     config = DynamicLlavaConfig(

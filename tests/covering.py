@@ -1,0 +1,70 @@
+"""Of a product of parameters, the cases in which every two values that can meet do meet.
+
+A test marked `pairs` is parametrized with all that could be tried. What runs when is derived from that:
+
+- `make test`: pairs among the anchor families; with `pairs(every_family=True)` one case of each other family too; with
+  `pairs(short="values")`, where cases are slow, every single value only;
+- `make test-full`: pairs among all families; what is not in the first is marked `full`;
+- `make test-nightly`: everything; what is in neither is marked `nightly`.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Hashable, Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+import pytest
+
+from tests.tiny import FAMILIES
+
+Case = Mapping[str, Hashable]
+
+
+def pairs_of(case: Case, strength: int = 2) -> set[Hashable]:
+    """Every two values of a case, or every single one, with their names; of a case with one parameter, that one."""
+    values = sorted(case.items(), key=lambda value: value[0])
+    return set(combinations(values, min(strength, len(values))))
+
+
+def covering(cases: Sequence[Case], start: Sequence[int] = (), strength: int = 2) -> list[int]:
+    """Numbers of cases, in order, that hold every pair which some case holds; those of `start` are among them.
+
+    Greedy, and the same at every call: the first of the cases that bring most pairs is next.
+    """
+    pairs, chosen = [pairs_of(case, strength) for case in cases], set(start)
+    missing = set().union(*pairs).difference(*(pairs[number] for number in chosen))
+    left = {number: len(found) for number, found in enumerate(pairs)}  # at least as many as it would bring
+    while missing:
+        best = max(left, key=lambda number: (left[number], -number))
+        gain = len(pairs[best] & missing)
+        if gain == left[best]:
+            chosen.add(best)
+            missing -= pairs[best]
+        left[best] = len(pairs[best] & missing)
+    return sorted(chosen)
+
+
+def mark_pairs(items: list[pytest.Item]) -> None:
+    """Marks the cases of tests that are marked `pairs`. Call it when nothing is collected that cannot run."""
+    tests: dict[tuple[str, str], list[Any]] = defaultdict(list)
+    for item in items:
+        if item.get_closest_marker("pairs") and hasattr(item, "callspec"):
+            tests[str(item.path), item.originalname].append(item)
+    for cases in tests.values():
+        # Numbers of parameters of one test would do, but a list of tuples numbers its rows, not its values.
+        values = [{name: repr(value) for name, value in item.callspec.params.items()} for item in cases]
+        families = [item.callspec.params.get("family", FAMILIES[0]) for item in cases]
+        near = [number for number, family in enumerate(families) if family in FAMILIES]
+        options = cases[0].get_closest_marker("pairs").kwargs
+        strength = 1 if options.get("short") == "values" else 2
+        short = [near[number] for number in covering([values[number] for number in near], strength=strength)]
+        if options.get("every_family"):
+            short += [families.index(family) for family in dict.fromkeys(families) if family not in FAMILIES]
+        wide = covering(values, short)
+        for number, item in enumerate(cases):
+            if number not in wide:
+                item.add_marker("nightly")
+            elif number not in short:
+                item.add_marker("full")
