@@ -44,6 +44,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=[item for item, name in zip(items, family, strict=True) if name not in ANCHORS])
         items[:] = [item for item, name in zip(items, family, strict=True) if name in ANCHORS]
     mark_pairs(items)
+    config.pluginmanager.get_plugin("tests.matrix").remember(config, items)
     if config.option.markexpr:
         return
     skip = {"gpu": not torch.cuda.is_available(), "hub": True}

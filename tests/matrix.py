@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterator
+from itertools import combinations
 from typing import Any
 
 import pytest
@@ -18,6 +19,8 @@ _CACHES = ("uncached", "dynamic", "static", "compiled", "quantized")
 _EMULATED = {"emulated_flash": "flash*", "emulated_flex": "flex*"}
 _SHORT = {"uncached": "none", "dynamic": "dyn", "static": "stat", "compiled": "comp", "quantized": "quant"}
 Cell = tuple[str, str, str, str, str]
+_AXES = ("family", "method", "backend", "batch and padding", "cache")
+_COLLECTED = pytest.StashKey[dict[str, Any]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -26,6 +29,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "matrix(caches, padding): counted in the matrix that --matrix prints")
+
+
+def remember(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Notes what there is to prove, whatever of it runs now. Called once `nightly` is marked."""
+    cells = {cell for item in items if (marker := item.get_closest_marker("matrix")) for cell in _cells(item, marker)}
+    nightly = sum(item.get_closest_marker("nightly") is not None for item in items)
+    config.stash[_COLLECTED] = {"cells": sorted(cells), "nightly": nightly}
+    if hasattr(config, "workeroutput"):
+        config.workeroutput["matrix"] = config.stash[_COLLECTED]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """What a worker collected, at the process that collects nothing itself."""
+    if "matrix" in getattr(node, "workeroutput", {}):
+        node.config.stash[_COLLECTED] = node.workeroutput["matrix"]
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -64,6 +83,17 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         terminalreporter.section("what was proved: checks passed (failed with F)")
         for line in table(counts):
             terminalreporter.write_line(line)
+        for line in pairs_covered(counts, **config.stash[_COLLECTED]):
+            terminalreporter.write_line(line)
+
+
+def pairs_covered(counts: dict[Cell, list[int]], cells: list[Cell], nightly: int) -> Iterator[str]:
+    """The lines that say how many pairs of values met in a check that passed, of those that can meet."""
+    for one, other in combinations(range(len(_AXES)), 2):
+        every = {(cell[one], cell[other]) for cell in cells}
+        met = {(cell[one], cell[other]) for cell, (passed, _) in counts.items() if passed}
+        yield f"pairs of {_AXES[one]} x {_AXES[other]}: {len(met)} of {len(every)}"
+    yield f"cases of products left to make test-nightly: {nightly}"
 
 
 def table(counts: dict[Cell, list[int]]) -> Iterator[str]:
