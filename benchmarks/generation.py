@@ -46,7 +46,7 @@ def plans_of(config: PredictorConfig, path: str) -> dict[str, str]:
     plans = {"plain": "none", "learned image": f"dynamic_image(layer={layer}, keep={keep}, {own})"}
     if config.text_keep is not None:
         plans["learned answer"] = f"dynamic_text(layer={layer}, {own})"
-        plans["both learned"] = f"dynamic_llava({own})"
+        plans["both learned"] = f"dynamic_llava({own}, rounding=half_up)"  # as many tokens as the other plans
     plans |= {f"{name} image": f"{name}(layer={layer}, keep={keep})" for name in ("fastv", "random", "uniform")}
     gates = {f"{name} gate": f"{name}_gate(layer={layer}, keep=0.5)" for name in ("random", "stride")}
     both = {"fastv image + random gate": f"{plans['fastv image']} | {gates['random gate']}"}

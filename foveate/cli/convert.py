@@ -66,7 +66,7 @@ def dynamic_llava(
 
 def _bytes(text: str) -> int:
     """`500MB` -> 500,000,000."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
+    found = re.fullmatch(r"([0-9]{1,12}(?:\.[0-9]{1,12})?)\s*([A-Za-z]*)", text.strip())
     size = round(float(found[1]) * _UNITS[found[2].upper()]) if found and found[2].upper() in _UNITS else 0
     if size < 1:
         raise InputError(f"--max-shard-size '{text}': write e.g. 5GB or 500MB")

@@ -27,6 +27,17 @@ _COPIED = (
     "eos_token_id",
     "pad_token_id",
 )
+_MOST = {
+    "hidden_size": 2**17,
+    "intermediate_size": 2**20,
+    "num_hidden_layers": 256,
+    "num_attention_heads": 4_096,
+    "num_key_value_heads": 4_096,
+    "max_position_embeddings": 2**30,
+    "vocab_size": 2**24,
+}
+_REAL = {"initializer_range": 0, "rms_norm_eps": 0, "rope_theta": 0}
+_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def check_official(config: Mapping[str, Any], name: str) -> None:
@@ -64,6 +75,38 @@ def check_official(config: Mapping[str, Any], name: str) -> None:
     missing = [key for key in (*_COPIED[:4], "vocab_size") if key not in config]
     if missing:
         raise InputError(f"the config of {name} does not say {', '.join(missing)}: download it again")
+    check_numbers(config, name)
+
+
+def check_numbers(config: Mapping[str, Any], name: str) -> None:
+    """Refuse sizes of a language model that none has, before anything is made of them.
+
+    Raises:
+        InputError: one line that names the key.
+    """
+    for key, most in _MOST.items():
+        value = config.get(key, 1)
+        if type(value) is not int or not 1 <= value <= most:
+            raise InputError(f"the config of {name}: {key} is a whole number from 1 to {most:,}, not {_shown(value)}")
+    for key, least in _REAL.items():
+        value = config.get(key)
+        if value is not None and not (type(value) in (int, float) and least < value < 1e12):
+            raise InputError(f"the config of {name}: {key} is a finite number above {least}, not {_shown(value)}")
+    for key in _IDS:
+        value = config.get(key)
+        if value is not None and not (type(value) is int and -1 <= value < _MOST["vocab_size"]):
+            raise InputError(f"the config of {name}: {key} is the number of a token, not {_shown(value)}")
+    if type(config.get("mm_vision_select_layer", -2)) is not int:
+        raise InputError(f"the config of {name}: mm_vision_select_layer is a whole number")
+    if config.get("hidden_act", "silu") not in ("silu", "gelu", "relu"):
+        raise InputError(f"the config of {name}: hidden_act is silu, gelu or relu, not {_shown(config['hidden_act'])}")
+    width, heads = config["hidden_size"], config["num_attention_heads"]
+    if width % heads or heads % config.get("num_key_value_heads", heads):
+        raise InputError(f"the config of {name}: {heads} attention heads do not divide a width of {width}, or their keys")
+
+
+def _shown(value: Any) -> str:
+    return repr(value) if isinstance(value, (str, float, bool)) or value is None else type(value).__name__
 
 
 def llava_config(official: Mapping[str, Any], entries: Mapping[str, Entry]) -> Any:
@@ -83,14 +126,17 @@ def llava_config(official: Mapping[str, Any], entries: Mapping[str, Entry]) -> A
         rope_parameters={"rope_type": "default", "rope_theta": float(official.get("rope_theta", 10_000.0))},
         tie_word_embeddings=False,
     )
-    vision = CLIPVisionConfig(**_vision(entries))
+    sizes = _vision(entries)
+    vision, selected = CLIPVisionConfig(**sizes), official.get("mm_vision_select_layer", -2)
+    if not -sizes["num_hidden_layers"] - 1 <= selected <= sizes["num_hidden_layers"]:
+        raise InputError(f"mm_vision_select_layer is {selected} in an encoder of {sizes['num_hidden_layers']} layers")
     config = LlavaConfig(
         text_config=text,
         vision_config=vision,
         image_token_index=vocabulary,
         image_seq_length=(vision.image_size // vision.patch_size) ** 2,
         projector_hidden_act="gelu",
-        vision_feature_layer=int(official.get("mm_vision_select_layer", -2)),
+        vision_feature_layer=selected,
         vision_feature_select_strategy="default",
         multimodal_projector_bias=True,
         tie_word_embeddings=False,
@@ -102,9 +148,11 @@ def llava_config(official: Mapping[str, Any], entries: Mapping[str, Entry]) -> A
 def _vision(entries: Mapping[str, Entry]) -> dict[str, int]:
     patches, places = f"{TOWER}embeddings.patch_embedding.weight", f"{TOWER}embeddings.position_embedding.weight"
     first = f"{TOWER}encoder.layers.0.mlp.fc1.weight"
-    for name in (patches, places, first):
+    for name, axes in ((patches, 4), (places, 2), (first, 2)):
         if name not in entries:
             raise InputError(f"{name} is missing: convert a checkpoint that was saved with its vision encoder")
+        if len(entries[name].shape) != axes or not all(entries[name].shape):
+            raise InputError(f"{name} is {list(entries[name].shape)}, no weight of a vision encoder: download it again")
     (width, _, _, patch), (rows, _) = entries[patches].shape, entries[places].shape
     layers = {
         name.removeprefix(f"{TOWER}encoder.layers.").split(".")[0] for name in entries if f"{TOWER}encoder.layers." in name
@@ -127,24 +175,30 @@ def predictor_config(official: Mapping[str, Any], held: set[str], name: str, fin
     Args:
         held: names of the predictors whose tensors are there.
         name: of the checkpoint.
+
+    Raises:
+        InputError: if it describes none.
     """
     sparse = official["sparse_config"]
-    return PredictorConfig(
-        base_model=name,
-        model_type="llava",
-        hidden_size=int(official["hidden_size"]),
-        layers=int(official["num_hidden_layers"]),
-        fingerprint=fingerprint,
-        layer=int(sparse.get("sparse_layer", 2)),
-        keep=float(sparse.get("vision_keep_rate", 0.2)),
-        text_keep=float(sparse.get("output_text_keep_rate", 0.5)) if TEXT in held else None,
-        instruct_keep=float(sparse.get("instruct_keep_rate", 0.7)) if INSTRUCT in held else None,
-        width=int(sparse.get("d_model", 512)),
-        heads=int(sparse.get("nhead", 8)),
-        feedforward=int(sparse.get("dim_feedforward", 2048)),
-        blocks=int(sparse.get("num_layers", 2)),
-        provenance={"converted from": name, "official config": dict(official)},
-    )
+    try:
+        return PredictorConfig(
+            base_model=name,
+            model_type="llava",
+            hidden_size=official["hidden_size"],
+            layers=official["num_hidden_layers"],
+            fingerprint=fingerprint,
+            layer=sparse.get("sparse_layer", 2),
+            keep=sparse.get("vision_keep_rate", 0.2),
+            text_keep=sparse.get("output_text_keep_rate", 0.5) if TEXT in held else None,
+            instruct_keep=sparse.get("instruct_keep_rate", 0.7) if INSTRUCT in held else None,
+            width=sparse.get("d_model", 512),
+            heads=sparse.get("nhead", 8),
+            feedforward=sparse.get("dim_feedforward", 2048),
+            blocks=sparse.get("num_layers", 2),
+            provenance={"converted from": name, "official config": dict(official)},
+        )
+    except InputError as error:
+        raise InputError(f"the sparse_config of {name} describes no predictors: {error}") from None
 
 
 def check_hub(config: Any, name: str) -> None:
@@ -162,6 +216,9 @@ def check_hub(config: Any, name: str) -> None:
         raise InputError(
             f"{name} is {' with '.join(map(str, kinds))}; the official code holds LLaVA of Llama and CLIP: give one"
         )
+    check_numbers({**config.text_config.to_dict(), "vocab_size": config.text_config.vocab_size}, name)
+    if not 1 <= config.vision_config.num_hidden_layers <= _MOST["num_hidden_layers"]:
+        raise InputError(f"{name} has a vision encoder of {config.vision_config.num_hidden_layers} layers: download it again")
     plain = config.projector_hidden_act == "gelu" and config.vision_feature_select_strategy == "default"
     if not plain or config.vision_config.hidden_size // _HEAD_WIDTH != config.vision_config.num_attention_heads:
         raise InputError(f"{name} differs from LLaVA 1.5 in its projector or encoder, which the official code cannot hold")

@@ -18,11 +18,13 @@ from torch import Tensor
 
 from foveate.convert import names
 from foveate.convert.config import check_hub, check_official, llava_config, official_config, predictor_config
-from foveate.convert.folders import appearing, check_target
+from foveate.convert.folders import check_target, converted_folder
 from foveate.convert.processor import SENTENCEPIECE, load_tokenizer, save_processor
 from foveate.convert.stream import Checkpoint, Entry, write_checkpoint
 from foveate.engine.base import fingerprint
-from foveate.errors import InputError
+from foveate.errors import InputError, first_line
+from foveate.files.paths import is_file, is_folder, user_path
+from foveate.files.reading import read_json
 from foveate.predictors import IMAGE, PredictorConfig, find_folder, read_config, save_config
 
 MOST_BYTES = 5 * 10**9
@@ -61,7 +63,7 @@ def convert_dynamic_llava(source: str, target: Path, *, overwrite: bool = False,
     Raises:
         InputError: one line that says what does not fit.
     """
-    folder = _folder(source)
+    folder, target = _folder(source), user_path(target)
     config = _read_json(folder / "config.json")
     check_official(config, source)
     checkpoint = Checkpoint(folder)
@@ -78,7 +80,8 @@ def convert_dynamic_llava(source: str, target: Path, *, overwrite: bool = False,
     entries = [_renamed(checkpoint.entries[old], name, name, rows) for name, old in weights.items()]
     judges = [replace(checkpoint.entries[old], name=name) for name, old in predictors.items()]
     size = sum(entry.size_bytes for entry in entries + judges)
-    check_target(target, folder, overwrite, size)
+    place = (target, [folder], overwrite, size)
+    check_target(*place)
     tokenizer = load_tokenizer(folder)
     if len(tokenizer) != vocabulary:
         raise InputError(f"the tokenizer of {source} has {len(tokenizer)} tokens, its model {vocabulary}: copy the right one")
@@ -89,7 +92,7 @@ def convert_dynamic_llava(source: str, target: Path, *, overwrite: bool = False,
     last = names.hub_name(f"model.layers.{described.layers - 1}.self_attn.q_proj.weight")
     marks = tuple(mark for name in (names.EMBEDDING, str(last)) for mark in fingerprint(weight(name)))
     described = replace(described, fingerprint=marks)
-    with appearing(target) as partial:
+    with converted_folder(*place) as partial:
         written = write_checkpoint(partial, entries, weight, most_bytes)
         (partial / PREDICTORS).mkdir()
         write_checkpoint(partial / PREDICTORS, judges, lambda name: checkpoint.read(predictors[name]), None, PREDICTORS)
@@ -119,9 +122,14 @@ def restore_dynamic_llava(
     Raises:
         InputError: one line that says what does not fit.
     """
-    folder = _folder(source)
+    folder, target = _folder(source), user_path(target)
     config = _hub_config(folder, source)
-    check_hub(config, source)
+    try:
+        check_hub(config, source)
+    except (TypeError, AttributeError, ValueError) as error:  # a number where a config should be, and so on
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"the config of {source} cannot be read: {first_line(error)}") from None
     judged = predictors or str(folder / PREDICTORS)
     described = read_config(judged)
     checkpoint, judge = Checkpoint(folder), Checkpoint(find_folder(judged), PREDICTORS)
@@ -137,7 +145,8 @@ def restore_dynamic_llava(
     ]
     entries += [replace(entry, name=f"model.{name}") for name, entry in judge.entries.items()]
     size = sum(entry.size_bytes for entry in entries)
-    check_target(target, folder, overwrite, size)
+    place = (target, [folder, find_folder(judged)], overwrite, size)
+    check_target(*place)
 
     def weight(name: str) -> Tensor:
         if name not in official:
@@ -146,7 +155,7 @@ def restore_dynamic_llava(
         return tensor[:vocabulary] if names.hub_name(name) in (names.EMBEDDING, names.HEAD) else tensor
 
     held = {name.split(".")[0] for name in judge.entries}
-    with appearing(target) as partial:
+    with converted_folder(*place) as partial:
         written = write_checkpoint(partial, entries, weight, most_bytes)
         text = official_config(config, described, held, _dtype(checkpoint))
         (partial / "config.json").write_text(json.dumps(text, indent=2) + "\n", encoding="utf-8")
@@ -157,8 +166,8 @@ def restore_dynamic_llava(
 
 def _folder(source: str) -> Path:
     """The folder itself, or a download of the hub id without any pickled file."""
-    folder = Path(source).expanduser()
-    if folder.is_dir():
+    folder = user_path(source)
+    if is_folder(folder):
         return folder
     if source.count("/") != 1 or source.startswith((".", "/", "~")):
         raise InputError(f"no folder at '{source}': give the folder of a checkpoint, or a hub id (owner/name)")
@@ -172,12 +181,9 @@ def _folder(source: str) -> Path:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError:
-        raise InputError(f"{path.parent} has no {path.name}: give the folder of a checkpoint") from None
-    except ValueError:
-        raise InputError(f"{path} is not JSON: download it again") from None
+    if not is_file(path):
+        raise InputError(f"{path.parent} has no {path.name}: give the folder of a checkpoint")
+    found = read_json(path)
     if not isinstance(found, dict):
         raise InputError(f"{path} is not a config: download it again")
     return found
@@ -189,9 +195,9 @@ def _hub_config(folder: Path, source: str) -> Any:
     if _read_json(folder / "config.json").get("model_type") in ("llava_llama", "dynamic_llava_llama"):
         raise InputError(f"{source} is an official checkpoint already: leave --reverse out to convert it")
     try:
-        return AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise InputError(f"the config of {source} cannot be read: {str(error).splitlines()[0]}") from None
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # transformers raises whatever its config classes meet
+        raise InputError(f"the config of {source} cannot be read: {first_line(error)}") from None
 
 
 def _split(checkpoint: Checkpoint, source: str) -> tuple[dict[str, str], dict[str, str]]:
@@ -214,8 +220,11 @@ def _shapes(config: Any) -> dict[str, tuple[int, ...]]:
     """Shapes of all weights by their names on the hub, from a model without weights."""
     from transformers import LlavaForConditionalGeneration
 
-    with torch.device("meta"):
-        model = LlavaForConditionalGeneration(config)
+    try:
+        with torch.device("meta"):
+            model = LlavaForConditionalGeneration(config)
+    except Exception as error:  # transformers raises whatever a config of impossible sizes leads to
+        raise InputError(f"no LLaVA can be made by its config: {first_line(error)}") from None
     return {names.hub_spelling(name): tuple(weight.shape) for name, weight in model.named_parameters()}
 
 

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from foveate.errors import InputError, MissingPackage
+from foveate.errors import InputError, MissingPackage, first_line
 
 IMAGE_TOKEN = "<image>"
 SENTENCEPIECE = "tokenizer.model"
@@ -50,8 +50,8 @@ def load_tokenizer(folder: Path) -> Any:
 
     try:
         return LlamaTokenizer.from_pretrained(folder, add_bos_token=True, padding_side="left")
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"the tokenizer in {folder} cannot be read: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # the tokenizers package raises whatever its parsers meet
+        raise InputError(f"the tokenizer in {folder} cannot be read: {first_line(error)}") from None
 
 
 def save_processor(tokenizer: Any, folder: Path, image_size: int, patch_size: int, pad: bool) -> None:

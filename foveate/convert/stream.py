@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from foveate.errors import InputError
+from foveate.files.reading import open_regular, read_json
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.pkl")
@@ -64,9 +65,12 @@ class Checkpoint:
                 tensor: Tensor = file.get_tensor(name)
         except (OSError, SafetensorError) as error:
             raise InputError(f"{self._files[name]} cannot be read: {error}") from None
+        if not bool(tensor.isfinite().all()):
+            raise InputError(f"{self._files[name]}: {name} holds numbers that are not finite: download it again")
         return tensor
 
     def _read_header(self, path: Path) -> None:
+        open_regular(path, what="file of weights").close()
         try:
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118 (not a dict)
@@ -87,10 +91,13 @@ class Checkpoint:
     def _check_index(self, path: Path) -> None:
         if not path.is_file():
             return
-        try:
-            listed: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
-        except (ValueError, KeyError, TypeError):
-            raise InputError(f"{path} is not an index of weights: download it again") from None
+        found = read_json(path)
+        listed = found.get("weight_map") if isinstance(found, dict) else None
+        if not isinstance(listed, dict) or not all(isinstance(file, str) for file in listed.values()):
+            raise InputError(f"{path} is not an index of weights: download it again")
+        outside = sorted({file for file in listed.values() if Path(file).name != file})
+        if outside:
+            raise InputError(f"{path} names {outside[0]}, which is no file beside it: download it again")
         lost = sorted({file for name, file in listed.items() if name not in self.entries})
         if lost:
             raise InputError(f"{path.parent} lacks weights of {', '.join(lost)}: download the missing files")

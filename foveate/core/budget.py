@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from decimal import Context, Decimal, InvalidOperation
 from enum import Enum
+from fractions import Fraction
 
 from foveate.errors import BudgetError
 
 
 class Rounding(str, Enum):
-    """What becomes of a fractional count. FastV's Hugging Face code rounds half up, so do we by default."""
+    """What becomes of a fractional count; half up by default.
+
+    The authors' programs differ: FastV's Hugging Face code and iLLaVA v2 round half to even (Python's `round`: 24 of 49 at a
+    half, 180 of 361, 364 of 729), Dynamic-LLaVA cuts the fraction off. Ratios are exact decimals here: where a program's own
+    float product falls just beside a half, it may round to the other side.
+    """
 
     HALF_UP = "half_up"
+    HALF_EVEN = "half_even"
     CEIL = "ceil"
     FLOOR = "floor"
 
@@ -28,6 +34,7 @@ class Unit(str, Enum):
 # More decimals than anybody writes; the bound keeps exact arithmetic small.
 _MAX_DECIMALS = 28
 _EXACT = Context(prec=2 * _MAX_DECIMALS)
+_MOST_TOKENS = 10**9
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,12 @@ class Budget:
         given = [value for value in (self.ratio, self.count, self.threshold) if value is not None]
         if len(given) != 1:
             raise BudgetError("a budget is exactly one of: a ratio (keep=0.5), a count (keep=144), a threshold")
+        if self.ratio is not None and not isinstance(self.ratio, Decimal):
+            raise BudgetError(f"a ratio is a Decimal, not {type(self.ratio).__name__}: write Budget.of_ratio(0.5)")
+        if self.count is not None and (isinstance(self.count, bool) or not isinstance(self.count, int)):
+            raise BudgetError(f"a count is a whole number, not {type(self.count).__name__}: write keep=144")
+        if self.threshold is not None and not isinstance(self.threshold, float):
+            raise BudgetError(f"a threshold is a float, not {type(self.threshold).__name__}: write keep=threshold:0.5")
         if self.ratio is not None and not (self.ratio.is_finite() and 0 < self.ratio <= 1):
             raise BudgetError(f"keep={self.ratio}: a ratio must be more than 0 and at most 1, e.g. keep=0.5")
         if self.ratio is not None:
@@ -54,18 +67,22 @@ class Budget:
                 raise BudgetError(f"keep={self.ratio}: a ratio has at most {_MAX_DECIMALS} decimals")
             # 0.50 and 0.5 are one budget with one text; the caller's decimal context has no say in it.
             object.__setattr__(self, "ratio", self.ratio.normalize(_EXACT))
+        if self.count is not None and self.count > _MOST_TOKENS:  # not shown: it may have a million digits
+            raise BudgetError(f"a count is at most {_MOST_TOKENS:,}, e.g. keep=144")
         if self.count is not None and self.count < 1:
-            raise BudgetError(f"keep={self.count}: a count must be at least 1, e.g. keep=144")
-        if self.threshold is not None and not math.isfinite(self.threshold):
-            raise BudgetError(f"threshold={self.threshold}: a threshold must be a finite number")
+            raise BudgetError(f"keep={max(self.count, -1)}: a count must be at least 1, e.g. keep=144")
+        if self.threshold is not None and not 0 < self.threshold < 1:
+            raise BudgetError(f"threshold:{self.threshold}: scores are probabilities, write e.g. keep=threshold:0.5")
 
     @classmethod
     def of_ratio(cls, ratio: float | str | Decimal, rounding: Rounding = Rounding.HALF_UP) -> Budget:
         """Keep this share of the arriving tokens, 0 < ratio <= 1. Floats are read as they print: 0.1 is exactly 1/10."""
         try:
-            return cls(ratio=Decimal(str(ratio)), rounding=rounding)
-        except InvalidOperation:
-            raise BudgetError(f"keep={ratio}: a ratio is a number, e.g. keep=0.5") from None
+            exact = Decimal(str(ratio))
+        except (InvalidOperation, ValueError):  # ValueError: a whole number of thousands of digits
+            shown = ratio if isinstance(ratio, str) else f"of {type(ratio).__name__}"
+            raise BudgetError(f"keep={shown}: a ratio is a number, e.g. keep=0.5") from None
+        return cls(ratio=exact, rounding=rounding)
 
     @classmethod
     def of_count(cls, count: int) -> Budget:
@@ -113,4 +130,6 @@ def _divide(top: int, bottom: int, rounding: Rounding) -> int:
         return top // bottom
     if rounding is Rounding.CEIL:
         return -(-top // bottom)
+    if rounding is Rounding.HALF_EVEN:
+        return round(Fraction(top, bottom))
     return (2 * top + bottom) // (2 * bottom)

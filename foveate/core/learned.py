@@ -31,11 +31,11 @@ class BaseModel:
     fingerprint: tuple[float, ...] = ()
 
     def resembles(self, fingerprint: tuple[float, ...]) -> bool:
-        """Whether the weights are those of a fingerprint, in any floating point format; True if one of them is not known."""
-        if not self.fingerprint or not fingerprint:
+        """Whether the weights are those of a fingerprint, in any floating point format; True if one's own are not known."""
+        if not self.fingerprint:
             return True
         pairs = zip(self.fingerprint, fingerprint, strict=False)
-        return len(self.fingerprint) == len(fingerprint) and all(abs(a - b) <= 0.01 * abs(b) + 1e-6 for a, b in pairs)
+        return len(self.fingerprint) == len(fingerprint) and all(abs(a - b) <= 0.01 * abs(a) + 1e-6 for a, b in pairs)
 
 
 class LearnedMethod(Method, ABC):

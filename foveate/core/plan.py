@@ -130,14 +130,20 @@ def join_groups(groups: Sequence[Sequence[_Count]], shapes: Sequence[MediumShape
     ]
 
 
-@dataclass(frozen=True)
+# More than any model has places for; a longer plan is an error, and reading it would take for ever.
+MOST_STAGES = 1_000
+
+
+@dataclass(frozen=True, eq=False)
 class Plan:
-    """Stages, ordered by site. An empty plan is the plain model."""
+    """Stages, ordered by site. An empty plan is the plain model. Plans with the same stages are equal, whatever their class."""
 
     stages: tuple[Stage, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stages", tuple(self.stages))
+        if len(self.stages) > MOST_STAGES:
+            raise PlanError(f"{len(self.stages)} stages: a plan has at most {MOST_STAGES}")
         gates = [stage for stage in self.stages if stage.site.kind is SiteKind.DECODE]
         if len(gates) > 1:
             raise PlanError(f"{gates[1].method.name} at {gates[1].site}: a plan has one stage that gates decoding")
@@ -161,6 +167,12 @@ class Plan:
             raise PlanError(
                 "effect=mask works alone: a masked stage keeps every token, a second stage would not see its choice"
             )
+
+    def __eq__(self, other: object) -> bool:
+        return self.stages == other.stages if isinstance(other, Plan) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.stages)
 
     @property
     def drops(self) -> bool:

@@ -26,6 +26,8 @@ class Point(str, Enum):
     MID = "mid"
 
 
+# Beyond any model.
+MOST_LAYERS = 10**6
 LAYERED = (SiteKind.VISION_LAYER, SiteKind.LLM_LAYER, SiteKind.DECODE)
 
 
@@ -42,14 +44,21 @@ class Site:
     point: Point = Point.BEFORE
 
     def __post_init__(self) -> None:
+        if self.layer is not None and (isinstance(self.layer, bool) or not isinstance(self.layer, int)):
+            raise PlanError(f"layer={self.layer!r}: a layer is a whole number")
+        if self.layer is not None and self.layer >= MOST_LAYERS:  # not shown: it may have a million digits
+            raise PlanError(f"site {self.kind.value}: no model has {MOST_LAYERS:,} layers")
+        if self.layer is not None and self.layer < 0:
+            raise PlanError(f"layer={max(self.layer, -MOST_LAYERS)}: layers are counted from 0, a layer is never negative")
         if (self.layer is not None) != (self.kind in LAYERED):
             raise PlanError(f"site {self.kind.value}: {'needs a layer' if self.kind in LAYERED else 'takes no layer'}")
         if self.kind is SiteKind.LLM_LAYER and self.layer == 0:
-            raise PlanError("layer=0: no decoder layer has run yet; write site=pre_llm to act before the LLM")
+            raise PlanError(
+                "layer=0: no decoder layer has run yet, so there is no attention; use a method that needs none, e.g. "
+                "random(site=pre_llm, keep=0.5)"
+            )
         if self.point is Point.MID and (self.kind is not SiteKind.VISION_LAYER or self.layer == 0):
             raise PlanError("point=mid is the middle of the encoder block below the stage: write site=vision and layer >= 1")
-        if self.layer is not None and self.layer < 0:
-            raise PlanError(f"layer={self.layer}: layers are counted from 0, a layer is never negative")
 
     @classmethod
     def llm_layer(cls, layer: int) -> Site:

@@ -7,6 +7,7 @@ from its last checkpoint.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ import torch
 from torch import nn
 
 from foveate.demo.batches import JointBatches, vision_batch
+from foveate.demo.checkpoint import CHECKPOINT, checkpoint_readable, read_checkpoint, write_checkpoint
 from foveate.demo.model import DemoModelConfig, build_model
 from foveate.demo.objective import (
     AuxiliaryHeads,
@@ -32,9 +34,20 @@ from foveate.demo.packing import Packer, pixel_batch
 from foveate.demo.processor import build_processor
 from foveate.demo.samples import KINDS, QUESTIONS_PER_PICTURE, Kind, Sample, make_sample
 from foveate.demo.training_log import TrainingLog
-from foveate.errors import FoveateError
+from foveate.errors import FoveateError, InputError, first_line
+from foveate.files.folders import appearing, locked
+from foveate.files.paths import refused
+from foveate.files.writing import make_folder
 
 VISION, JOINT, DONE = "vision", "joint", "done"
+_BOUNDS = {
+    "threads": (1, 256),
+    "steps": (1, 10**7),
+    "vision_steps": (1, 10**7),
+    "batch_size": (1, 4_096),
+    "vision_batch_size": (1, 4_096),
+    "seed": (0, 2**32 - 1),
+}
 
 
 @dataclass(frozen=True)
@@ -109,18 +122,36 @@ def train_demo(config: DemoTrainingConfig, on_step: Callable[[str, int], None] |
     Raises:
         FoveateError: if the folder holds a run of another size, or one whose learning rate falls already for other steps.
     """
+    check_settings(config)
     threads_before = torch.get_num_threads()
     torch.set_num_threads(config.threads)
     try:
-        return _Run(config.resolved(), on_step or (lambda phase, step: None)).finish()
+        make_folder(config.out.absolute().parent)  # of the lock
+        with locked(config.out):
+            return _Run(config.resolved(), on_step or (lambda phase, step: None)).finish()
     finally:
         torch.set_num_threads(threads_before)
+
+
+def check_settings(config: DemoTrainingConfig) -> None:
+    """Refuse numbers that no machine can run.
+
+    Raises:
+        InputError: one line that names the option.
+    """
+    for name, (least, most) in _BOUNDS.items():
+        value = getattr(config, name)
+        if type(value) is not int or not least <= value <= most:
+            raise InputError(f"--{name} is a whole number from {least} to {most:,}")
+    for name in ("learning_rate", "vision_learning_rate", "weight_decay"):
+        if not 0 <= getattr(config, name) < 1_000:  # NaN neither
+            raise InputError(f"{name} is a finite number of at least 0")
 
 
 class _Run:
     def __init__(self, config: DemoTrainingConfig, on_step: Callable[[str, int], None]) -> None:
         self.config, self.on_step = config, on_step
-        config.out.mkdir(parents=True, exist_ok=True)
+        make_folder(config.out)
         self.processor = _saved_or_new_processor(config)
         self.packer = Packer(self.processor.tokenizer, question_weight=config.question_weight)
         self.model = build_model(self.processor.tokenizer, config.model, seed=config.seed)
@@ -177,8 +208,10 @@ class _Run:
             rate = self.config.vision_learning_rate
         self.masters = MasterWeights(trained, getattr(torch, self.config.precision))
         self.optimizers = self.masters.optimizers(rate, self.config.weight_decay)
-        for optimizer, state in zip(self.optimizers, optimizer_states or (), strict=False):
-            optimizer.load_state_dict(state)
+        if optimizer_states is not None:
+            with checkpoint_readable(self.config.out / CHECKPOINT):
+                for optimizer, state in zip(self.optimizers, optimizer_states, strict=True):
+                    optimizer.load_state_dict(state)
 
     def _elapsed(self) -> float:
         return time.monotonic() - self._started
@@ -245,15 +278,13 @@ class _Run:
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "model": asdict(self.config.model),
         }
-        part = self.config.out / "checkpoint.pt.part"
-        torch.save(checkpoint, part)
-        part.replace(self.config.out / "checkpoint.pt")
+        write_checkpoint(self.config.out / CHECKPOINT, checkpoint)
 
     def _load(self) -> tuple[Sequence[Any] | None, float]:
-        path = self.config.out / "checkpoint.pt"
-        if not path.exists():
+        path = self.config.out / CHECKPOINT
+        if not os.path.lexists(path):
             return None, 0.0
-        checkpoint = torch.load(path, weights_only=True)
+        checkpoint = read_checkpoint(path)
         if checkpoint["model"] != asdict(self.config.model):
             raise FoveateError(f"{path} holds another model size; choose another --out or delete the folder")
         falls_from = min(checkpoint["steps"], self.config.steps) - self.config.decay_steps
@@ -262,8 +293,10 @@ class _Run:
                 f"{path} is at step {checkpoint['step']} of {checkpoint['steps']}, where the learning rate falls; continue it "
                 f"with --steps {checkpoint['steps']}, or choose another --out"
             )
-        with torch.no_grad():
+        with torch.no_grad(), checkpoint_readable(path):
             for name, parameter in self.everything.named_parameters():
+                if checkpoint["weights"][name].shape != parameter.shape:
+                    raise ValueError(f"{name} has another shape")
                 parameter.copy_(checkpoint["weights"][name])
         self.phase, self.step = checkpoint["phase"], checkpoint["step"]
         return checkpoint["optimizers"], checkpoint["elapsed"]
@@ -273,21 +306,26 @@ class _Run:
         # A fresh model: the trained one still points to the training attention.
         model = build_model(self.processor.tokenizer, self.config.model).to(torch.bfloat16)
         model.load_state_dict(self.model.state_dict())
-        model.save_pretrained(folder)
-        self.processor.save_pretrained(folder)
         settings = self.config.to_json() | {"hours": round(self._elapsed() / 3600, 2)}
-        (folder / "training_config.json").write_text(json.dumps(settings, indent=2) + "\n")
-        (folder / "training_log.jsonl").write_bytes((self.config.out / "log.jsonl").read_bytes())
+        with appearing(folder) as partial, refused("write", folder):
+            model.save_pretrained(partial)
+            self.processor.save_pretrained(partial)
+            (partial / "training_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+            (partial / "training_log.jsonl").write_bytes((self.config.out / "log.jsonl").read_bytes())
         return folder
 
 
 def _saved_or_new_processor(config: DemoTrainingConfig) -> Any:
     folder = config.out / "processor"
     if not folder.exists():
-        build_processor(config.seed, config.vocabulary_samples).save_pretrained(folder)
+        with appearing(folder) as partial, refused("write", folder):
+            build_processor(config.seed, config.vocabulary_samples).save_pretrained(partial)
     from transformers import AutoProcessor
 
-    return AutoProcessor.from_pretrained(folder)
+    try:
+        return AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # transformers raises whatever its parsers meet
+        raise InputError(f"{folder} cannot be read ({first_line(error)}): choose another --out") from None
 
 
 def _validation_batches(config: DemoTrainingConfig, kind: Kind) -> list[list[Sample]]:

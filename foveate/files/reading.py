@@ -7,6 +7,7 @@ import math
 import os
 import re
 import stat
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -96,8 +97,8 @@ def parse_json(text: str, where: str) -> Any:
     """The value of a JSON text.
 
     Args:
-        text: JSON and nothing else: no NaN or infinity, whole numbers of up to 19 digits, no halves of characters, at most 64
-            lists and objects in each other.
+        text: JSON and nothing else: no NaN or infinity, no key twice in an object, whole numbers of up to 19 digits, no halves
+            of characters, at most 64 lists and objects in each other.
         where: how messages begin.
 
     Raises:
@@ -119,15 +120,22 @@ def parse_json(text: str, where: str) -> Any:
     def constant(name: str) -> float:
         raise InputError(f"{where}: {name} is no JSON number")
 
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        made = dict(pairs)
+        if len(made) < len(pairs):
+            twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
+            raise InputError(f"{where}: '{twice}' is given twice in one object")
+        return made
+
     if _depth_exceeds(text, DEEPEST):
         raise InputError(f"{where}: lists and objects lie more than {DEEPEST} deep in each other")
     try:
-        value = json.loads(text, parse_int=whole, parse_float=real, parse_constant=constant)
+        value = json.loads(text, parse_int=whole, parse_float=real, parse_constant=constant, object_pairs_hook=once)
         if "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
         line = f"line {error.lineno}, " if "\n" in text else ""
-        raise InputError(f"{where}: not JSON at {line}column {error.colno}: {error.msg}") from None
+        raise InputError(f"{where} is not JSON: {error.msg}, {line}column {error.colno}") from None
     except UnicodeEncodeError:
         raise InputError(f"{where}: holds half of a character (a lone surrogate, \\ud800 to \\udfff)") from None
     return value

@@ -14,6 +14,6 @@ def check_query(method: str, query: str) -> None:
 def window_of(method: str, option: str, text: str, allowed: str) -> int:
     """Return the number of `window:number`, or raise SpecError that names what is allowed."""
     kind, _, number = text.partition(":")
-    if kind != "window" or not (number.isascii() and number.isdigit()) or int(number) < 1:
+    if kind != "window" or not (number.isascii() and number.isdigit() and len(number) <= 9) or int(number) < 1:
         raise SpecError(f"{method}({option}={text}): allowed are {allowed}")
     return int(number)

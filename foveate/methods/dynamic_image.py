@@ -2,7 +2,8 @@
 
 Huang et al., ICLR 2025, arXiv:2412.00876, Sec. 3.2. Written from the paper.
 Differs from the authors' code: each image, crop or frame is judged on its own, in ragged batches and any number of images;
-`keep=threshold:0.5` is the paper's Eq. 5, where the count follows the picture, which their code has in training only.
+`keep=threshold:0.5` is the paper's Eq. 5, where the count follows the picture, which their code has in training only. Their
+count is cut off (`rounding=floor`, the default of the recipe dynamic_llava); a stage written by hand rounds half up.
 """
 
 from __future__ import annotations

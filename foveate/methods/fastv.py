@@ -2,7 +2,8 @@
 
 Chen et al., ECCV 2024, arXiv:2403.06764, Sec. 4.1. Written from the paper.
 Differs from the authors' code: attention rows are computed from queries and keys, never an N x N map; every image and
-every batch row is ranked on its own; the visual span comes from the prompt, not from constants.
+every batch row is ranked on its own; the visual span comes from the prompt, not from constants. Half a token rounds up by
+default; `rounding=half_even` is what their Hugging Face code does (24 of 49 at a half).
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 Wang et al., ICLR 2026, arXiv:2412.06263, from the paper and the observed behaviour of the authors' program, all three modes.
 Differs: importance is attention (their program takes the log-sum-exp of the logits); similarities are computed in fp32 and in
-pieces; every image and batch row is handled on its own.
+pieces; every image and batch row is handled on its own. Half a token rounds up by default, in their program to even
+(`rounding=half_even`, as the published preset has it).
 """
 
 from __future__ import annotations

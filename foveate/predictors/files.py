@@ -8,16 +8,23 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from foveate.core.learned import BaseModel
 from foveate.errors import InputError
+from foveate.files.paths import is_file, is_folder, user_path
+from foveate.files.reading import open_regular, read_json
+from foveate.files.writing import make_folder, write_file, write_files
+from foveate.predictors.bounds import check_config
 from foveate.predictors.modules import TextPredictor, VisionPredictor
 
 DEMO = "demo"
 WEIGHTS, CONFIG, FORMAT = "predictors.safetensors", "predictors.json", 1
+_MOST_BYTES = 4 * 2**20  # of the config
+_FLOATS = ("F64", "F32", "F16", "BF16")
 # Names as in the published checkpoints.
 IMAGE, TEXT, INSTRUCT = "image_score_predictor", "output_text_score_predictor", "instruct_score_predictor"
 
@@ -34,6 +41,9 @@ class PredictorConfig:
         instruct_keep: share of an instruction's tokens that stays; None without that predictor.
         width, heads, feedforward, blocks: of the predictors.
         provenance: how they came to be, in words and numbers.
+
+    Raises:
+        InputError: one line that names a field of another type, or beyond what predictors can be.
     """
 
     base_model: str
@@ -51,6 +61,9 @@ class PredictorConfig:
     blocks: int = 2
     provenance: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
+    def __post_init__(self) -> None:
+        check_config(self)
+
     def modules(self) -> dict[str, nn.Module]:
         """Fresh modules of these shapes, by the names of the checkpoints."""
         made: dict[str, nn.Module] = {
@@ -66,24 +79,22 @@ class PredictorConfig:
 def save_predictors(folder: str | Path, config: PredictorConfig, modules: Mapping[str, nn.Module]) -> None:
     """Write predictors. The folder is made if need be; both files appear whole or not at all."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     tensors = {
         f"{name}.{key}": value.detach().cpu().contiguous()
         for name, module in modules.items()
         for key, value in module.state_dict().items()
     }
-    partial = folder / (WEIGHTS + ".partial")
-    save_file(tensors, partial, metadata={"format": "pt"})
-    partial.replace(folder / WEIGHTS)
-    save_config(folder, config)
+    write_files({folder / WEIGHTS: save(tensors, metadata={"format": "pt"}), folder / CONFIG: _config_text(config)})
 
 
 def save_config(folder: Path, config: PredictorConfig) -> None:
     """Write what belongs to predictors whose weights are in the folder already."""
-    text = json.dumps({"format": FORMAT, **asdict(config)}, indent=2) + "\n"
-    partial = folder / (CONFIG + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(folder / CONFIG)
+    write_file(folder / CONFIG, _config_text(config))
+
+
+def _config_text(config: PredictorConfig) -> str:
+    return json.dumps({"format": FORMAT, **asdict(config)}, indent=2) + "\n"
 
 
 def read_config(path: str) -> PredictorConfig:
@@ -95,19 +106,20 @@ def read_config(path: str) -> PredictorConfig:
     if not path:
         raise InputError("trained predictors are needed: write path=folder or path=owner/name")
     file = find_folder(path) / CONFIG
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except OSError:
-        raise InputError(f"{path} holds no {CONFIG}: give a folder or hub id of predictors") from None
-    except ValueError:
-        raise InputError(f"{file} is not JSON") from None
-    if not isinstance(data, dict) or data.pop("format", None) != FORMAT:
+    if not is_file(file):
+        raise InputError(f"{path} holds no {CONFIG}: give a folder or hub id of predictors")
+    data = read_json(file, _MOST_BYTES)
+    if not isinstance(data, dict) or type(data.get("format")) is not int or data.pop("format") != FORMAT:
         raise InputError(f"{file}: this version reads predictors of format {FORMAT}")
     known = {one.name for one in fields(PredictorConfig)}
     if set(data) - known or not {"base_model", "model_type", "hidden_size", "layers"} <= set(data):
         raise InputError(f"{file} does not describe predictors: its keys are {', '.join(sorted(data))}")
-    data["fingerprint"] = tuple(data.get("fingerprint", ()))
-    return PredictorConfig(**data)
+    marks = data.get("fingerprint", [])
+    data["fingerprint"] = tuple(marks) if isinstance(marks, list) else marks
+    try:
+        return PredictorConfig(**data)
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from None
 
 
 def load_predictor(path: str, name: str, base: BaseModel, allow_mismatch: bool) -> nn.Module:
@@ -132,26 +144,41 @@ def load_predictor(path: str, name: str, base: BaseModel, allow_mismatch: bool) 
             f"the predictors in {path} were trained for {config.base_model}, whose weights are not those of this model: load "
             f"that one, or write allow_mismatch=on to see what they do here"
         )
-    module = config.modules().get(name)
-    if module is None:
+    with torch.device("meta"):
+        modules = config.modules()  # no memory is taken before the file is found to hold what it should
+    if name not in modules:
         raise InputError(f"{path} holds no {name}: it was trained without")
-    module.load_state_dict(_tensors(find_folder(path) / WEIGHTS, name, module))
+    module = modules[name]
+    module.load_state_dict(_tensors(find_folder(path) / WEIGHTS, name, modules), assign=True)
     return module.requires_grad_(False).eval()
 
 
-def _tensors(file: Path, name: str, module: nn.Module) -> dict[str, Tensor]:
-    """The tensors of one predictor, checked against the module's own shapes."""
-    expected = module.state_dict()
+def _tensors(file: Path, name: str, modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """The tensors of one predictor in float32; the whole file is checked against the modules' own shapes."""
+    shapes = {
+        f"{one}.{key}": list(value.shape) for one, module in modules.items() for key, value in module.state_dict().items()
+    }
+    open_regular(file, what="file of predictors").close()
     try:
         with safe_open(file, framework="pt") as stored:
-            held = set(stored.keys())
-            found = {key: stored.get_tensor(f"{name}.{key}") for key in expected if f"{name}.{key}" in held}
+            for key in sorted({*shapes, *stored.keys()}):
+                _check_tensor(file, stored, key, shapes.get(key))
+            found = {key: stored.get_tensor(key).float() for key in shapes if key.startswith(f"{name}.")}
     except (OSError, SafetensorError) as error:
         raise InputError(f"{file} cannot be read: {error}") from None
-    wrong = [key for key, value in expected.items() if key not in found or found[key].shape != value.shape]
-    if wrong:
-        raise InputError(f"{file}: {name}.{wrong[0]} is missing or has another shape than {CONFIG} says")
-    return found
+    for key, value in found.items():
+        if not bool(value.isfinite().all()):
+            raise InputError(f"{file}: {key} holds numbers that are not finite: train the predictors again, or copy them again")
+    return {key.removeprefix(f"{name}."): value for key, value in found.items()}
+
+
+def _check_tensor(file: Path, stored: Any, key: str, shape: list[int] | None) -> None:
+    if shape is None:
+        raise InputError(f"{file}: {key} should not be there by {CONFIG}: copy both files together")
+    if key not in stored.keys() or stored.get_slice(key).get_shape() != shape:  # noqa: SIM118 (not a dict)
+        raise InputError(f"{file}: {key} is missing or has another shape than {CONFIG} says")
+    if (kind := stored.get_slice(key).get_dtype()) not in _FLOATS:
+        raise InputError(f"{file}: {key} is stored as {kind}; predictors are floating point numbers of 16, 32 or 64 bits")
 
 
 def find_folder(path: str) -> Path:
@@ -162,9 +189,9 @@ def find_folder(path: str) -> Path:
     """
     if path == DEMO:  # those of the embedded demo model
         return Path(__file__).parents[1] / "demo" / "assets" / "predictors"
-    folder = Path(path)
-    if folder.is_dir() or "/" not in path or path.startswith((".", "/", "~")):
-        return folder.expanduser()
+    folder = user_path(path)
+    if is_folder(folder) or "/" not in path or path.startswith((".", "/", "~")):
+        return folder
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 

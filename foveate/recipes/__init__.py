@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from typing import ClassVar
 
 from foveate.core import registry
+from foveate.core.budget import Budget, Rounding
 from foveate.core.plan import Stage
+from foveate.errors import SpecError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,14 @@ def _check(name: str, recipe: type[Recipe]) -> None:
 
 
 _KIND = registry.Kind(sys.modules[__name__], Recipe, "recipe", _check)
+
+
+def rounded(recipe: str, budgets: tuple[Budget, ...], name: str) -> tuple[Budget, ...]:
+    """The ratios among a recipe's budgets with the rounding of that name; SpecError for a name that is none."""
+    known = [rounding.value for rounding in Rounding]
+    if name not in known:
+        raise SpecError(f"{recipe}(rounding={name}) is not known." + did_you_mean(name, known))
+    return tuple(budget if budget.ratio is None else replace(budget, rounding=Rounding(name)) for budget in budgets)
 
 
 def names() -> list[str]:

@@ -19,7 +19,7 @@ from foveate.core.budget import Budget, Rounding
 from foveate.core.plan import Stage
 from foveate.core.site import Point, Site, SiteKind
 from foveate.errors import SpecError, UnknownName, did_you_mean
-from foveate.recipes import Recipe
+from foveate.recipes import Recipe, rounded
 
 VARIANTS = {"v1": "illava_v1", "v2": "illava_v2", "partition": "partition"}
 # Options of one variant alone.
@@ -70,9 +70,9 @@ PUBLISHED: Mapping[str, Mapping[str, Any]] = {
     "qwen3-vl-8b": dict(
         variant="v2",
         vit_layers=(5, 6, 7, 8),
-        vit_keep=_ratios("0.85", 4),
+        vit_keep=_ratios("0.85", 4, Rounding.HALF_EVEN),  # Python's round, as in their program
         llm_layers=(19, 21, 23, 25),
-        llm_keep=_ratios("0.9", 4),
+        llm_keep=_ratios("0.9", 4, Rounding.HALF_EVEN),
     ),
 }
 PRESETS: Mapping[str, Mapping[str, Any]] = {**PUBLISHED, **SCALED}
@@ -96,6 +96,8 @@ class Illava(Recipe):
         ramp: option of v1: which of the removed tokens weighs most.
         mode, recycle, partners, absorb: options of v2.
         query: whose attention ranks in the LLM, as for fastv.
+        rounding: what becomes of a fraction of a token: "half_up", "half_even" (their v2), "floor" or "ceil"; "" as in the
+            preset, half up without one.
     """
 
     preset: str = ""
@@ -112,6 +114,7 @@ class Illava(Recipe):
     partners: int = 5
     absorb: float = 0.5
     query: str = "last"
+    rounding: str = ""
 
     notes: ClassVar[tuple[str, ...]] = (
         f"presets of the authors: {', '.join(PUBLISHED)}",
@@ -137,14 +140,14 @@ class Illava(Recipe):
         if settings.point not in [point.value for point in Point]:
             raise SpecError(f"illava(point={settings.point}): before and mid are known")
         options = settings._options()
+        vit_keep, llm_keep = settings._rounded(settings.vit_keep), settings._rounded(settings.llm_keep)
         method = methods.get(VARIANTS[settings.variant or "partition"])(**options)
         inside = [
             Stage(Site(SiteKind.VISION_LAYER, layer + 1, Point(settings.point)), method, budget)
-            for layer, budget in zip(settings.vit_layers, settings.vit_keep, strict=True)
+            for layer, budget in zip(settings.vit_layers, vit_keep, strict=True)
         ]
         behind = [
-            Stage(Site.llm_layer(layer), method, budget)
-            for layer, budget in zip(settings.llm_layers, settings.llm_keep, strict=True)
+            Stage(Site.llm_layer(layer), method, budget) for layer, budget in zip(settings.llm_layers, llm_keep, strict=True)
         ]
         return (*inside, *behind)
 
@@ -164,6 +167,9 @@ class Illava(Recipe):
         if self.only == "vit":
             return replace(self, llm_layers=(), llm_keep=())
         return replace(self, vit_layers=(), vit_keep=())
+
+    def _rounded(self, budgets: tuple[Budget, ...]) -> tuple[Budget, ...]:
+        return rounded("illava", budgets, self.rounding) if self.rounding else budgets
 
     def _options(self) -> dict[str, Any]:
         """The options of the variant's method."""

@@ -12,7 +12,7 @@ from foveate.core.budget import Budget
 from foveate.core.plan import Stage
 from foveate.core.site import Site
 from foveate.errors import SpecError
-from foveate.recipes import Recipe
+from foveate.recipes import Recipe, rounded
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,13 @@ class Staged(Recipe):
         method: name of a method that acts in front of decoder layers; its options keep their defaults.
         layers: decoder layers in front of which it acts.
         keep: one budget per layer.
+        rounding: what becomes of a fraction of a token: "half_up", "half_even" (FastV's Hugging Face code), "floor" or "ceil".
     """
 
     method: str = "fastv"
     layers: tuple[int, ...] = ()
     keep: tuple[Budget, ...] = ()
+    rounding: str = "half_up"
 
     def expand(self) -> tuple[Stage, ...]:
         if not self.layers or len(self.layers) != len(self.keep):
@@ -35,5 +37,5 @@ class Staged(Recipe):
                 f"staged has {len(self.layers)} layers and {len(self.keep)} budgets: "
                 "write as many of each, e.g. staged(layers=[8, 16], keep=[0.5, 0.5])"
             )
-        method = methods.get(self.method)()
-        return tuple(Stage(Site.llm_layer(k), method, budget) for k, budget in zip(self.layers, self.keep, strict=True))
+        method, budgets = methods.get(self.method)(), rounded("staged", self.keep, self.rounding)
+        return tuple(Stage(Site.llm_layer(k), method, budget) for k, budget in zip(self.layers, budgets, strict=True))

@@ -2,6 +2,9 @@
 
 spec  = call { "|" call }           call  = name [ "(" [ word "=" value { "," word "=" value } ] ")" ]
 value = "[" value { "," value } "]" | number ".." number | quoted string | bare word
+
+A spec has at most 20,000 characters, a list 1,000 items and 8 brackets within each other, so that any text is read or refused
+at once.
 """
 
 from __future__ import annotations
@@ -22,10 +25,9 @@ class Bare:
 
 Value: TypeAlias = "Bare | str | tuple[Value, ...]"
 
+MOST_CHARACTERS, MOST_ITEMS, MOST_DEPTH = 20_000, 1_000, 8
 _TOKEN = re.compile(r"""\s*(?:(?P<quoted>"[^"]*"|'[^']*')|(?P<punctuation>[()\[\],=|])|(?P<bare>[^\s()\[\],=|"']+))""")
-_RANGE = re.compile(r"([0-9]+)\.\.([0-9]+)")
-# More than any model has layers; a longer range is a typing error.
-_LONGEST_RANGE = 10_000
+_RANGE = re.compile(r"([0-9]{1,18})\.\.([0-9]{1,18})")
 _NAME = re.compile(r"[A-Za-z_]\w*")
 
 
@@ -43,6 +45,10 @@ def parse_calls(text: str) -> list[Call]:
     Raises:
         SpecError: with the place where reading stopped.
     """
+    if not isinstance(text, str):
+        raise SpecError(f'a spec is a text such as "fastv(layer=2, keep=0.5)", not {type(text).__name__}')
+    if len(text) > MOST_CHARACTERS:
+        raise SpecError(f"this spec has {len(text):,} characters, at most {MOST_CHARACTERS:,} are read: store the plan as JSON")
     tokens = _tokens(text)
     if not tokens:
         raise SpecError('empty spec: write e.g. "fastv(layer=2, keep=0.5)"')
@@ -56,7 +62,8 @@ def parse_calls(text: str) -> list[Call]:
 
 def _tokens(text: str) -> list[tuple[str, str]]:
     tokens, position = [], 0
-    while text[position:].strip():
+    text = text.rstrip()
+    while position < len(text):
         match = _TOKEN.match(text, position)
         if match is None:
             raise SpecError(f"cannot read spec {text!r} from {text[position:]!r} on: a quote is not closed")
@@ -85,12 +92,16 @@ class _Parser:
                     break
         return Call(name, words)
 
-    def value(self) -> Value:
+    def value(self, depth: int = 0) -> Value:
         if self.accept("["):
+            if depth == MOST_DEPTH:
+                raise SpecError(f"cannot read spec {self.text!r}: more than {MOST_DEPTH} brackets stand within each other")
             items: list[Value] = []
             while not self.accept("]"):
-                item = self.value()
+                item = self.value(depth + 1)
                 items += item if isinstance(item, tuple) else (item,)  # [5..8, 12] is one list
+                if len(items) > MOST_ITEMS:
+                    raise SpecError(f"a list of more than {MOST_ITEMS} items: no plan needs as many, shorten it")
                 if not self.accept(","):
                     self.expect("]")
                     break
@@ -105,8 +116,8 @@ class _Parser:
             first, last = int(span[1]), int(span[2])
             if first > last:
                 raise SpecError(f"range {token} runs backwards: write {last}..{first}")
-            if last - first >= _LONGEST_RANGE:
-                raise SpecError(f"range {token} has {last - first + 1} numbers, at most {_LONGEST_RANGE} are read")
+            if last - first >= MOST_ITEMS:
+                raise SpecError(f"range {token} has {last - first + 1} numbers, at most {MOST_ITEMS} are read")
             return tuple(Bare(str(number)) for number in range(first, last + 1))
         return Bare(token)
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
+from dataclasses import fields
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +14,19 @@ from foveate import methods, recipes
 from foveate.core.budget import Rounding
 from foveate.core.layout import Role
 from foveate.core.method import Method
-from foveate.core.plan import Effect, Scope, Stage
+from foveate.core.plan import MOST_STAGES, Effect, Scope, Stage
 from foveate.core.plan import Plan as CorePlan
 from foveate.core.site import Point, Site, SiteKind
-from foveate.errors import FoveateError, SpecError, UnknownName, did_you_mean
+from foveate.errors import FoveateError, InputError, PlanError, SpecError, UnknownName, did_you_mean
+from foveate.files.paths import user_path
+from foveate.files.reading import parse_json, read_text
+from foveate.files.writing import write_file
 from foveate.spec import stored
 from foveate.spec.grammar import Call, Value, parse_calls
+from foveate.spec.hints import nearest_place, refuse_foreign_words
 from foveate.spec.words import read_budget, read_fields, shown, write_fields
 
-_LAYER_DIGITS = 6
+_LAYER_DIGITS, _MOST_BYTES = 6, 2**20
 _RESERVED = ("layer", "site", "point", "keep", "scope", "role", "effect", "rounding")
 
 
@@ -33,12 +40,10 @@ class Plan(CorePlan):
         Raises:
             SpecError, BudgetError, PlanError, UnknownName: one line that says what was given and what to write.
         """
-        stages: list[Stage] = []
-        if text.strip() == "none":
+        calls = parse_calls(text)
+        if [(call.name, call.words) for call in calls] == [("none", {})]:
             return cls()
-        for call in parse_calls(text):
-            stages += _stages(call)
-        return cls(tuple(stages))
+        return cls(tuple(stage for call in calls[: MOST_STAGES + 1] for stage in _stages(call)))
 
     @classmethod
     def of(cls, plan: str | CorePlan | Stage | Iterable[Stage]) -> Plan:
@@ -49,7 +54,7 @@ class Plan(CorePlan):
             return cls(plan.stages)
         if isinstance(plan, Stage):
             return cls((plan,))
-        stages = tuple(plan) if isinstance(plan, Iterable) else (plan,)
+        stages = tuple(islice(plan, MOST_STAGES + 1)) if isinstance(plan, Iterable) else (plan,)
         for stage in stages:
             if not isinstance(stage, Stage):
                 raise SpecError(f"a plan is a spec string, a Plan or Stage objects, not {type(stage).__name__}")
@@ -72,21 +77,27 @@ class Plan(CorePlan):
         return cls(stored.read_plan(data))
 
     def save(self, path: str | Path) -> None:
-        """Write the plan to a JSON file."""
+        """Write the plan to a JSON file, which is there whole or not at all.
+
+        Raises:
+            SpecError: one line that says why it cannot be written.
+        """
         try:
-            Path(path).write_text(json.dumps(self.to_json(), indent=2) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise SpecError(f"cannot write plan file {path}: {error.strerror}") from None
+            write_file(user_path(path), json.dumps(self.to_json(), indent=2) + "\n")
+        except InputError as error:
+            raise SpecError(f"the plan is not saved: {error}") from None
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:
-        """Read a plan from a JSON file."""
+        """Read a plan from a JSON file of at most 1 MiB.
+
+        Raises:
+            SpecError, BudgetError, PlanError, UnknownName: one line that says what is wrong with the file.
+        """
         try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise SpecError(f"cannot read plan file {path}: {error.strerror}") from None
-        except (ValueError, RecursionError):
-            raise SpecError(f"plan file {path} is not JSON") from None
+            data = parse_json(read_text(user_path(path), _MOST_BYTES, "plan file"), f"plan file {path}")
+        except InputError as error:
+            raise SpecError(str(error)) from None
         try:
             return cls.from_json(data)
         except FoveateError as error:
@@ -114,17 +125,21 @@ def stage_text(stage: Stage) -> str:
 
 def _stages(call: Call) -> tuple[Stage, ...]:
     if recipes.has(call.name):
-        recipe = read_fields(recipes.get(call.name), call.words, call.name)
+        known = recipes.get(call.name)
+        refuse_foreign_words(call, [field.name for field in fields(known)])
+        recipe = read_fields(known, call.words, call.name)
         expanded: tuple[Stage, ...] = recipe.expand()
         return expanded
     if call.name == "none":
         raise SpecError("'none' is the plain model and stands alone: leave it out, or write nothing else")
     if not methods.has(call.name):
-        known = [*methods.names(), *recipes.names(), "none"]
-        raise UnknownName(f"unknown method '{call.name}'." + did_you_mean(call.name, known))
+        names = [*methods.names(), *recipes.names(), "none"]
+        raise UnknownName(f"unknown method '{call.name}'." + did_you_mean(call.name, names))
+    kind = methods.get(call.name)
+    refuse_foreign_words(call, [*(field.name for field in fields(kind)), *_RESERVED])
     words = dict(call.words)
     reserved = {word: words.pop(word) for word in _RESERVED if word in words}
-    method: Method = read_fields(methods.get(call.name), words, call.name, _RESERVED)
+    method: Method = read_fields(kind, words, call.name, _RESERVED)
     rounding = _choice(Rounding, reserved.get("rounding"), "rounding", Rounding.HALF_UP)
     return (
         Stage(
@@ -153,8 +168,11 @@ def _site(method: Method, words: dict[str, Value]) -> Site:
     if "layer" in words:
         text = _text(words["layer"])
         if not (text.isascii() and text.isdigit() and len(text) <= _LAYER_DIGITS):
-            raise SpecError(f"{name}(layer={text}): a layer is a whole number >= 1")
+            near = re.search(rf"(?<![-.0-9])[0-9]{{1,{_LAYER_DIGITS}}}(?![0-9])", text)
+            raise SpecError(f"{name}(layer={text}): a layer is a whole number >= 1" + (f", layer={near[0]}?" if near else ""))
         layer = int(text)
+        if layer == 0 and "site" not in words and _usual_site(method) is SiteKind.LLM_LAYER:
+            raise PlanError(f"{name}(layer=0): no decoder layer has run yet; {nearest_place(method)}")
     if "site" not in words:
         if layer is None:
             raise SpecError(f"{name} needs a place: layer=2 (before decoder layer 2) or site=pre_llm (before the LLM)")
@@ -183,5 +201,7 @@ def _role(value: Value) -> Role:
 
 def _text(value: Value) -> str:
     if isinstance(value, tuple):
-        raise SpecError(f"{shown(value)} is a list where one value is expected")
+        raise SpecError(
+            f"{shown(value)} is a list where one value is expected; several layers: staged(layers=[8, 16], keep=[0.5, 0.5])"
+        )
     return shown(value)

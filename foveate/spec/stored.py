@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import reprlib
 from collections.abc import Mapping
 from dataclasses import fields
 from decimal import Decimal
@@ -11,11 +13,14 @@ from foveate import methods
 from foveate.core.budget import Budget, Rounding, Unit
 from foveate.core.layout import Role
 from foveate.core.method import Method
-from foveate.core.plan import Effect, Scope, Stage
+from foveate.core.plan import MOST_STAGES, Effect, Scope, Stage
 from foveate.core.site import Point, Site, SiteKind
-from foveate.errors import FoveateError, SpecError, did_you_mean
+from foveate.errors import FoveateError, PlanError, SpecError, did_you_mean
+from foveate.spec.hints import nearest_place
 
 FORMAT_VERSION = 1
+# Of the lists and numbers that an option takes.
+_MOST_ITEMS, _LARGEST = 10_000, 10**18
 _STAGE_KEYS = ("method", "options", "site", "layer", "keep", "scope", "role", "effect")
 _BUDGET_KEYS = ("ratio", "count", "threshold", "rounding", "unit")
 
@@ -33,10 +38,14 @@ def read_plan(data: Any) -> tuple[Stage, ...]:
     """
     if not isinstance(data, Mapping):
         raise SpecError(f"a plan is a JSON object with 'format' and 'stages', not {_kind(data)}")
-    if data.get("format") != FORMAT_VERSION:
-        raise SpecError(f"plan format {data.get('format')!r} is not known; this version reads format {FORMAT_VERSION}")
+    version = data.get("format")
+    if not _is_whole(version) or version != FORMAT_VERSION:
+        raise SpecError(f"plan format {_shown(version)} is not known; this version reads format {FORMAT_VERSION}")
+    _check_keys(data, "a plan", ("format", "stages"))
     if not isinstance(data.get("stages"), list):
         raise SpecError("'stages' must be a list of stages")
+    if len(data["stages"]) > MOST_STAGES:
+        raise SpecError(f"'stages' holds {len(data['stages']):,} stages: a plan has at most {MOST_STAGES:,}")
     stages = []
     for number, stage in enumerate(data["stages"], start=1):
         try:
@@ -87,11 +96,14 @@ def _read_stage(data: Any) -> Stage:
             raise SpecError(f"'{key}' is missing")
     layer = data["layer"]
     if layer is not None and not _is_whole(layer):
-        raise SpecError(f"layer={layer!r}: a layer is a whole number or null")
+        raise SpecError(f"layer={_shown(layer)}: a layer is a whole number or null")
+    method = _read_method(data["method"], data["options"])
+    if layer == 0 and data["site"] == SiteKind.LLM_LAYER.value:
+        raise PlanError(f"{method.name}(layer=0): no decoder layer has run yet; {nearest_place(method)}")
     roles = {role.name.lower(): role for role in Role}
     return Stage(
         site=Site(_one_of(SiteKind, data, "site"), layer, _one_of(Point, {"point": "before", **data}, "point")),
-        method=_read_method(data["method"], data["options"]),
+        method=method,
         budget=None if data["keep"] is None else _read_budget(data["keep"]),
         scope=_one_of(Scope, data, "scope"),
         role=roles[_known(data["role"], "role", list(roles))],
@@ -115,12 +127,16 @@ def _read_option(value: Any, expected: Any, where: str) -> Any:
     if get_origin(expected) is tuple:
         if not isinstance(value, (list, tuple)):
             raise SpecError(f"{where} takes a list, not {_kind(value)}")
+        if len(value) > _MOST_ITEMS:
+            raise SpecError(f"{where} takes at most {_MOST_ITEMS:,} items, not {len(value):,}")
         return tuple(_read_option(item, get_args(expected)[0], where) for item in value)
     fits = _is_whole(value) if expected is int else isinstance(value, expected)
     if expected is float:
         fits = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not fits:
         raise SpecError(f"{where} takes {expected.__name__}, not {_kind(value)}")
+    if expected in (int, float) and not abs(value) < _LARGEST:  # NaN too
+        raise SpecError(f"{where} takes a finite number below 1e18")
     return value
 
 
@@ -136,10 +152,14 @@ def _read_budget(data: Any) -> Budget:
     return Budget(
         ratio=None if ratio is None else Budget.of_ratio(ratio).ratio,
         count=count,
-        threshold=threshold,
+        threshold=None if threshold is None else _probability(threshold),
         rounding=_one_of(Rounding, {"rounding": "half_up", **data}, "rounding"),
         unit=_one_of(Unit, {"unit": "token", **data}, "unit"),
     )
+
+
+def _probability(threshold: float) -> float:
+    return float(threshold) if 0 < threshold < 1 else math.nan  # refused by the budget, however many digits it has
 
 
 def _check_keys(data: Any, what: str, known: Any) -> None:
@@ -156,12 +176,20 @@ def _one_of(options: Any, data: Mapping[str, Any], key: str) -> Any:
 
 def _known(value: Any, key: str, known: list[str]) -> str:
     if not isinstance(value, str) or value not in known:
-        raise SpecError(f"{key}={value!r} is not known." + did_you_mean(str(value), known))
+        raise SpecError(f"{key}={_shown(value)} is not known." + did_you_mean(value if isinstance(value, str) else "", known))
     return value
 
 
 def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _shown(value: Any) -> str:
+    """A JSON value for messages, never larger than a line."""
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # a whole number of thousands of digits
+        return _kind(value)
 
 
 def _kind(value: Any) -> str:

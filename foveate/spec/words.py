@@ -12,14 +12,12 @@ from foveate.core.budget import Budget, Rounding
 from foveate.errors import BudgetError, SpecError, did_you_mean
 from foveate.spec.grammar import Bare, Value
 
-_COUNT = re.compile(r"([0-9]+)(tok)?")
+_COUNT = re.compile(r"([0-9]{1,18})(tok)?")
 _THRESHOLD = re.compile(r"threshold:([0-9]*\.?[0-9]+(?:[eE]-[0-9]{1,3})?)")
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?%?")
 _WHOLE = re.compile(r"[+-]?[0-9]{1,18}")
 _PERCENT = Context(prec=100)  # wide enough for every number that is not refused anyway
 _SWITCH = {"on": True, "true": True, "off": False, "false": False}
-# Papers count what they remove; these words must never be read as what stays.
-_REMOVED_WORDS = ("r", "R", "ratio", "rate", "prune", "prune_ratio", "drop", "remove", "pruning_ratio")
 
 
 def read_budget(value: Value, rounding: Rounding = Rounding.HALF_UP) -> Budget:
@@ -59,8 +57,6 @@ def read_fields(cls: type, words: dict[str, Value], name: str, reserved: tuple[s
     values = {}
     for word, value in words.items():
         if word not in known:
-            if word in _REMOVED_WORDS:
-                raise SpecError(f"{name}({word}={shown(value)}): papers' R is what is removed; say what stays, e.g. keep=0.5")
             raise SpecError(f"{name} has no option '{word}'." + did_you_mean(word, [*known, *reserved]))
         values[word] = _convert(value, hints[word], f"{name}({word}=...)")
     missing = [f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING and f.name not in values]

@@ -18,6 +18,26 @@ MASKS = (LEARNED, RANDOM, NONE)
 PRECISIONS = ("auto", "bf16", "fp32")
 # What a resumed run may change: none of it decides a weight.
 _FREE = ("log_every", "save_every", "eval_every", "report_to", "workers")
+# Of each number, the least and the most: what is beyond would end in a lack of memory or processes, or in no result.
+_BOUNDS: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(("predictor_rate", "base_rate", "predictor_decay", "weight_decay"), (0, 1_000)),
+    **dict.fromkeys(("penalty_weight", "max_grad_norm"), (0, 10**9)),
+    **dict.fromkeys(("warmup", "lora_dropout"), (0, 1)),
+    **dict.fromkeys(("log_every", "save_every", "eval_every", "steps", "epochs"), (1, 10**9)),
+    **dict.fromkeys(("least_answer", "calibrate"), (0, 10**6)),
+    **dict.fromkeys(("tau_start", "tau_end"), (0, 10**6)),
+    **dict.fromkeys(("batch_size", "lora_rank"), (1, 2**14)),
+    "lora_alpha": (0, 10**6),
+    "accumulate": (1, 10**6),
+    "max_length": (2, 2**20),
+    "workers": (0, 256),
+    "seed": (0, 2**32 - 1),
+    "layer": (1, 1_000),
+    "width": (4, 2**14),
+    "heads": (1, 1_024),
+    "feedforward": (1, 2**17),
+    "blocks": (0, 64),
+}
 
 
 @dataclass(frozen=True)
@@ -106,22 +126,13 @@ class DynamicLlavaConfig:
             share = getattr(self, name)
             if share is not None and not 0 < share <= 1:
                 raise InputError(f"{_option(name)} {share}: a share is more than 0 and at most 1")
-        at_least: dict[str, float] = {
-            **dict.fromkeys(("least_answer", "penalty_weight", "predictor_rate", "base_rate", "workers", "lora_dropout"), 0),
-            **dict.fromkeys(("predictor_decay", "weight_decay", "warmup", "max_grad_norm", "seed", "blocks", "calibrate"), 0),
-            **dict.fromkeys(("heads", "feedforward", "batch_size", "accumulate", "epochs", "lora_rank"), 1),
-            **dict.fromkeys(("log_every", "save_every", "layer"), 1),
-            "width": 4,
-            "max_length": 2,
-        }
-        for name, least in at_least.items():
+        for name, (least, most) in _BOUNDS.items():
             value = getattr(self, name)
-            if not (math.isfinite(value) and value >= least):
-                raise InputError(f"{_option(name)} {value}: it must be at least {least}")
-        for name in ("steps", "eval_every"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"{_option(name)} {value}: it must be at least 1")
+            if value is None and name in ("steps", "eval_every"):
+                continue
+            kinds = (int, float) if isinstance(getattr(type(self), name), float) else int
+            if isinstance(value, bool) or not isinstance(value, kinds) or not least <= value <= most:  # NaN neither
+                raise InputError(f"{_option(name)} {value}: it must be at least {least}, and at most {most:,}")
         if self.width % self.heads or self.width % 4:
             raise InputError(f"--width {self.width} must be a multiple of --heads {self.heads} and of 4")
         if not (0 < self.tau_end <= self.tau_start):

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from foveate import methods
-from foveate.core.budget import Budget
+from foveate.core.budget import Budget, Rounding
 from foveate.core.plan import Plan, Stage
 from foveate.core.site import Site, SiteKind
 from foveate.engine.base import base_model
@@ -78,7 +78,7 @@ def plan_of(config: DynamicLlavaConfig) -> Plan:
     """The stages that train."""
     if config.masks == NONE:
         return Plan()
-    image = Stage(Site.llm_layer(config.layer), methods.get(METHODS[IMAGE])(), Budget.of_ratio(config.keep))
+    image = Stage(Site.llm_layer(config.layer), methods.get(METHODS[IMAGE])(), Budget.of_ratio(config.keep, Rounding.FLOOR))
     if config.text_keep is None:
         return Plan((image,))
     return Plan((image, Stage(Site(SiteKind.DECODE, config.layer), methods.get(METHODS[TEXT])())))

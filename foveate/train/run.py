@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,13 @@ from rich.console import Console
 from foveate.engine.attach import unwrap
 from foveate.errors import InputError
 from foveate.families import family_for
+from foveate.files.folders import appearing, locked
+from foveate.files.paths import refused, user_path
+from foveate.files.reading import read_json
+from foveate.files.writing import check_output_folder, make_folder, write_file
 from foveate.predictors import save_predictors
 from foveate.train.calibration import calibrate
+from foveate.train.checkpoints import last_checkpoint
 from foveate.train.collator import ChatCollator
 from foveate.train.config import LORA, PREDICTORS, DynamicLlavaConfig
 from foveate.train.data import Conversations
@@ -81,11 +86,33 @@ def train_dynamic_llava(
     require("accelerate", *(["peft"] if config.mode == LORA else []))
     if config.eval_every is not None and validation is None:
         raise InputError("--eval-every needs rows to validate on: give --eval-data")
+    from foveate.train.trainer import check_report
+
+    check_report(config.report_to)
+    out = user_path(out)
+    first = int(os.environ.get("RANK", "0")) == 0  # the others may find what the first one has written since
+    if first:
+        check_output_folder("--out", out)
+        make_folder(out.absolute().parent)  # of the lock
+    with locked(out) if first else nullcontext():
+        checkpoint = last_checkpoint(out) if resume else None
+        if first:
+            _check_folder(out, config, data, resume)
+        return _train(load, rows, out, config, validation, data, checkpoint, console or Console(highlight=False))
+
+
+def _train(
+    load: Callable[[], tuple[Any, Any]],
+    rows: Conversations,
+    out: Path,
+    config: DynamicLlavaConfig,
+    validation: Conversations | None,
+    data: str,
+    checkpoint: Path | None,
+    console: Console,
+) -> Outcome:
     from foveate.train import trainer as training
 
-    checkpoint = training.last_checkpoint(out) if resume else None
-    if int(os.environ.get("RANK", "0")) == 0:  # the others may find what the first one has written since
-        _check_folder(out, config, data, resume)
     model, processor = load()
     placeholders = family_for(unwrap(model).config).placeholder_ids(unwrap(model).config)
     collator = ChatCollator(processor, list(placeholders.values()), config.max_length)
@@ -93,7 +120,6 @@ def train_dynamic_llava(
     soft = SoftModel(model, config)
     arguments = training.arguments(config, out, config.eval_every is not None)
     arguments.max_steps = config.steps_for(len(rows), arguments.world_size)
-    console = console or Console(highlight=False)
     trainer = training.DynamicLlavaTrainer(
         soft,
         config,
@@ -104,8 +130,8 @@ def train_dynamic_llava(
         eval_dataset=validation,
     )
     if trainer.is_world_process_zero():
-        out.mkdir(parents=True, exist_ok=True)
-        (out / RUN).write_text(json.dumps({"data": data, "config": asdict(config)}, indent=2) + "\n", encoding="utf-8")
+        make_folder(out)
+        write_file(out / RUN, json.dumps({"data": data, "config": asdict(config)}, indent=2) + "\n")
     done = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     scores = _scores(trainer.state.log_history)
     calibration = {}
@@ -154,9 +180,9 @@ def _check_folder(out: Path, config: DynamicLlavaConfig, data: str, resume: bool
     if not resume:
         return
     try:
-        stored = json.loads((out / RUN).read_text(encoding="utf-8"))
+        stored = read_json(out / RUN)
         before, used = dict(stored["config"]), stored["data"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):  # an InputError is a ValueError
         raise InputError(f"--resume: {out} holds no run of this command") from None
     changed = config.differences(before)
     if changed or used != data:
@@ -170,18 +196,15 @@ def _write(out: Path, soft: SoftModel, processor: Any, config: DynamicLlavaConfi
     saved = None
     if config.mode != PREDICTORS:
         saved = out / (ADAPTER if config.mode == LORA else MODEL)
-        partial = saved.with_name(saved.name + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        soft.model.save_pretrained(partial)
-        processor.save_pretrained(partial)
-        shutil.rmtree(saved, ignore_errors=True)
-        partial.rename(saved)
+        with appearing(saved) as partial, refused("write", saved):
+            soft.model.save_pretrained(partial)
+            processor.save_pretrained(partial)
     if is_learned(config):
         changed = {} if saved is None else {"base_model": f"the {saved.name} beside them"}
         described = predictor_config(unwrap(soft.model), config, provenance=provenance, **changed)
         save_predictors(out, described, dict(soft.predictors.items()))
     else:
-        (out / "control.json").write_text(json.dumps(provenance, indent=2) + "\n", encoding="utf-8")
+        write_file(out / "control.json", json.dumps(provenance, indent=2) + "\n")
     return saved
 
 

@@ -15,12 +15,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainingArguments
+from transformers.integrations import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 from transformers.trainer_callback import PrinterCallback, TrainerCallback
 
+from foveate.errors import InputError
+from foveate.files.writing import write_file
+from foveate.train.checkpoints import WEIGHTS, read_from, written_whole
 from foveate.train.config import DynamicLlavaConfig
 from foveate.train.module import SoftModel
 
-CHECKPOINT = "trained.safetensors"
 LOG = "log.jsonl"
 # What is averaged over passes between two logs.
 _WATCHED = ("loss", "penalty", "image_keep", "text_keep")
@@ -53,6 +56,17 @@ def arguments(config: DynamicLlavaConfig, out: Path, validates: bool) -> Trainin
         report_to=config.report_to,
         disable_tqdm=True,
     )
+
+
+def check_report(name: str) -> None:
+    """Refuse a program to report to that the Trainer does not know, or that is not installed.
+
+    Raises:
+        InputError: with the choices.
+    """
+    if name != "none" and name not in get_available_reporting_integrations():
+        known = ", ".join(sorted({"none", *INTEGRATION_TO_CALLBACK}))
+        raise InputError(f"--report-to {name}: it is not installed, or not known; known are {known}")
 
 
 def computes_in_bf16(config: DynamicLlavaConfig) -> bool:
@@ -176,7 +190,7 @@ class DynamicLlavaTrainer(Trainer):
         super().log(logs, start_time)
         if self.is_world_process_zero():
             lines = [json.dumps(entry) + "\n" for entry in self.state.log_history]
-            (Path(self.args.output_dir) / LOG).write_text("".join(lines), encoding="utf-8")
+            write_file(Path(self.args.output_dir) / LOG, "".join(lines))
             self.console.print(_line(logs, self.state.global_step, self.state.max_steps), soft_wrap=True)
 
     def _means(self, training: bool) -> dict[str, float]:
@@ -205,22 +219,31 @@ class DynamicLlavaTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(self.soft_model.trained_state(), folder / CHECKPOINT)
+        save_file(self.soft_model.trained_state(), folder / WEIGHTS)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        self.soft_model.load_trained_state(load_file(Path(resume_from_checkpoint) / CHECKPOINT))
+        with read_from(Path(resume_from_checkpoint)):
+            self.soft_model.load_trained_state(load_file(Path(resume_from_checkpoint) / WEIGHTS))
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        with written_whole(folder, self.is_world_process_zero()):
+            super()._save_checkpoint(*args, **kwargs)
+            self.accelerator.wait_for_everyone()
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with read_from(Path(checkpoint or "")):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with read_from(Path(checkpoint or "")):
+            super()._load_rng_state(checkpoint)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         rows = self.train_dataset if train_dataset is None else train_dataset
         if not getattr(rows, "shuffles", True):
             return SequentialSampler(rows)
         return super()._get_train_sampler(train_dataset)
-
-
-def last_checkpoint(out: Path) -> Path | None:
-    """The newest checkpoint that was written to its end."""
-    whole = [path for path in out.glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
-    return max(whole, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
 def _line(logs: Mapping[str, Any], step: int, steps: int) -> str:

@@ -43,6 +43,7 @@ def test_counts_are_those_of_exact_fractions(ratio, available, rounding):
     wanted = {
         Rounding.FLOOR: math.floor(exact),
         Rounding.CEIL: math.ceil(exact),
+        Rounding.HALF_EVEN: round(exact),
         Rounding.HALF_UP: math.floor(exact + Fraction(1, 2)),
     }[rounding]
     assert Budget.of_ratio(ratio, rounding).resolve(available) == min(max(wanted, 1), available)
@@ -93,10 +94,37 @@ def test_a_count_below_one_is_refused(count):
         Budget.of_count(count)
 
 
-@pytest.mark.parametrize("threshold", [math.nan, math.inf])
-def test_a_threshold_that_is_no_number_is_refused(threshold):
-    with pytest.raises(BudgetError, match="finite"):
+@pytest.mark.parametrize("threshold", [math.nan, math.inf, 0.0, 1.0, -0.5])
+def test_a_threshold_that_is_no_probability_is_refused(threshold):
+    with pytest.raises(BudgetError, match="scores are probabilities"):
         Budget(threshold=threshold)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"ratio": 0.5}, {"ratio": "0.5"}, {"count": 1.5}, {"count": True}, {"count": "9"}, {"threshold": 1}]
+)
+def test_a_budget_of_another_type_is_refused(fields):
+    with pytest.raises(BudgetError, match=r"a ratio is a Decimal|a count is a whole number|a threshold is a float"):
+        Budget(**fields)
+
+
+@pytest.mark.parametrize("digits", [10, 5_000])
+def test_a_number_beyond_all_models_is_refused(digits):
+    for count in (10**digits, -(10**digits)):
+        with pytest.raises(BudgetError, match="a count"):
+            Budget.of_count(count)
+        with pytest.raises(BudgetError, match="a ratio"):
+            Budget.of_ratio(count)
+
+
+@pytest.mark.parametrize(
+    ("available", "ratio", "half_even", "half_up"),
+    [(49, "0.5", 24, 25), (361, "0.5", 180, 181), (729, "0.5", 364, 365), (7, "0.5", 4, 4), (10, "0.85", 8, 9)],
+)
+def test_half_even_rounds_as_python_does(available, ratio, half_even, half_up):
+    assert round(available * float(ratio)) == half_even
+    assert Budget.of_ratio(ratio, Rounding.HALF_EVEN).resolve(available) == half_even
+    assert Budget.of_ratio(ratio).resolve(available) == half_up
 
 
 @pytest.mark.parametrize("fields", [{}, {"ratio": Decimal("0.5"), "count": 3}, {"count": 3, "threshold": 0.1}])

@@ -16,6 +16,7 @@ from foveate.methods.fastv import FastV
 from foveate.methods.pool import Pool
 from foveate.methods.random import Random
 from foveate.methods.uniform import Uniform
+from foveate.spec import Plan as WrittenPlan
 
 HALF = Budget.of_ratio(0.5)
 IMAGE = MediumShape("image", (1, 6, 6))
@@ -45,6 +46,15 @@ def test_stages_are_a_tuple_whatever_sequence_was_given():
     plan = Plan([uniform(2)])
     assert plan == Plan((uniform(2),))
     assert hash(plan) == hash(Plan((uniform(2),)))
+
+
+def test_a_plan_that_can_be_written_equals_one_of_the_same_stages():
+    for stages in ((), (uniform(2),), (uniform(0), uniform(2))):
+        plain, written = Plan(stages), WrittenPlan(stages)
+        assert plain == written and written == plain
+        assert hash(plain) == hash(written) and len({plain, written}) == 1
+    assert Plan() != WrittenPlan((uniform(2),))
+    assert Plan() != () and Plan() != "none"
 
 
 @pytest.mark.parametrize("first", Scope)

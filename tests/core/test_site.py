@@ -43,3 +43,9 @@ def test_text():
         "llm(2)",
         "decode(5)",
     ]
+
+
+@pytest.mark.parametrize("layer", [1.5, "2", True, 10**6, 10**5_000, -(10**5_000)], ids=lambda layer: type(layer).__name__)
+def test_what_is_no_layer_of_any_model_is_refused(layer):
+    with pytest.raises(PlanError, match=r"whole number|no model has 1,000,000 layers|never negative"):
+        Site.llm_layer(layer)

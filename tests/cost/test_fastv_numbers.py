@@ -148,3 +148,18 @@ def test_average_visual_tokens_and_image_kv_left(layer, keep, average, kv_percen
 @pytest.mark.parametrize(("keep", "count"), [("0.75", 432), ("0.5", 288), ("0.25", 144), ("0.125", 72)])
 def test_fastv_retained_tokens(keep, count):
     assert visual_tokens_per_layer(fastv(2, keep), [IMAGE], 32)[2] == count
+
+
+VIDEO = [(2, "0.5", 50.9), (5, "0.5", 55.8), (5, "0.25", 35.2), (2, "0.25", 28.0)]
+
+
+@pytest.mark.parametrize(("layer", "keep", "percent"), VIDEO)
+def test_the_formula_of_a_video_of_2048_tokens_counts_no_text(layer, keep, percent):
+    """The paper prints 52.3, 57.1, 38 and 33 % for Video-LLaVA, which no count of tokens gives; with text shares are larger."""
+    video = image_of(2048)
+    alone, with_text = (
+        100 * estimate_cost(LLAVA_7B, fastv(layer, keep), [video], text, convention="fastv").prefill_flops.ratio.plan
+        for text in (0, FASTV_TEXT)
+    )
+    assert round(alone, 1) == percent
+    assert round(with_text, 1) > percent

@@ -35,11 +35,26 @@ def test_what_is_written_is_read_back(model, tmp_path):
 def test_the_recipe_takes_layer_and_rates_from_the_file(model, tmp_path):
     path, _ = random_predictors(tmp_path, model, layer=3, keep=0.4)
     assert str(Plan.parse(f"dynamic_llava(path='{path}')")) == (
-        f'dynamic_image(layer=3, keep=0.4, path="{path}") | dynamic_text(layer=3, path="{path}")'
+        f'dynamic_image(layer=3, keep=0.4, rounding=floor, path="{path}") | dynamic_text(layer=3, path="{path}")'
     )
     chosen = Plan.parse(f"dynamic_llava(path='{path}', keep=threshold:0.5, text=off)")
     assert str(chosen) == f'dynamic_image(layer=3, keep=threshold:0.5, path="{path}")'
     assert Plan.parse(str(chosen)) == chosen and Plan.from_json(chosen.to_json()) == chosen
+
+
+@pytest.mark.parametrize(
+    ("keep", "patches", "kept"), [(0.1, 576, 57), (0.2, 576, 115), (0.3, 576, 172), (0.8, 576, 460), (0.2, 144, 28)]
+)
+def test_the_recipe_keeps_as_many_tokens_as_the_authors_program(model, tmp_path, keep, patches, kept):
+    assert int(patches * keep) == kept
+    path, _ = random_predictors(tmp_path, model, keep=keep)
+    for words in ("", f", keep={keep}", ", rounding=floor"):
+        stage = Plan.parse(f"dynamic_llava(path='{path}', text=off{words})").stages[0]
+        assert stage.kept_of(patches, None) == kept
+    stage = Plan.parse(f"dynamic_llava(path='{path}', text=off, rounding=half_up)").stages[0]
+    assert stage.kept_of(patches, None) == int(patches * keep + 0.5)
+    with pytest.raises(SpecError, match=r"dynamic_llava\(rounding=flor\) is not known. Did you mean 'floor'"):
+        Plan.parse(f"dynamic_llava(path='{path}', rounding=flor)")
 
 
 def test_predictors_of_another_model_are_refused(model, tmp_path):
@@ -109,6 +124,6 @@ def test_the_demo_model_s_own_predictors_are_a_word_away():
         answers = generate_answers(demo, processor, asked[:4], 80)
         kept = {len(entry.kept_index) for entry in attachment.trace.media}
         stored = torch.cat(attachment.trace.answer_kept)
-    assert kept == {29} and 0 < float(stored.float().mean()) < 1 and all(answers)
+    assert kept == {28} and 0 < float(stored.float().mean()) < 1 and all(answers)
     with pytest.raises(InputError, match="whose weights are not those of this model"):
         foveate.attach(tiny.tiny_model("llava", config=demo.config), "dynamic_llava(path=demo)")

@@ -48,6 +48,20 @@ def test_qwen2_vl_counts_are_those_of_the_authors_program(patches: int, inside: 
     assert [stage.site.layer for stage in Plan.parse(plan).stages] == [13, 14, 15, 16, 6, 7, 8]
 
 
+def test_qwen3_vl_counts_are_rounded_as_in_the_authors_program() -> None:
+    plan = "illava(preset=qwen3-vl-8b)"
+    left, expected = 70, []
+    for _ in range(4):
+        left = round(left * 0.85)
+        expected.append(left)
+    assert expected[0] == 60 and counts(plan, 70, SiteKind.VISION_LAYER) == expected  # 59.5
+    left = counts(plan, 75, SiteKind.LLM_LAYER)
+    assert left[0] == round(75 * 0.9) == 68  # 67.5, to even
+    assert counts("illava(preset=qwen3-vl-8b, rounding=floor)", 75, SiteKind.LLM_LAYER)[0] == 67
+    with pytest.raises(SpecError, match="Did you mean 'half_even'"):
+        Plan.parse("illava(preset=qwen3-vl-8b, rounding=half-even)")
+
+
 def test_qwen3_vl_counts_are_the_nominal_ones() -> None:
     plan = "illava(preset=qwen3-vl-8b)"
     assert counts(plan, 1024, SiteKind.LLM_LAYER) == [922, 830, 747, 672]

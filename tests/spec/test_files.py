@@ -6,6 +6,7 @@ import contextlib
 import copy
 import json
 import math
+import os
 from typing import Any
 
 import pytest
@@ -52,11 +53,11 @@ def test_a_ratio_that_a_float_would_round_is_a_text():
 
 
 def test_files_that_cannot_be_read_or_written(tmp_path):
-    with pytest.raises(SpecError, match=r"cannot read plan file .*missing\.json: No such file"):
+    with pytest.raises(SpecError, match=r"no plan file at .*missing\.json"):
         Plan.load(tmp_path / "missing.json")
-    with pytest.raises(SpecError, match=r"cannot read plan file .*: Is a directory"):
+    with pytest.raises(SpecError, match=r".* is a folder: name a plan file"):
         Plan.load(tmp_path)
-    with pytest.raises(SpecError, match=r"cannot write plan file .*: No such file"):
+    with pytest.raises(SpecError, match=r"the plan is not saved: cannot write .*: No such file"):
         PLAN.save(tmp_path / "no" / "plan.json")
 
 
@@ -64,8 +65,44 @@ def test_files_that_cannot_be_read_or_written(tmp_path):
 def test_files_that_are_not_json(tmp_path, content):
     path = tmp_path / "plan.json"
     path.write_bytes(content)
-    with pytest.raises(SpecError, match=r"plan file .*plan\.json is not JSON"):
+    with pytest.raises(SpecError, match=r"plan\.json( is not JSON| is not UTF-8|: lists and objects lie more than 64 deep)"):
         Plan.load(path)
+
+
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999", "9" * 30, "9" * 5_000])
+def test_a_file_with_a_number_that_json_or_a_plan_has_not_is_refused(tmp_path, number):
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(GOOD).replace("144", number), encoding="utf-8")
+    with pytest.raises(SpecError, match=r"plan file .*plan\.json: "):
+        Plan.load(path)
+
+
+def test_a_file_that_says_a_thing_twice_is_refused(tmp_path):
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(GOOD).replace('"count": 144', '"count": 144, "count": 145'), encoding="utf-8")
+    with pytest.raises(SpecError, match="'count' is given twice"):
+        Plan.load(path)
+
+
+def test_what_is_no_file_of_a_plan_s_size_is_refused_without_being_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "huge.json").touch()
+    os.truncate(tmp_path / "huge.json", 2**40)
+    for path in (tmp_path / "pipe", "/dev/zero", tmp_path / "huge.json", tmp_path / ("x" * 300), "", "a\0b", "~nosuchuser/x"):
+        with pytest.raises(SpecError) as caught:
+            Plan.load(path)
+        assert str(caught.value).isprintable()
+
+
+def test_a_plan_that_cannot_be_saved_leaves_the_old_one(tmp_path):
+    path = tmp_path / "plan.json"
+    PLAN.save(path)
+    (tmp_path / "link.json").symlink_to(path)
+    Plan().save(tmp_path / "link.json")
+    assert Plan.load(path) == Plan() and (tmp_path / "link.json").is_symlink()
+    with pytest.raises(SpecError):
+        PLAN.save(tmp_path)
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["link.json", "plan.json"]
 
 
 def changed(path: str, value: Any) -> Any:
@@ -109,7 +146,7 @@ REFUSALS = [
     ("stages.1.layer", 2.0, SpecError, "a layer is a whole number"),
     ("stages.1.layer", True, SpecError, "a layer is a whole number"),
     ("stages.1.layer", None, PlanError, "needs a layer"),
-    ("stages.1.layer", 0, PlanError, "no decoder layer has run yet"),
+    ("stages.1.layer", 0, PlanError, "fastv(layer=0): no decoder layer has run yet; fastv cannot act before"),
     ("stages.1.layer", -1, PlanError, "never negative"),
     ("stages.1.keep", 0.5, SpecError, "'keep' must be a JSON object, not a number"),
     ("stages.1.keep", None, BudgetError, "fastv needs keep"),
@@ -119,7 +156,16 @@ REFUSALS = [
     ("stages.1.keep", {"ratio": "half"}, BudgetError, "keep=half: a ratio is a number"),
     ("stages.1.keep", {"ratio": [0.5]}, SpecError, "a ratio is a number, not a list"),
     ("stages.1.keep", {"ratio": True}, SpecError, "a ratio is a number, not true or false"),
-    ("stages.1.keep", {"ratio": math.nan}, BudgetError, "more than 0 and at most 1"),
+    ("stages.1.keep", {"threshold": 10**18}, BudgetError, "scores are probabilities"),
+    ("stages.1.keep", {"count": 10**18}, BudgetError, "a count is at most 1,000,000,000"),
+    ("stages.1.layer", 10**18, PlanError, "no model has 1,000,000 layers"),
+    ("stages.0.options.seed", 10**18, SpecError, "takes a finite number below 1e18"),
+    ("stages.1.method", "x" * 100_000, UnknownName, "unknown method 'xxx"),
+    ("stages.1.site", "x" * 100_000, SpecError, "is not known"),
+    ("colour", 1, SpecError, "'colour' is not part of a plan"),
+    ("format", True, SpecError, "plan format True is not known"),
+    ("format", 1.0, SpecError, "plan format 1.0 is not known"),
+    ("stages", [None] * 1_001, SpecError, "1,001 stages: a plan has at most 1,000"),
     ("stages.1.keep", {"ratio": 1.5}, BudgetError, "more than 0 and at most 1"),
     ("stages.1.keep", {"count": "144"}, SpecError, "a count is a whole number, not a text"),
     ("stages.1.keep", {"count": 14.4}, SpecError, "a count is a whole number, not a number"),
@@ -143,9 +189,18 @@ def test_a_file_that_is_wrong_somewhere_is_refused_in_one_line(tmp_path, path, v
     with pytest.raises(error) as caught:
         Plan.load(file)
     message = str(caught.value)
-    assert type(caught.value) is error
+    assert type(caught.value) is error and len(message) < 1_100
     assert message.startswith(f"plan file {file}: ")
     assert words in message and "\n" not in message
+
+
+@pytest.mark.parametrize("huge", [10**5_000, -(10**5_000), math.nan, math.inf, [10**5_000]], ids=lambda value: "")
+def test_numbers_that_only_python_can_hold_are_refused_too(huge):
+    for place in ("stages.1.layer", "stages.0.options.seed", "stages.1.keep.count", "stages.0.keep.ratio", "format"):
+        with pytest.raises(FoveateError):
+            Plan.from_json(changed(place, huge))
+    with pytest.raises(FoveateError):
+        Plan.from_json(changed("stages.1.keep", {"threshold": huge}))
 
 
 @pytest.mark.parametrize("data", [None, [], "x", 3, True])

@@ -104,6 +104,15 @@ def test_a_recipe_expands_and_its_stages_are_what_is_stored():
     assert Plan.parse(str(plan)) == plan
 
 
+def test_the_rounding_of_the_authors_programs_has_a_name():
+    half_even = Budget.of_ratio(0.5, Rounding.HALF_EVEN)
+    assert Plan.parse("fastv(layer=2, keep=0.5, rounding=half_even)").stages == (Stage(Site.llm_layer(2), FastV(), half_even),)
+    staged = Plan.parse("staged(layers=[2, 8], keep=[0.5, 144], rounding=half_even)")
+    assert [stage.budget for stage in staged.stages] == [half_even, Budget.of_count(144)]
+    assert Plan.parse(str(staged)) == staged and Plan.from_json(staged.to_json()) == staged
+    assert [stage.kept_of(49, None) for stage in staged.stages] == [24, 49]
+
+
 def test_a_recipe_stands_among_stages():
     plan = Plan.parse("uniform(site=pre_llm, keep=0.5) | staged(layers=2..3, keep=[0.5, 0.25])")
     assert [str(stage.site) for stage in plan.stages] == ["pre_llm", "llm(2)", "llm(3)"]
