@@ -16,6 +16,11 @@ from foveate.engine.forward import Pass
 from foveate.errors import InputError, UnsupportedCombination
 from foveate.families import Family
 
+_DRAFT = (
+    "the prompt has pictures, but neither their pixel values nor their sizes reach this generate(), as in a draft model of "
+    "assisted decoding: attach the plan to the model that is assisted"
+)
+
 
 class Prompts:
     """Layouts of the calls of one attached model.
@@ -84,8 +89,11 @@ class Prompts:
         cached = past - running.conversation.shift if in_generate else 0
         try:
             return layouts.build_layout(self.family, self.config, inputs, codes, length, cached, samples)
-        except InputError:
+        except InputError as error:
             layouts.refuse_hidden(self.family, self.config, ids, mask)
+            pixels = any(name.startswith("pixel_values") and value is not None for name, value in inputs.items())
+            if in_generate and not pixels and "is missing" in str(error):
+                raise InputError(_DRAFT) from None
             raise
 
     def explain(self, talk: Conversation) -> None:
