@@ -36,8 +36,8 @@ def last_checkpoint(out: Path) -> Path | None:
         if step > max(whole, default=-1) and all((path / name).is_file() for name in _NEEDED):
             # Cut off at its very end, or written before checkpoints were listed: not to be passed over in silence.
             raise InputError(
-                f"{path} has no {WHOLE}, so nobody knows whether it is whole: delete it to continue from the checkpoint before, "
-                "or from the beginning"
+                f"{path} has no {WHOLE}, so nobody knows whether it is whole: delete it to continue from the one before, or "
+                "from the beginning"
             )
     if not whole:
         return None
