@@ -74,6 +74,18 @@ def test_pictures_that_are_merged_already_are_said_once_to_be_left_alone():
         model(inputs_embeds=embeddings)  # a second warning would be an error
 
 
+def test_a_language_model_that_is_called_on_its_own_says_once_that_it_prunes_nothing():
+    model, inputs = MODELS["llava", "sdpa"], prompt()
+    decoder = model.get_submodule("model.language_model")
+    embeddings = model.get_input_embeddings()(inputs["input_ids"])
+    plain = decoder(inputs_embeds=embeddings).last_hidden_state
+    with foveate.attach(model, FASTV.format(layer=2)):
+        with pytest.warns(FoveateWarning, match="the language model was called on its own"):
+            got = decoder(inputs_embeds=embeddings).last_hidden_state
+        assert torch.equal(got, plain)
+        decoder(inputs_embeds=embeddings)
+
+
 @pytest.mark.since((5, 20), "before, features are not passed as mm_encoder_outputs")
 def test_features_encoded_beforehand_are_said_once_to_have_met_no_stage():
     model, inputs = MODELS["llava", "sdpa"], prompt()
