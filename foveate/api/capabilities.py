@@ -165,7 +165,7 @@ def family_capabilities(names: Sequence[str] | None = None) -> Iterator[FamilyCa
             caches=tuple(kind for kind in _CACHES if _decodes(model, inputs, kind)),
             video=_works(partial(family.media_of_video, model.config, (64, 64), 4)),
             refused=refused,
-            notes=family.notes,
+            notes="; ".join([family.notes, *(f"fails in transformers {a}.{b} itself" for a, b in family.broken_in)]),
         )
 
 

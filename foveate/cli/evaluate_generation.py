@@ -183,7 +183,7 @@ def _read_file(path: Path, most: int | None, pictures: Path | None) -> list[_Nam
         raise InputError(
             f"{path}: {file.missing} rows name pictures that are not in {file.pictures}; name their folder: --pictures"
         )
-    found = [(f"row {number}", file.read(number)) for number in range(min(len(file), most or len(file)))]
+    found = [(file.name(number), file.read(number)) for number in range(min(len(file), most or len(file)))]
     for name, messages in found:
         check_rounds(messages, f"{path.name}, {name}")
         for part in (part for message in messages for part in message["content"] if part["type"] == "image"):

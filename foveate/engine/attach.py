@@ -87,7 +87,7 @@ class _Generate:
             return self._generate(*args, **kwargs)
         except Exception as error:
             if not isinstance(error, FoveateError):
-                attachment._hooks.explain(talk)
+                attachment._hooks.prompts.explain(talk)
             raise
         finally:
             conversation.pop(token)

@@ -16,11 +16,16 @@ from foveate.engine.cache import Announcement, SlotLayer
 from foveate.engine.forward import Pass
 from foveate.engine.gate import Gate
 from foveate.engine.instruct import run_instruct_stage
+from foveate.engine.notices import say_once
 from foveate.engine.projection import Alive, project_mask, project_positions, scatter_back
 from foveate.engine.slot_cache import slot_layer
 
 # Stands among layers that were checked for what the encoder's stages left.
 _ENTRANCE = -1
+_ON_ITS_OWN = (
+    "the language model was called on its own, where nobody says which of its tokens are a picture's: nothing was pruned; call "
+    "the whole model"
+)
 _NEXT_COLUMN = Announcement(None, 1, True, 0)
 
 
@@ -115,7 +120,9 @@ class DecoderHooks:
     def _layer(self, index: int, hidden: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         running = forward.current(self.owner)
         if running is None:
-            return None  # the decoder was called on its own: text only
+            if hidden.shape[1] > 1:
+                say_once(self.owner, _ON_ITS_OWN)
+            return None
         if self.masks:
             return self._hide(running, index, hidden, args, kwargs)
         return self._shorten(running, index, hidden, args, kwargs)

@@ -48,9 +48,8 @@ def enter(running: Pass, hidden: Tensor, mixes: bool, check: bool) -> Tensor:
     media = dict(enumerate(running.layout.media, start=running.first_medium))
     coverage = _at_columns(running, hidden, met, {key: [torch.ones_like(row.sizes) for row in met[key]] for key in met})
     gone = coverage == 0
-    if mixes:
-        for key, rows in met.items():
-            _choose(media[key], rows, coverage, gone)
+    for key, rows in met.items():
+        _choose(media[key], rows, coverage, gone)
     marked = ~hidden.any(-1) if mixes else hidden[..., 0].isnan()
     unknown = [medium for key, medium in media.items() if key not in met]
     if unknown:

@@ -6,16 +6,15 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from foveate.core.encoder import EncoderPath, PackedPath
-from foveate.core.layout import Layout, Role
+from foveate.core.layout import Role
 from foveate.core.plan import Effect, Plan, Scope, Stage
 from foveate.core.site import SiteKind
 from foveate.core.view import AttentionRows, Importance
-from foveate.engine import belonging, compat, forward, labels, layout, observe, prefill
+from foveate.engine import belonging, compat, forward, labels, observe, prefill
 from foveate.engine.activity import Activity
 from foveate.engine.conversation import Conversation
 from foveate.engine.decoder import DecoderHooks, in_compiled_step, uncompiled
@@ -25,17 +24,15 @@ from foveate.engine.forward import Pass
 from foveate.engine.gate import Gate, answer_numbers
 from foveate.engine.notices import say_once
 from foveate.engine.packed_encoder import PackedEncoderHooks
+from foveate.engine.prompts import Prompts, shift, source_of
+from foveate.engine.refusals import OPEN_A_CONVERSATION, Refusals
 from foveate.engine.side_inputs import SideInputs
-from foveate.engine.slot_cache import check_cache, check_gated_cache, stored_bytes
+from foveate.engine.slot_cache import check_gated_cache, stored_bytes
 from foveate.engine.soft import SoftHooks, SoftMode
 from foveate.engine.watch import Watch
-from foveate.errors import AttachError, InputError, UnsupportedCombination
+from foveate.errors import AttachError, UnsupportedCombination
 from foveate.families import Family
 
-_CHUNKED = (
-    "chunked prefill: stages that look at attention need one chunk with all visual tokens and the prompt's last token, and "
-    "no chunk may split an image; raise prefill_chunk_size or leave it out"
-)
 _NO_PROMPT_END = (
     "a bare call does not say where the prompt ends and the answer begins: run inside generate(), or inside "
     "attachment.conversation(prompt_length=n)"
@@ -44,7 +41,6 @@ _EMBEDDINGS_ONLY = (
     "this call has inputs_embeds without input_ids, and no placeholder among them: if pictures are merged into them already, "
     "nothing of them was pruned; pass input_ids and pixel values"
 )
-_OPEN_A_CONVERSATION = "effect=mask chooses anew at every step: run inside generate(), or inside attachment.conversation()"
 
 
 class Hooks:
@@ -95,13 +91,14 @@ class Hooks:
             elif stage.site.kind is not SiteKind.DECODE:
                 assert stage.site.decoder_layer is not None
                 (self.stages if stage.role is Role.VISUAL else instructs)[stage.site.decoder_layer] = stage
+        self.prompts = Prompts(owner, model, family)
         path = family.encoder(self.config) if inside else None
         self.encoder: EncoderHooks | PackedEncoderHooks | None = None
         if path is not None:
             self.encoder = (
-                PackedEncoderHooks(owner, model, path, inside, texts, shortcut, self._known_layout)
+                PackedEncoderHooks(owner, model, path, inside, texts, shortcut, self.prompts.known)
                 if isinstance(path, PackedPath)
-                else EncoderHooks(owner, model, path, inside, texts, shortcut, self._known_layout)
+                else EncoderHooks(owner, model, path, inside, texts, shortcut, self.prompts.known)
             )
         self.gate = None if plan.gate is None else Gate(plan.gate)
         acting = [*self.stages, *instructs, *([] if self.gate is None else [self.gate.layer])]
@@ -129,6 +126,8 @@ class Hooks:
             gate=self.gate,
             instructs=instructs,
         )
+        on_text = self.gate is not None or bool(instructs) or soft is not None
+        self.refusals = Refusals(model, family, self.decoder, self.masks, bool(self.watches), on_text)
         self.soft = None if soft is None else SoftHooks(owner, plan, modules, soft)
         shortens = not self.masks and soft is None
         self.side = SideInputs(owner, family, self.config, self.decoder, self.first, shortens)
@@ -209,7 +208,7 @@ class Hooks:
 
     def _before_base(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         call = _named(self.base_arguments, args, kwargs)
-        source = _source(call)
+        source = source_of(call)
         # Without a source the model itself says what is missing. A compiled decode step finds what it needs in the cache.
         if source is not None and not in_compiled_step(source, compat.cache_of(call)):
             self._open_pass(call, source)
@@ -221,7 +220,7 @@ class Hooks:
         talk = belonging.conversation_of(self.owner, call, source)
         past = talk.columns_in(cache, source.shape[1])
         if talk.inputs and talk.seen is None:
-            talk.shift = _shift(talk.inputs, call, source, past)
+            talk.shift = shift(talk.inputs, call, source, past)
         running = Pass(self.owner, talk, queries=source.shape[1], past=past, cached=cache is not None, labels=own_labels)
         running.modules = self.modules
         running.ids_unknown = call.get("input_ids") is None and talk.inputs.get("input_ids") is None
@@ -258,7 +257,7 @@ class Hooks:
 
     def _after_base(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         call = _named(self.base_arguments, args, kwargs)
-        source = _source(call)
+        source = source_of(call)
         if source is not None and not in_compiled_step(source, compat.cache_of(call)):
             self._close_pass(output)
 
@@ -283,17 +282,17 @@ class Hooks:
     def _prepare(self, running: Pass, call: Mapping[str, Any], source: Tensor) -> None:
         """Find the media of a prefill pass."""
         if self.masks and running.past:
-            self._refuse_masked_turn(running.conversation)
-        found = self._layout(running, call)
+            self.refusals.check_masked_turn(running.conversation)
+        found = self.prompts.layout(running, call)
         # Without a cache a gate drops columns, also of a prompt without pictures.
         drops_text = running.numbers is not None and not running.cached and self.soft is None
         if found is None and drops_text:
-            found = self._text_layout(running, call)
+            found = self.prompts.text_only(running, call)
         if found is None:
             if running.ids_unknown and (self.stages or self.encoder):
                 say_once(self.owner, _EMBEDDINGS_ONLY)
             return
-        self._refuse(running, call, found)
+        self.refusals.check(running, call, found)
         if not found.media and not drops_text:
             return
         if running.past == 0 and len(running.conversation.trace):
@@ -302,149 +301,13 @@ class Hooks:
         prefill.begin(running, found, source.device, self.by_piece)
         self._remember(running.conversation)
 
-    def _layout(self, running: Pass, call: Mapping[str, Any]) -> Layout | None:
-        """The layout of this pass, None if it is text only. A generate call finds the layout of its prompt once."""
-        talk, past = running.conversation, running.past
-        if not talk.inputs:
-            found = self._find(running, call, call)
-            if found is not None and past == 0:
-                talk.layout = found
-            return found
-        if talk.layout is None:
-            talk.layout = self._find(running, call, talk.inputs)
-        if talk.layout is None:
-            return None
-        talk.copies = _row_count(call) // talk.layout.roles.shape[0]
-        prompt_layout = talk.layout.repeated(talk.copies).behind(talk.shift)
-        return prompt_layout.columns_between(past, past + running.queries).extended(running.queries)
-
-    def _known_layout(self, talk: Conversation) -> Layout | None:
-        """The layout of the prompt where the encoder runs; generate() may encode pictures before it calls the model."""
-        running = forward.current(self.owner)
-        if running is not None and not talk.inputs:
-            return running.layout
-        fresh = compat.cache_of(talk.inputs) is None and isinstance(talk.inputs.get("input_ids"), Tensor)
-        if talk.layout is None and fresh:
-            talk.layout = self._find(Pass(self.owner, talk, queries=0), talk.inputs, talk.inputs)
-        return talk.layout
-
-    def _text_layout(self, running: Pass, call: Mapping[str, Any]) -> Layout:
-        """The layout of a call without media."""
-        shape = (_row_count(call), running.queries)
-        mask = call.get("attention_mask")
-        if isinstance(mask, Tensor) and mask.ndim == 2:
-            real = mask[:, -running.queries :].bool().cpu()
-        else:
-            real = torch.ones(shape, dtype=torch.bool, device="cpu")
-        length = running.conversation.prompt_end
-        return Layout.build(torch.zeros(shape, dtype=torch.bool, device="cpu"), real, [[] for _ in range(shape[0])], length)
-
-    def _find(self, running: Pass, call: Mapping[str, Any], inputs: Mapping[str, Any]) -> Layout | None:
-        """The layout of `inputs`: of the whole prompt inside generate, of this call's columns otherwise."""
-        length, past = running.conversation.prompt_length, running.past
-        in_generate = inputs is running.conversation.inputs
-        mask = layout.two_dimensional_mask(call, inputs, in_generate)
-        ids = inputs.get("input_ids")
-        embeds = None if ids is not None else inputs.get("inputs_embeds")
-        embed = self.model.get_input_embeddings()  # type: ignore[operator]
-        codes = layout.column_codes(self.family, self.config, ids, embeds, mask, embed, running.labels)
-        # Positions that generate() made itself are those of single samples.
-        packing = () if in_generate else layout.PACKING
-        codes, inputs = layout.fetch(codes, inputs, (*self.family.host_inputs, *packing))
-        samples = None if in_generate else layout.packed_samples(inputs, codes)
-        if not in_generate and length is not None:
-            length = length - past if length > past else None
-        cached = past - running.conversation.shift if in_generate else 0
-        try:
-            return layout.build_layout(self.family, self.config, inputs, codes, length, cached, samples)
-        except InputError:
-            layout.refuse_hidden(self.family, self.config, ids, mask)
-            raise
-
-    def explain(self, talk: Conversation) -> None:
-        """Raise InputError if media that do not fit their placeholders made generate() fail in transformers' own code."""
-        ids = talk.inputs.get("input_ids")
-        if talk.layout is None and isinstance(ids, Tensor):
-            codes = layout.column_codes(self.family, self.config, ids, None, talk.inputs.get("attention_mask"), nn.Identity())
-            layout.build_layout(self.family, self.config, talk.inputs, codes.cpu(), talk.prompt_length)
-
-    def _refuse(self, running: Pass, call: Mapping[str, Any], found: Layout) -> None:
-        """Say no to what cannot work, before any layer has run."""
-        split = int((found.roles == int(Role.VISUAL)).sum()) != sum(medium.shape.tokens for medium in found.media)
-        if split:
-            raise UnsupportedCombination(_CHUNKED)
-        talk = running.conversation
-        if found.samples is not None:
-            self._refuse_packed(running, call)
-        if not found.media:
-            return
-        mask = call.get("attention_mask")
-        if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] > running.past + running.queries and talk.inputs:
-            raise UnsupportedCombination(
-                f"attention_mask has {mask.shape[1]} columns, the cache and this call have {running.past + running.queries}: "
-                "virtual tokens of a wrapper did not arrive (does this version of peft know this version of transformers?)"
-            )
-        if running.cached:
-            check_cache(compat.cache_of(call), self.decoder.config, self.masks)
-        reason = self.family.refuse_length(self.config, running.past + running.queries)
-        if reason is not None and not self.masks:
-            raise UnsupportedCombination(reason)
-        # As transformers reads it: the argument, else the config.
-        if call.get("output_attentions", getattr(self.decoder.config, "output_attentions", False)):
-            raise UnsupportedCombination(
-                "output_attentions is not defined for pruned layers: use attachment.disabled() to look at the plain model's"
-            )
-        checkpointed = self.model.training and getattr(self.decoder, "gradient_checkpointing", False)
-        if checkpointed and not compat.HOOKS_SURVIVE_CHECKPOINTING:
-            raise UnsupportedCombination("gradient checkpointing under a plan needs transformers >= 5.23")
-        ends_early = talk.prompt_end is not None and running.past + running.queries < talk.prompt_end
-        if ends_early and self.watches:
-            raise UnsupportedCombination(_CHUNKED)
-
-    def _refuse_packed(self, running: Pass, call: Mapping[str, Any]) -> None:
-        """Several samples in a row: each as if alone, where transformers keeps them apart and every stage can."""
-        mask, use_cache = call.get("attention_mask"), call.get("use_cache")
-        keeps_cache = getattr(self.decoder.config, "use_cache", True) if use_cache is None else use_cache
-        own_mask = isinstance(mask, Tensor) and mask.ndim == 4
-        name = self.decoder.config._attn_implementation  # type: ignore[union-attr]
-        reason = None
-        if self.gate is not None or self.decoder_hooks.instructs or self.soft is not None:
-            reason = "stages on text, gates and mode='soft' take one sample a row"
-        elif "flash" in str(name):
-            reason = f"{name} tells samples apart by positions, which have gaps behind a stage; use sdpa"
-        elif self.family.bidirectional:
-            reason = f"transformers does not keep samples of {self.family.title} apart"
-        elif not own_mask and (mask is not None or running.cached or keeps_cache):
-            reason = "transformers keeps them apart only without a cache and a mask: pass use_cache=False and no attention_mask"
-        if reason is not None:
-            raise UnsupportedCombination(f"several samples are packed into one row (position_ids start anew): {reason}")
-
-    def _refuse_masked_turn(self, talk: Conversation) -> None:
-        """Several tokens behind a cache cannot have one choice, unless there is no picture to choose from."""
-        if talk.layout is None and not talk.inputs:
-            if talk.outer is not None and talk.seen is not None:
-                return  # a text-only call within generate()
-            raise UnsupportedCombination(_OPEN_A_CONVERSATION)
-        ids = talk.inputs.get("input_ids")
-        placeholders = list(self.family.placeholder_ids(self.config).values())
-        pictures = (
-            bool(talk.layout.media)
-            if talk.layout is not None
-            else ids is None or bool(torch.isin(ids, torch.tensor(placeholders, device=ids.device)).any())
-        )
-        if pictures:
-            raise UnsupportedCombination(
-                "effect=mask chooses anew for every token: several tokens behind a cache (a second turn, assisted decoding, "
-                "chunked prefill) would need several choices at once; use effect=drop"
-            )
-
     def _prepare_masked_step(self, running: Pass, source: Tensor) -> None:
         """A decode step under effect=mask ranks the prompt's media anew."""
         talk = running.conversation
         if talk.layout is None:
             if talk.inputs or (talk.outer is not None and talk.seen is not None):
                 return  # a text-only prompt
-            raise UnsupportedCombination(_OPEN_A_CONVERSATION)
+            raise UnsupportedCombination(OPEN_A_CONVERSATION)
         talk.trace.clear()  # the last choice counts
         repeated = talk.layout.repeated(source.shape[0] // talk.layout.roles.shape[0]).behind(talk.shift)
         if repeated.media:
@@ -464,27 +327,3 @@ _send_labels, _take_labels = uncompiled(labels.send), uncompiled(labels.take)
 def _named(names: list[str], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """All arguments of a call by name."""
     return dict(zip(names, args, strict=False)) | dict(kwargs)
-
-
-def _source(call: Mapping[str, Any]) -> Tensor | None:
-    """The ids or embeddings of a call."""
-    return call["input_ids"] if call.get("input_ids") is not None else call.get("inputs_embeds")
-
-
-def _shift(inputs: Mapping[str, Any], call: Mapping[str, Any], source: Tensor, past: int) -> int:
-    """Columns that a wrapper put in front of generate's prompt: virtual tokens as embeddings, or in a cache of its own."""
-    ids = inputs.get("input_ids")
-    if not isinstance(ids, Tensor) or inputs.get("inputs_embeds") is not None:
-        return 0
-    if call.get("input_ids") is not None:
-        return past if compat.cache_of(inputs) is None else 0
-    extra = past + source.shape[1] - ids.shape[1]
-    if extra < 0:
-        raise UnsupportedCombination("virtual tokens in front of a prompt that is read in chunks: leave prefill_chunk_size out")
-    return extra
-
-
-def _row_count(call: Mapping[str, Any]) -> int:
-    source = _source(call)
-    assert source is not None
-    return int(source.shape[0])

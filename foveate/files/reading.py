@@ -66,7 +66,12 @@ def read_json(path: str | Path, most: int = MOST_BYTES) -> Any:
 
 
 def json_lines(path: str | Path, longest: int = LONGEST_LINE) -> Iterator[tuple[int, Any]]:
-    """The lines of a JSONL file as they are needed: (number from 1, value); blank ones are left out.
+    """The lines of a JSONL file as they are needed: (number from 1, value); as `json_rows`."""
+    return ((number, value) for number, _, _, value in json_rows(path, longest))
+
+
+def json_rows(path: str | Path, longest: int = LONGEST_LINE) -> Iterator[tuple[int, int, int, Any]]:
+    """The lines of a JSONL file as they are needed: (number from 1, first byte, bytes, value); blank ones are left out.
 
     Args:
         path: of a file of any size.
@@ -76,7 +81,7 @@ def json_lines(path: str | Path, longest: int = LONGEST_LINE) -> Iterator[tuple[
         InputError: with the number of the line, for what `parse_json` refuses; otherwise as `open_regular`.
     """
     with open_regular(path, what="data") as file, refused("read", path):
-        number = 0
+        number = start = 0
         while line := file.readline(longest + 1):
             number += 1
             where = f"{shown(path)}, line {number}"
@@ -84,7 +89,8 @@ def json_lines(path: str | Path, longest: int = LONGEST_LINE) -> Iterator[tuple[
                 raise InputError(f"{where} is longer than {_size(longest)}: write one JSON object in each line")
             text = _decoded(line, where).strip()
             if text:
-                yield number, parse_json(text, where)
+                yield number, start, len(line), parse_json(text, where)
+            start += len(line)
 
 
 def parse_json(text: str, where: str) -> Any:
@@ -129,7 +135,7 @@ def parse_json(text: str, where: str) -> Any:
             json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
         line = f"line {error.lineno}, " if "\n" in text else ""
-        raise InputError(f"{where}: not JSON at {line}column {error.colno}: {error.msg}") from None
+        raise InputError(f"{where} is not JSON: {error.msg}, {line}column {error.colno}") from None
     except UnicodeEncodeError:
         raise InputError(f"{where}: holds half of a character (a lone surrogate, \\ud800 to \\udfff)") from None
     return value

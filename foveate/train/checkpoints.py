@@ -25,12 +25,20 @@ def last_checkpoint(out: Path) -> Path | None:
     """The newest checkpoint that was written to its end.
 
     Raises:
-        InputError: naming the file, if one of it is gone or is not what was written.
+        InputError: naming the file, if one of it is gone or is not what was written; or a later one that looks complete and
+            is not listed as whole.
     """
     found = {
         int(match[1]): path for path in out.glob("checkpoint-*") if (match := re.fullmatch(r"checkpoint-(\d{1,12})", path.name))
     }
     whole = {step: path for step, path in found.items() if (path / WHOLE).is_file()}
+    for step, path in sorted(found.items()):
+        if step > max(whole, default=-1) and all((path / name).is_file() for name in _NEEDED):
+            # Cut off at its very end, or written before checkpoints were listed: not to be passed over in silence.
+            raise InputError(
+                f"{path} has no {WHOLE}, so nobody knows whether it is whole: delete it to continue from the one before, or "
+                "from the beginning"
+            )
     if not whole:
         return None
     step = max(whole)

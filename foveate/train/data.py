@@ -12,20 +12,23 @@ import re
 from array import array
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from foveate.api.pictures import load_image
 from foveate.errors import InputError
+from foveate.files.paths import is_file, is_folder, refused, shown, user_path
+from foveate.files.reading import LONGEST_LINE, json_lines, json_rows, open_regular, parse_json
 
 PLACEHOLDER = "<image>"
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 _CHUNK = 1 << 20
-_LONGEST_ROW = 1 << 26  # characters; a longer one is a mistake in the file
-_GAP = re.compile(r"[ \t\r\n,]*")
+_GAP = re.compile(r"[ \t\r\n]*")
+# Finds where a value ends; `parse_json` says what it is.
+_READS = json.JSONDecoder(parse_int=str, parse_float=str).raw_decode
 
 Messages = list[dict[str, Any]]
 
@@ -59,18 +62,19 @@ class ConversationFile(Dataset[Messages]):
     shuffles = True
 
     def __init__(self, path: str | Path, pictures: str | Path | None = None) -> None:
-        self.path = Path(path)
-        self.pictures = Path(pictures) if pictures is not None else self.path.parent
-        if not self.path.is_file():
-            raise InputError(f"no data at {self.path}")
-        if not self.pictures.is_dir():
-            raise InputError(f"no folder of pictures at {self.pictures}")
+        self.path = user_path(path)
+        self.pictures = user_path(pictures) if pictures is not None else self.path.parent
+        open_regular(self.path, what="data").close()
+        if not is_folder(self.pictures):
+            raise InputError(f"no folder of pictures at {shown(self.pictures)}")
         self.missing = 0
-        self._starts, self._lengths = array("q"), array("q")
+        self._word = "line" if self.path.suffix == ".jsonl" else "row"
+        self._numbers, self._starts, self._lengths = array("q"), array("q"), array("q")
         known: dict[str, bool] = {}
-        for number, (start, length, row) in enumerate(_rows(self.path)):
-            messages = self._messages(row, f"{self.path.name}, row {number}")
+        for number, start, length, row in _rows(self.path):
+            messages = self._messages(row, f"{self.path.name}, {self._word} {number}")
             if all(self._is_there(known, picture) for picture in pictures_of(messages)):
+                self._numbers.append(number)
                 self._starts.append(start)
                 self._lengths.append(length)
             else:
@@ -97,6 +101,10 @@ class ConversationFile(Dataset[Messages]):
             self._broken[at] = 1
         raise InputError(f"{self.path} has no usable row: none of its pictures can be read")
 
+    def name(self, index: int) -> str:
+        """Where a row stands: `line 3`, counted from 1, or `row 3` of a list, counted from 0."""
+        return f"{self._word} {self._numbers[index]}"
+
     @property
     def broken(self) -> Tensor:
         """[rows] uint8, 1 at rows whose pictures could not be read so far."""
@@ -104,10 +112,11 @@ class ConversationFile(Dataset[Messages]):
 
     def read(self, index: int) -> Messages:
         """The conversation of a row as it stands in the file: pictures are paths."""
-        with self.path.open("rb") as file:
+        where = f"{self.path.name}, {self.name(index)}"
+        with open_regular(self.path, what="data") as file, refused("read", self.path):
             file.seek(self._starts[index])
-            row = json.loads(file.read(self._lengths[index]))
-        return self._messages(row, f"{self.path.name}, at byte {self._starts[index]}")
+            content = file.read(self._lengths[index])
+        return self._messages(parse_json(content.decode(errors="replace"), where), where)
 
     def _messages(self, row: Any, where: str) -> Messages:
         if isinstance(row, dict) and isinstance(row.get("conversations"), list):
@@ -123,16 +132,15 @@ class ConversationFile(Dataset[Messages]):
     def _is_there(self, known: dict[str, bool], picture: str) -> bool:
         # Many rows share a picture, and asking a network disk is slow.
         if picture not in known:
-            known[picture] = (self.pictures / picture).is_file()
+            known[picture] = is_file(self.pictures / picture)
         return known[picture]
 
     def _open(self, messages: Messages) -> bool:
         """Replace paths by pictures; returns whether all could be read."""
         for part in (part for message in messages for part in message["content"] if part["type"] == "image"):
             try:
-                with Image.open(self.pictures / part["image"]) as opened:
-                    part["image"] = opened.convert("RGB")
-            except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError):
+                part["image"] = load_image(self.pictures / part["image"])
+            except InputError:
                 return False
         return True
 
@@ -142,9 +150,8 @@ def holds_conversations(path: Path) -> bool:
     if path.suffix != ".jsonl":
         return path.suffix == ".json"
     try:
-        with path.open(encoding="utf-8") as file:
-            row = json.loads(next((line for line in file if line.strip()), "null"))
-    except (OSError, ValueError):
+        _, row = next(json_lines(path), (0, None))
+    except InputError:
         return False
     return isinstance(row, dict) and ("conversations" in row or "messages" in row)
 
@@ -153,6 +160,8 @@ def from_llava(row: Mapping[str, Any], where: str) -> Messages:
     """Messages of LLaVA's format; `<image>` stands where a picture is, or in front of the first question if it is missing."""
     pictures = row.get("image") or []
     pictures = list(pictures) if isinstance(pictures, list) else [pictures]
+    if not all(isinstance(picture, str) and picture for picture in pictures):
+        raise InputError(f"{where}: image is a file name, or a list of some")
     turns = [_turn(turn, where) for turn in row["conversations"]]
     marks = sum(text.count(PLACEHOLDER) for _, text in turns)
     messages: Messages = []
@@ -174,7 +183,7 @@ def from_llava(row: Mapping[str, Any], where: str) -> Messages:
 
 def _turn(turn: Any, where: str) -> tuple[str, str]:
     said = (turn.get("from"), turn.get("value")) if isinstance(turn, dict) else (None, None)
-    if said[0] not in ROLES or not isinstance(said[1], str):
+    if not isinstance(said[0], str) or said[0] not in ROLES or not isinstance(said[1], str):
         raise InputError(f"{where}: a turn is {{'from': 'human' or 'gpt', 'value': text}}")
     return ROLES[said[0]], said[1]
 
@@ -183,11 +192,11 @@ def from_chat(rows: list[Any], where: str) -> Messages:
     """Messages of the chat format, with contents as lists; pictures are files, named by `image`, `path` or `url`."""
     messages: Messages = []
     for row in rows:
-        if not isinstance(row, dict) or row.get("role") not in ROLES or not isinstance(row.get("content"), str | list):
+        role, given = (row.get("role"), row.get("content")) if isinstance(row, dict) else (None, None)
+        if not isinstance(role, str) or role not in ROLES or not isinstance(given, str | list):
             raise InputError(f"{where}: a message is {{'role': 'user' or 'assistant', 'content': text or a list of parts}}")
-        given = row["content"]
         parts = [{"type": "text", "text": given}] if isinstance(given, str) else [_part(part, where) for part in given]
-        messages.append({"role": ROLES[row["role"]], "content": parts})
+        messages.append({"role": ROLES[role], "content": parts})
     return _checked(messages, where)
 
 
@@ -216,66 +225,87 @@ def pictures_of(messages: Messages) -> list[Any]:
     return [part["image"] for message in messages for part in message["content"] if part["type"] == "image"]
 
 
-def _rows(path: Path) -> Iterator[tuple[int, int, Any]]:
-    """(first byte, bytes, value) of every row."""
-    try:
-        if path.suffix == ".jsonl":
-            yield from _lines(path)
-        elif path.suffix == ".json":
-            yield from _items(path)
-        else:
-            raise InputError(f"{path}: data is a .json file with a list, or a .jsonl file with a row in each line")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text: {error.reason}") from None
+def _rows(path: Path) -> Iterator[tuple[int, int, int, Any]]:
+    """(number, first byte, bytes, value) of every row; lines count from 1, items of a list from 0."""
+    if path.suffix == ".jsonl":
+        yield from json_rows(path)
+    elif path.suffix == ".json":
+        yield from _items(path)
+    else:
+        raise InputError(f"{shown(path)}: data is a .json file with a list, or a .jsonl file with a row in each line")
 
 
-def _lines(path: Path) -> Iterator[tuple[int, int, Any]]:
-    start = 0
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                try:
-                    yield start, len(line), json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise InputError(f"{path.name}, line {number}: not JSON: {error.msg}") from None
-            start += len(line)
-
-
-def _items(path: Path) -> Iterator[tuple[int, int, Any]]:
+def _items(path: Path) -> Iterator[tuple[int, int, int, Any]]:
     """The items of a list, without ever holding more than one of them and a chunk of the file."""
-    reads = json.JSONDecoder().raw_decode
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    with path.open("rb") as file:
-        buffer, at, byte, ended = "", 0, 0, False  # `byte` of the file is character `at` of the buffer
+    try:
+        with open_regular(path, what="data") as file, refused("read", path):
+            scan = _Scan(file, path.name)
+            if scan.peek() != "[":
+                raise InputError(f"{path.name} is no list of conversations: it starts with '{scan.peek()}'")
+            scan.take("[")
+            number, more = 0, scan.peek() != "]"
+            while more:
+                scan.peek()
+                start, text = scan.byte, scan.value()
+                yield number, start, len(text.encode()), parse_json(text, f"{path.name}, row {number}")
+                number, more = number + 1, scan.peek() == ","
+                if more:
+                    scan.take(",")
+            scan.take("]")
+            scan.take("")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{shown(path)} is not UTF-8 text: {error.reason}") from None
 
-        def skip() -> int:
-            gap = _GAP.match(buffer, at)
-            assert gap is not None
-            return gap.end()
 
-        def refill() -> bool:
-            nonlocal buffer, at
-            chunk = file.read(_CHUNK)
-            buffer, at = buffer[at:] + decoder.decode(chunk, not chunk), 0
-            return bool(chunk)
+class _Scan:
+    """A JSON text that is read in chunks. `byte` of the file is character `at` of the buffer."""
 
-        refill()
-        at = byte = skip()
-        if buffer[at : at + 1] != "[":
-            raise InputError(f"{path.name} is no list of conversations: it starts with '{buffer[at : at + 1]}'")
-        at, byte = at + 1, byte + 1
+    def __init__(self, file: BinaryIO, name: str) -> None:
+        self._file, self._name = file, name
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
+        self._buffer, self._at, self._ended = "", 0, False
+        self.byte = len(codecs.BOM_UTF8) if file.read(3) == codecs.BOM_UTF8 else 0
+        file.seek(self.byte)
+
+    def peek(self) -> str:
+        """The next character that is no space; nothing at the end."""
         while True:
-            gap = skip()
-            at, byte = gap, byte + gap - at
-            if buffer[at : at + 1] == "]":
-                return
+            gap = _GAP.match(self._buffer, self._at)
+            assert gap is not None
+            self._advance(gap.end())
+            if self._at < len(self._buffer) or self._ended:
+                return self._buffer[self._at : self._at + 1]
+            self._refill()
+
+    def take(self, mark: str) -> None:
+        """Go behind a mark that must come next; the end of the file is the empty one."""
+        found = self.peek()
+        if found != mark:
+            wanted = f"'{mark}'" if mark else "nothing more"
+            raise InputError(f"{self._name} is not a JSON list at byte {self.byte}: {wanted} belongs there, not '{found}'")
+        self._advance(self._at + len(mark))
+
+    def value(self) -> str:
+        """The text of the value that comes next."""
+        while True:
             try:
-                value, end = reads(buffer, at)
+                _, end = _READS(self._buffer, self._at)
             except json.JSONDecodeError as error:
-                if ended or len(buffer) - at > _LONGEST_ROW:
-                    raise InputError(f"{path.name} is not JSON at byte {byte}: {error.msg}; is it complete?") from None
-                ended = not refill()
-                continue
-            length = len(buffer[at:end].encode())
-            yield byte, length, value
-            at, byte = end, byte + length
+                if self._ended or len(self._buffer) - self._at > LONGEST_LINE:
+                    raise InputError(f"{self._name} is not JSON at byte {self.byte}: {error.msg}; is it complete?") from None
+                self._refill()
+            except RecursionError:
+                raise InputError(f"{self._name} at byte {self.byte}: lists and objects lie too deep in each other") from None
+            else:
+                text = self._buffer[self._at : end]
+                self._advance(end)
+                return text
+
+    def _advance(self, at: int) -> None:
+        self.byte += len(self._buffer[self._at : at].encode())
+        self._at = at
+
+    def _refill(self) -> None:
+        chunk = self._file.read(_CHUNK)
+        self._buffer, self._at = self._buffer[self._at :] + self._decoder.decode(chunk, not chunk), 0
+        self._ended = not chunk

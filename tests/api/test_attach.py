@@ -187,9 +187,9 @@ def test_estimate_takes_torch_dtypes():
     assert named == torch_dtype
 
 
-def test_the_report_of_a_prompt_without_pictures_says_nothing_wrong_about_its_cache():
+def test_the_report_of_a_prompt_without_pictures_has_its_cache_measured():
     model, make = tiny.tiny_model("llava"), tiny.Maker("llava")
     with foveate.attach(model, "random_gate(layer=2, keep=0.5)") as attachment:
         model.generate(**make.inputs([tiny.Row([make.text(9)])]), max_new_tokens=3, do_sample=False, pad_token_id=0)
         report = str(attachment.report())
-    assert "KV cache after prefill, whole batch: not measured (no picture whose tokens could be left out)" in report
+    assert "KV cache after prefill, whole batch: " in report and "not measured" not in report

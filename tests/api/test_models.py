@@ -144,9 +144,8 @@ def test_a_broken_config_is_one_line_without_weights(folder, name):
 
 def test_code_of_a_model_runs_only_if_it_is_asked_for(folder, monkeypatch):
     edited(auto_map={"AutoConfig": "own.Config"}, model_type="own")(folder)
-    (folder / "own.py").write_text(
-        f"open({str(folder / 'ran')!r}, 'w').close()\nfrom transformers import LlavaConfig as Config\n"
-    )
+    own = f"open({str(folder / 'ran')!r}, 'w').close()\nfrom transformers import LlavaConfig\n"
+    (folder / "own.py").write_text(own + "class Config(LlavaConfig):\n    model_type = 'own'\n")
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("nobody is asked"))
     with pytest.raises(InputError):
         load_pretrained(str(folder))

@@ -161,7 +161,7 @@ def test_conversations_of_both_formats_are_read_round_by_round(command, model_fo
     plain, gated = results[0]["rows"]
     assert plain["plan"] == "none" and gated["kv_share"] < 1 and gated["output_kv_share"] < 1
     (talk_of_two, alone) = results[0]["scores"]["none"]
-    assert [one["name"] for one in (talk_of_two, alone)] == ["row 0", "row 1"]
+    assert [one["name"] for one in (talk_of_two, alone)] == ["line 1", "line 2"]
     assert len(talk_of_two["generated"]["answers"]) == 2 and len(alone["generated"]["answers"]) == 1
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -180,10 +180,10 @@ def test_the_demo_s_second_turns_are_read_behind_the_first(command):
 def test_conversations_that_cannot_be_read_are_refused_by_their_row(command, model_folder, tmp_path, picture):
     good = talk("what?", "this.", picture="picture.png")
     cases = [
-        (talk("what?", "this.", "why?"), "row 1: the user and the assistant must take turns"),
-        (good[1:], "row 1: the user and the assistant must take turns"),
-        ([*good, *talk("and this?", "that.", picture="picture.png")], "row 1: a picture behind the first question"),
-        (talk("what?", " "), "row 1: an answer without text"),
+        (talk("what?", "this.", "why?"), "line 2: the user and the assistant must take turns"),
+        (good[1:], "line 2: the user and the assistant must take turns"),
+        ([*good, *talk("and this?", "that.", picture="picture.png")], "line 2: a picture behind the first question"),
+        (talk("what?", " "), "line 2: an answer without text"),
         (talk("what?", "this.", picture="lost.png"), "1 rows name pictures"),
     ]
     path = tmp_path / "chats.jsonl"
@@ -193,7 +193,7 @@ def test_conversations_that_cannot_be_read_are_refused_by_their_row(command, mod
     path.write_text(json.dumps({"messages": good}))
     (tmp_path / "picture.png").write_bytes(b"\x89PNG no picture")
     _is_one_line(*run(command, model_folder, str(path)), "as a picture")
-    _is_one_line(*run(command, model_folder, str(path), "--pictures", str(tmp_path / "none")), "no such folder")
+    _is_one_line(*run(command, model_folder, str(path), "--pictures", str(tmp_path / "none")), "folder of --pictures")
     _is_one_line(*run(command, model_folder, "--pictures", str(tmp_path)), "name a FILE")
 
 
@@ -201,7 +201,7 @@ def test_bad_input_gives_one_line_and_writes_nothing(command, model_folder, file
     bad, out = tmp_path / "bad.jsonl", tmp_path / "out.json"
     bad.write_text('{"image": "picture.png", "question": "q"}\n')
     cases = [
-        ((str(tmp_path / "none.jsonl"),), "cannot read"),
+        ((str(tmp_path / "none.jsonl"),), "no data at"),
         ((str(bad),), "line 1: answer must be text"),
         ((file, "--plan", "fastv(layer=2)"), "keep"),
         ((file, "--plan", "random_gate(layer=99, keep=0.5)"), "decoder layers"),

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.parametrize(
     ("error", "status", "says"),
     [
-        (InputError("two\nlines [bold]"), 2, "error: two lines [bold]"),
+        (InputError("two\nlines [bold]"), 2, "error: two\\nlines [bold]"),
         (UnknownName("who"), 2, "error: who"),
         (typer.BadParameter("no"), 2, "error: "),
         (OSError(errno.ENOSPC, "No space left on device", "a.txt"), 2, "error: a.txt: No space left on device"),

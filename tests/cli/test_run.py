@@ -88,7 +88,7 @@ BAD_PLANS = {
     "fastv(layer=2, keep=1.5)": "ratio is at most 1",
     "fastv(layer=2, keep=-1)": "more than 0",
     "fastv(layer=2, keep=nan)": "0.5",
-    "fastv(layer=2, r=.5)": "say what stays",
+    "fastv(layer=2, r=.5)": "write keep=0.5",
     "fastv(layer=0, keep=.5)": "pre_llm",
     "fastv(layer=99, keep=.5)": "8 decoder layers",
     "fatsv(layer=2, keep=.5)": "Did you mean 'fastv'",

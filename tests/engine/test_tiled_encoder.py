@@ -16,7 +16,7 @@ from foveate.core.view import TokenView
 from foveate.engine import encoder as encoder_hooks
 from foveate.engine import prefill
 from foveate.engine.attach import Attachment
-from foveate.errors import InputError, UnsupportedCombination
+from foveate.errors import FoveateWarning, InputError, UnsupportedCombination
 from foveate.families import llava_next
 from foveate.spec import Plan, stage_text
 from tests import tiny
@@ -343,7 +343,8 @@ def test_pictures_that_another_conversation_shortened_are_refused(case_of, name)
         with pytest.raises(InputError, match="shortened by this plan in another conversation"):
             case.model(**prompt, mm_encoder_outputs={"image": encoded})
         plain = case.model.get_image_features(**pixels)
-        case.model(**prompt, mm_encoder_outputs={"image": plain})
+        with pytest.warns(FoveateWarning, match="encoded before this call, without the plan"):
+            case.model(**prompt, mm_encoder_outputs={"image": plain})
         assert not attachment.trace.media[0].stages, "they were encoded without the plan"
 
 

@@ -129,7 +129,7 @@ def test_what_is_wrong_with_a_file_is_one_line(folder, text, said):
 def test_a_broken_line_is_named_by_its_number(folder):
     path = folder / "rows.jsonl"
     path.write_text(json.dumps(llava(None, "a", "b")) + "\n\n{broken\n")
-    with pytest.raises(InputError, match=r"rows.jsonl, line 3: not JSON"):
+    with pytest.raises(InputError, match=r"rows.jsonl, line 3 is not JSON"):
         ConversationFile(path)
     path.write_bytes(json.dumps(llava(None, "a", "b")).encode() + b"\n\xff\n")
     with pytest.raises(InputError, match="not UTF-8"):
