@@ -23,7 +23,7 @@ from foveate.spec import Plan
 
 DTYPE_BYTES = {"fp32": 4, "float32": 4, "bf16": 2, "bfloat16": 2, "fp16": 2, "float16": 2, "fp8": 1}
 # Tokens, pixels of a side, rows: far beyond any use.
-_MOST, _MOST_IMAGES = 1_000_000, 4_096
+_MOST, _MOST_IMAGES = 10_000_000, 4_096
 
 
 def resolve_config(model: Any, trust_remote_code: bool = False) -> Any:

@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary, ref
 
 from torch import Tensor, nn
 
+from foveate import methods
 from foveate.core.learned import LearnedMethod
 from foveate.core.plan import Plan, Stage
 from foveate.core.trace import Trace
@@ -102,19 +103,16 @@ class _Generate:
         raise AttachError(_NO_COPY)
 
 
-def _checked(modules: Any, plan: Plan) -> dict[str, nn.Module]:
-    """The modules that a caller gave for learned methods of a plan."""
+def _checked(modules: Any) -> dict[str, nn.Module]:
+    """The modules that a caller gave for learned methods; a plan need not use all of them."""
     if modules is None:
         return {}
-    names = [stage.method.name for stage in plan.stages if isinstance(stage.method, LearnedMethod)]
     if not isinstance(modules, Mapping) or not all(isinstance(module, nn.Module) for module in modules.values()):
-        raise AttachError("modules is a dict: the name of a learned method of the plan, and a torch module for it")
-    unknown = [name for name in modules if name not in names]
+        raise AttachError("modules is a dict: the name of a learned method, and a torch module for it")
+    learned = [name for name in methods.names() if issubclass(methods.get(name), LearnedMethod)]
+    unknown = [name for name in modules if name not in learned]
     if unknown:
-        raise AttachError(
-            f"modules names {unknown[0]!r:.60}, which is no learned method of this plan; it has "
-            f"{', '.join(dict.fromkeys(names)) or 'none'}"
-        )
+        raise AttachError(f"modules names {unknown[0]!r:.60}, which is no learned method; those are {', '.join(learned)}")
     return dict(modules)
 
 
@@ -173,7 +171,7 @@ class Attachment:
         self.model, self.plan = model, plan
         self.family = family_for(model.config)
         compat.refuse_broken(self.family)
-        self._describe, self._shortcut, self.soft, self._given = describe, shortcut, soft, _checked(modules, plan)
+        self._describe, self._shortcut, self.soft, self._given = describe, shortcut, soft, _checked(modules)
         self._conversations: deque[Conversation] = deque(maxlen=keep_traces)
         self._installed = False
         self._own_generate: Any = None  # a generate that somebody else put on the instance

@@ -20,7 +20,8 @@ TEMPLATE = (
     "{% if part['type'] == 'text' %}{{ part['text'] }}{% else %}"
     "{{ ' <|vision_start|> <|' + part['type'] + '_pad|> <|vision_end|> ' }}{% endif %}{% endfor %}{% endfor %}"
 )
-MODEL = SimpleNamespace(device="cpu", dtype=torch.bfloat16)
+CONFIG = SimpleNamespace(get_text_config=SimpleNamespace)
+MODEL = SimpleNamespace(device="cpu", dtype=torch.bfloat16, config=CONFIG)
 
 
 class PlainVideos:

@@ -51,7 +51,7 @@ def stored_bytes(cache) -> int:
 
 
 @pytest.mark.parametrize(
-    "name", [name if name in tiny.FAMILIES else pytest.param(name, marks=pytest.mark.full) for name in families.names()]
+    "name", [name if name in tiny.FAMILIES else pytest.param(name, marks=pytest.mark.full) for name in tiny.ALL_FAMILIES]
 )
 def test_prefill_and_decoding_cost_what_eager_attention_executes(name):
     counted = Counted(name)

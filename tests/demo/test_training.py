@@ -84,7 +84,8 @@ def test_steps_may_change_until_the_learning_rate_falls(tmp_path: Path) -> None:
 
 
 def test_a_run_of_another_size_is_refused(tmp_path: Path) -> None:
-    torch.save({"model": {"vision_width": 1}}, tmp_path / "checkpoint.pt")
+    numbers = {"phase": "joint", "step": 1, "steps": 2, "elapsed": 1.0, "weights": {}, "optimizers": []}
+    torch.save({**numbers, "model": {"vision_width": 1}}, tmp_path / "checkpoint.pt")
     with pytest.raises(FoveateError, match="another model size"):
         train_demo(DemoTrainingConfig(out=tmp_path, smoke=True))
 
