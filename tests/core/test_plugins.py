@@ -134,6 +134,7 @@ def test_a_name_cannot_be_a_method_of_one_and_a_recipe_of_another(tmp_path):
     assert "Traceback" not in done.err
 
 
+@pytest.mark.full
 def test_good_plugins_serve_as_ours_do(tmp_path):
     points = {
         "foveate.methods": "mine = mine:Mine",
