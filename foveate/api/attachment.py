@@ -9,8 +9,10 @@ from typing import Any
 
 from torch import nn
 
+from foveate import methods
 from foveate.api import selfcheck
 from foveate.core.layout import Role
+from foveate.core.learned import LearnedMethod
 from foveate.core.plan import Effect, Stage
 from foveate.core.plan import Plan as CorePlan
 from foveate.cost.estimate import CostEstimate, estimate_cost
@@ -151,8 +153,18 @@ def attach(
         raise AttachError(f'mode={mode!r}: write "hard", or "soft" to train learned methods')
     soft = SoftMode() if mode == "soft" else None
     found, stages = engine.unwrap(model), Plan.of(plan)
+    if isinstance(modules, Mapping):
+        _check_names(modules)
     selfcheck.ensure(family_for(found.config))
     return Attachment(found, stages, stage_text, keep_traces, soft=soft, modules=modules)
+
+
+def _check_names(modules: Mapping[str, nn.Module]) -> None:
+    """Refuse modules for methods that learn nothing; a plan need not use all of them."""
+    learned = [name for name in methods.names() if issubclass(methods.get(name), LearnedMethod)]
+    unknown = [name for name in modules if name not in learned]
+    if unknown:
+        raise AttachError(f"modules names {unknown[0]!r:.60}, which is no learned method; those are {', '.join(learned)}")
 
 
 def detach(model: Any) -> bool:

@@ -12,7 +12,6 @@ from weakref import WeakKeyDictionary, ref
 
 from torch import Tensor, nn
 
-from foveate import methods
 from foveate.core.learned import LearnedMethod
 from foveate.core.plan import Plan, Stage
 from foveate.core.trace import Trace
@@ -109,10 +108,6 @@ def _checked(modules: Any) -> dict[str, nn.Module]:
         return {}
     if not isinstance(modules, Mapping) or not all(isinstance(module, nn.Module) for module in modules.values()):
         raise AttachError("modules is a dict: the name of a learned method, and a torch module for it")
-    learned = [name for name in methods.names() if issubclass(methods.get(name), LearnedMethod)]
-    unknown = [name for name in modules if name not in learned]
-    if unknown:
-        raise AttachError(f"modules names {unknown[0]!r:.60}, which is no learned method; those are {', '.join(learned)}")
     return dict(modules)
 
 
