@@ -1,4 +1,4 @@
-# make demo | test | test-full | test-nightly | test-versions | test-gpu | check | capabilities.   Everything is installed into .venv on the first call.
+# make demo | test | test-full | test-rest | test-nightly | test-versions | test-gpu | check | capabilities.   Everything is installed into .venv on the first call.
 PYTHON ?= python3
 BIN := .venv/bin
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
@@ -15,7 +15,7 @@ trap "kill $$beat 2>/dev/null" INT TERM; \
 $(2); status=$$?; kill $$beat 2>/dev/null; exit $$status
 endef
 
-.PHONY: demo test test-full test-nightly test-versions test-gpu check capabilities install clean
+.PHONY: demo test test-full test-rest test-nightly test-versions test-gpu check capabilities install clean
 
 # Tests that open pages in a browser belong to the whole matrix: make test-full BROWSER=no leaves them out.
 BROWSER ?= yes
@@ -26,6 +26,8 @@ endif
 
 # The oldest supported transformers, and those that inference engines pin.
 VERSIONS := 5.9.0 5.17.0 5.20.2 5.23.0
+# What a rename or a new cache would break first.
+VERSION_TESTS := $(addprefix tests/engine/test_,$(addsuffix .py,oracles conversations generation static_cache pitfalls calls encoder gate compat))
 
 demo: install
 	@$(BIN)/foveate demo
@@ -36,6 +38,10 @@ test: install
 test-full: install
 	$(BIN)/python -m pytest -n 2 -m "not nightly and not gpu and not hub $(WITHOUT_BROWSER)" --matrix --chromium="$(CHROMIUM)"
 
+# What make test leaves out of make test-full.
+test-rest: install
+	$(BIN)/python -m pytest -n 2 -m "(full or browser) and not nightly and not gpu and not hub $(WITHOUT_BROWSER)" --matrix --chromium="$(CHROMIUM)"
+
 # Whole products, of which the others take the pairs: hours.
 test-nightly: install
 	$(BIN)/python -m pytest -n 2 -m "not gpu and not hub $(WITHOUT_BROWSER)" --matrix --chromium="$(CHROMIUM)"
@@ -45,7 +51,7 @@ test-versions: install $(VERSIONS:%=.venv/transformers-%/.ready)
 	@for version in $(VERSIONS); do \
 	  echo "transformers $$version"; \
 	  PYTHONPATH=.venv/transformers-$$version $(BIN)/python -m pytest -n 2 -m "not full and not nightly and not gpu and not hub" --anchors \
-	    -W default::DeprecationWarning -W default::FutureWarning -W default::UserWarning tests/engine --matrix || exit 1; \
+	    -W default::DeprecationWarning -W default::FutureWarning -W default::UserWarning $(VERSION_TESTS) --matrix || exit 1; \
 	done
 
 .venv/transformers-%/.ready: .venv/.ready
