@@ -102,7 +102,7 @@ def _choose(stage: Stage, view: TokenView, keep: int, check: bool) -> list[tuple
     if keep:
         return [(list(range(view.group_count)), ask(stage, view, keep, check))]
     assert stage.budget is not None and stage.budget.threshold is not None and isinstance(stage.method, ScoreMethod)
-    score = _with_asking(stage.method.score(view), view)
+    score = with_asking(stage.method.score(view), view)
     members: dict[int, list[int]] = defaultdict(list)
     for group, count in enumerate((score > stage.budget.threshold).sum(1).clamp(min=1).tolist()):
         members[count].append(group)
@@ -248,7 +248,7 @@ def _select(method: TokenMethod, view: TokenView, keep: int) -> Selection:
     if not view.asks:
         return method.select(view, keep)
     if isinstance(method, ScoreMethod):
-        return Selection(method.choose(_with_asking(method.score(view), view), view, keep))
+        return Selection(method.choose(with_asking(method.score(view), view), view, keep))
     return method.select(view, keep).with_last(_asking(view), view.token_count)
 
 
@@ -257,7 +257,7 @@ def _asking(view: TokenView) -> Tensor:
     return torch.tensor(view.asks, device="cpu").to(view.features.device, non_blocking=True)
 
 
-def _with_asking(score: Tensor, view: TokenView) -> Tensor:
+def with_asking(score: Tensor, view: TokenView) -> Tensor:
     """Scores [G, N], the highest of all for the last token of the groups that ask."""
     if not view.asks:
         return score

@@ -22,7 +22,7 @@ from foveate.core.layout import Role
 from foveate.core.method import ScoreMethod, StepMethod, top_indices
 from foveate.core.plan import Plan, Stage
 from foveate.core.view import StepView, TokenView
-from foveate.engine import compat, forward
+from foveate.engine import compat, forward, prefill
 from foveate.engine.forward import Pass, Span
 from foveate.errors import UnsupportedCombination
 
@@ -221,32 +221,37 @@ class SoftHooks:
         for spans in groups.values():
             rows = torch.tensor([span.row for span in spans], device=hidden.device)[:, None]
             columns = torch.stack([span.columns for span in spans])
-            kept = self._keep_media(stage, hidden[rows, columns], training)
+            asks = tuple(span.asks for span in spans) if any(span.asks for span in spans) else ()
+            kept = self._keep_media(stage, hidden[rows, columns], asks, training)
             policy = policy.index_put((rows, columns), kept)
             self.mode.image_shares += list(kept.mean(1))
         return policy
 
-    def _keep_media(self, stage: Stage, features: Tensor, training: bool) -> Tensor:
-        """The decision for media of [G, N, D]: [G, N] of 0 and 1."""
+    def _keep_media(self, stage: Stage, features: Tensor, asks: tuple[bool, ...], training: bool) -> Tensor:
+        """The decision for media of [G, N, D]: [G, N] of 0 and 1; 1 for the last token of groups that ask."""
         assert isinstance(stage.method, ScoreMethod) and stage.budget is not None
         module = self.modules[stage]
         groups, count = features.shape[:2]
-        if self.mode.draw == "chance":
-            noise = self._noise((groups, count), features.device, training)
-            best = top_indices(noise, stage.budget.resolve(count))
-            return torch.zeros_like(noise).scatter(1, best, 1.0)
-        if training:
-            return self._draw(module(features.to(_dtype(module))))
+        states = features.to(_dtype(module))
         view = TokenView(
-            features.to(_dtype(module)),
+            states,
             torch.zeros(groups, count, 3, dtype=torch.long, device="cpu"),
             None,
             torch.ones(groups, count, dtype=torch.float32, device="cpu"),
-            tuple(range(groups)), predictor=module,
-        )  # fmt: skip
+            tuple(range(groups)),
+            predictor=module,
+            asks=asks,
+        )
+        if self.mode.draw == "chance":
+            noise = prefill.with_asking(self._noise((groups, count), features.device, training), view)
+            best = top_indices(noise, stage.budget.resolve(count))
+            return torch.zeros_like(noise).scatter(1, best, 1.0)
+        if training:
+            drawn = self._draw(module(states))
+            return prefill.with_asking(drawn, view).clamp(max=1.0) if asks else drawn
         if self.mode.judged is not None:
             self.mode.note(stage, module(view.features))
-        score = stage.method.score(view)
+        score = prefill.with_asking(stage.method.score(view), view)
         if stage.budget.threshold is not None:
             return (score > stage.budget.threshold).float()
         best = top_indices(score, stage.budget.resolve(count))
