@@ -232,7 +232,7 @@ class SoftHooks:
         assert isinstance(stage.method, ScoreMethod) and stage.budget is not None
         module = self.modules[stage]
         groups, count = features.shape[:2]
-        states = features.to(_dtype(module))
+        states = features if self.mode.draw == "chance" else features.to(_dtype(module))
         view = TokenView(
             states,
             torch.zeros(groups, count, 3, dtype=torch.long, device="cpu"),
