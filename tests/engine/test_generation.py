@@ -239,7 +239,7 @@ def test_invariant_8_hidden_states_come_back_when_a_text_row_is_the_longest(mode
     check_hidden_states(out.hidden_states, dense.hidden_states, [0, 2], stages, inputs)
 
 
-@pytest.mark.since((5, 20), "before, entry 0 is not counted")
+@pytest.mark.since((5, 23), "before, entry 0 is not counted")
 @every_family
 def test_invariant_8_single_hidden_states_can_be_asked_for(model_of, family):
     model, inputs = model_of(family), prompts(family)
