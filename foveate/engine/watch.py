@@ -98,9 +98,9 @@ class Watch:
         for raters, valid in _raters(running, wanted, query):
             slots = raters if alive is None else alive.slot_of.gather(1, raters)
             found.append(observe.attention_rows(query, key, mask, slots, valid, scaling, softcap, order))
-        if self.whole_conversation:
-            return found[0]
-        by_column = [_by_column(rows[..., -arriving:], alive, running.queries) for rows in found]
+        by_column = (
+            found if self.whole_conversation else [_by_column(rows[..., -arriving:], alive, running.queries) for rows in found]
+        )
         assert running.layout is not None
         samples = running.layout.samples
         if samples is None:

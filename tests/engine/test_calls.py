@@ -286,6 +286,7 @@ PACKED = ("llava", "internvl", "mistral3", "qwen2_5_vl", "llava_next", "idefics3
         FASTV,
         "fastv(layer={layer}, keep=0.4, query=text)",
         "fastv(layer={layer}, keep=0.5, scope=sample)",
+        "fastv(layer={layer}, keep=0.25, effect=mask)",
         "random(site=pre_llm, keep=0.5)",
     ],
 )
