@@ -15,26 +15,14 @@ import foveate
 from foveate.engine.compat import cache_in
 from foveate.errors import AttachError, InputError, UnsupportedCombination
 from tests import tiny
+from tests.engine.prompts import FASTV, MODELS, prompt
 from tests.tiny import Maker, Row, tiny_model
-
-LOGITS = 1e-4
-MODELS = tiny.Models()
-FASTV = "fastv(layer={layer}, keep=0.25)"
 
 
 @pytest.fixture(autouse=True)
 def _no_grad():
     with torch.no_grad():
         yield
-
-
-def plan_of(family: str, text: str) -> str:
-    return text.format(layer=tiny.FIRST_LAYER[family])
-
-
-def prompt(family: str = "llava", seed: int = 1) -> dict[str, torch.Tensor]:
-    maker = Maker(family, seed)
-    return maker.inputs([Row([maker.text(5), maker.picture(0), maker.text(7)])])
 
 
 def test_of_many_threads_one_attaches_and_nothing_is_left():

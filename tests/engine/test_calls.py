@@ -17,13 +17,11 @@ import foveate
 from foveate import families
 from foveate.errors import UnsupportedCombination
 from tests import tiny
+from tests.engine.prompts import FASTV, LOGITS, MODELS, plan_of, prompt
 from tests.oracles.dense_reference import dense_reference
 from tests.spies import alive_columns
 from tests.tiny import Maker, Row, tiny_model
 
-LOGITS = 1e-4
-MODELS = tiny.Models()
-FASTV = "fastv(layer={layer}, keep=0.25)"
 ENDS = (FASTV, "random(site=pre_llm, keep=0.3)", "uniform(site=pre_llm, keep=1tok)", "pool(site=pre_llm)")
 EVERY = [pytest.param(name, marks=[] if name in tiny.FAMILIES else pytest.mark.full) for name in tiny.ALL_FAMILIES]
 
@@ -32,15 +30,6 @@ EVERY = [pytest.param(name, marks=[] if name in tiny.FAMILIES else pytest.mark.f
 def _no_grad():
     with torch.no_grad():
         yield
-
-
-def plan_of(family: str, text: str) -> str:
-    return text.format(layer=tiny.FIRST_LAYER[family])
-
-
-def prompt(family: str = "llava", seed: int = 1) -> dict[str, torch.Tensor]:
-    maker = Maker(family, seed)
-    return maker.inputs([Row([maker.text(5), maker.picture(0), maker.text(7)])])
 
 
 # A prompt that ends with a picture.

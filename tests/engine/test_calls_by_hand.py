@@ -13,26 +13,14 @@ from foveate import families
 from foveate.engine.compat import CACHE
 from foveate.errors import FoveateWarning, UnsupportedCombination
 from tests import tiny
+from tests.engine.prompts import FASTV, LOGITS, MODELS, plan_of, prompt
 from tests.tiny import Maker, Row
-
-LOGITS = 1e-4
-MODELS = tiny.Models()
-FASTV = "fastv(layer={layer}, keep=0.25)"
 
 
 @pytest.fixture(autouse=True)
 def _no_grad():
     with torch.no_grad():
         yield
-
-
-def plan_of(family: str, text: str) -> str:
-    return text.format(layer=tiny.FIRST_LAYER[family])
-
-
-def prompt(family: str = "llava", seed: int = 1) -> dict[str, torch.Tensor]:
-    maker = Maker(family, seed)
-    return maker.inputs([Row([maker.text(5), maker.picture(0), maker.text(7)])])
 
 
 def test_an_answer_that_is_scored_is_scored_as_it_was_generated():
