@@ -26,7 +26,7 @@ from foveate.cost.estimate import CostEstimate
 from foveate.engine.check import check_plan
 from foveate.errors import FoveateError
 from foveate.families import family_for
-from foveate.spec import Plan
+from foveate.spec import parse
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 PLAIN = "none"
@@ -114,7 +114,7 @@ def _fill_in(options: argparse.Namespace, benchmark: Benchmark, parser: argparse
         parser.error("--tokens, --batch and --rounds are at least 1, and --most-rounds at least --rounds")
     plans = options.plans or [f"fastv(layer=2, keep={keep})" for keep in benchmark.keeps]
     try:
-        options.plans = [str(Plan.parse(plan)) for plan in plans]
+        options.plans = [str(parse(plan)) for plan in plans]
     except FoveateError as error:
         parser.error(f"--plans: {error}")
     if options.threads or options.smoke:
@@ -183,7 +183,7 @@ def _cells(benchmark: Benchmark, options: argparse.Namespace) -> tuple[list[Cell
             skipped.append(_skip(name, tokens, batch, str(reason)))
             continue
         for plan in options.plans:
-            check_plan(Plan.parse(plan), family_for(prompt.config), prompt.config)
+            check_plan(parse(plan), family_for(prompt.config), prompt.config)
         costs = {plan: theory_of(prompt, plan, benchmark, batch, options.dtype) for plan in (PLAIN, *options.plans)}
         cells.append(Cell(name, tokens, batch, prompt, costs, benchmark.work(list(costs.values()))))
     return sorted(cells, key=lambda cell: cell.work), skipped

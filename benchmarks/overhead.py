@@ -27,9 +27,9 @@ import torch
 from benchmarks import _models as models
 from benchmarks._timing import CHOOSING, Clock, Parts, timed, turns
 from foveate.demo.evaluation import versions
-from foveate.engine.attach import Attachment
+from foveate.engine.attachment import Attachment
 from foveate.engine.compat import CACHE, cache_in
-from foveate.spec import Plan, stage_text
+from foveate.spec import parse
 
 THREADS, VISUAL_TOKENS = 1, 1024
 
@@ -75,13 +75,13 @@ def main() -> None:
         return model(**inputs, use_cache=True, logits_to_keep=1)
 
     with torch.inference_mode():
-        with Attachment(carrying, Plan.parse("fastv(layer=2, keep=100%)"), stage_text, shortcut=False):
+        with Attachment(carrying, parse("fastv(layer=2, keep=100%)"), shortcut=False):
             read(plain), read(carrying)
             prefill = in_turns({"plain": lambda: read(plain), "attached": lambda: read(carrying)}, options.prefills)
-        with Attachment(carrying, Plan.parse("fastv(layer=2, keep=0.5)"), stage_text):
+        with Attachment(carrying, parse("fastv(layer=2, keep=0.5)")):
             read(carrying)
             chosen = choosing(lambda: read(carrying), options.prefills)
-        with Attachment(carrying, Plan.parse("fastv(layer=2, keep=1023)"), stage_text):
+        with Attachment(carrying, parse("fastv(layer=2, keep=1023)")):
             caches = {"plain": cache_in(read(plain)), "attached": cache_in(read(carrying))}
             both = {"plain": plain, "attached": carrying}
             token = torch.tensor([[11]])

@@ -36,7 +36,7 @@ from foveate.engine.compat import cache_in
 from foveate.engine.slot_cache import stored_bytes
 from foveate.errors import FoveateError
 from foveate.families import family_for
-from foveate.spec import Plan
+from foveate.spec import parse
 
 
 class Prefill(Benchmark):
@@ -94,7 +94,7 @@ def profile(options: argparse.Namespace, parser: argparse.ArgumentParser) -> Non
     benchmark = Prefill(1)
     try:
         prompt = models.prompt_for(options.model, options.tokens)
-        check_plan(Plan.parse(options.plan), family_for(prompt.config), prompt.config)
+        check_plan(parse(options.plan), family_for(prompt.config), prompt.config)
     except (Impossible, FoveateError) as error:
         parser.error(str(error))
     model = models.build(prompt.config, device, dtype, options.attention)

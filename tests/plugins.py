@@ -23,14 +23,14 @@ class Mine(Uniform):
 RECIPE = """
 from dataclasses import dataclass
 from foveate.recipes import Recipe
-from foveate.spec import Plan
+from foveate.spec import parse
 
 @dataclass(frozen=True)
 class Mine(Recipe):
     '''Two stages.'''
 
     def expand(self):
-        return Plan.parse("uniform(layer=2, keep=0.5) | uniform(layer=3, keep=0.5)").stages
+        return parse("uniform(layer=2, keep=0.5) | uniform(layer=3, keep=0.5)").stages
 """
 FAMILY = """
 from foveate.families.llava import Llava

@@ -5,20 +5,22 @@ from typing import TYPE_CHECKING
 from foveate.core.lazy import exports
 
 if TYPE_CHECKING:
-    from foveate.api.attachment import Attachment, Report, attach, detach
+    from foveate.api.attachment import attach, detach
     from foveate.api.comparison import Answer, Candidate, compare
     from foveate.api.cost import default_plan, estimate, resolve_config
     from foveate.api.looking import attention
     from foveate.api.video import Video, load_video
+    from foveate.engine.attachment import Attachment
+    from foveate.engine.report import Report
 else:
     # An estimate needs no transformers, and reading a video no torch: each name loads its own file.
     __getattr__, __dir__ = exports(
         __name__,
         {
             "Answer": "foveate.api.comparison",
-            "Attachment": "foveate.api.attachment",
+            "Attachment": "foveate.engine.attachment",
             "Candidate": "foveate.api.comparison",
-            "Report": "foveate.api.attachment",
+            "Report": "foveate.engine.report",
             "Video": "foveate.api.video",
             "attach": "foveate.api.attachment",
             "attention": "foveate.api.looking",

@@ -15,14 +15,14 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from foveate.api.attachment import attach
 from foveate.api.memory import peak_memory
-from foveate.core.plan import Plan as CorePlan
+from foveate.core.plan import Plan
 from foveate.cost.estimate import CostEstimate
-from foveate.engine.attach import unwrap
+from foveate.engine.carrying import unwrap
 from foveate.engine.compat import cache_in
 from foveate.engine.slot_cache import lasting_bytes, stored_bytes
 from foveate.errors import InputError
 from foveate.families import family_for
-from foveate.spec import Plan
+from foveate.spec import as_plan
 
 # The first token warms up the prefill, the others the decode steps.
 _WARM_UP_TOKENS = 4
@@ -39,7 +39,7 @@ class Candidate:
     """
 
     name: str
-    plan: str | CorePlan
+    plan: str | Plan
     inputs: Mapping[str, Any] | None = None
 
 
@@ -100,10 +100,10 @@ class _Row:
     inputs: Mapping[str, Any]
 
 
-def _row(plan: str | CorePlan | Candidate, inputs: Mapping[str, Any]) -> _Row:
+def _row(plan: str | Plan | Candidate, inputs: Mapping[str, Any]) -> _Row:
     if isinstance(plan, Candidate):
-        return _Row(plan.name, Plan.of(plan.plan), plan.inputs or inputs)
-    return _Row(str(Plan.of(plan)), Plan.of(plan), inputs)
+        return _Row(plan.name, as_plan(plan.plan), plan.inputs or inputs)
+    return _Row(str(as_plan(plan)), as_plan(plan), inputs)
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class _Run:
 def compare(
     model: Any,
     inputs: Mapping[str, Any],
-    plans: str | CorePlan | Candidate | Sequence[str | CorePlan | Candidate],
+    plans: str | Plan | Candidate | Sequence[str | Plan | Candidate],
     max_new_tokens: int = 32,
     repeats: int = 1,
     with_plain: bool = True,
@@ -153,7 +153,7 @@ def compare(
     if taken or "input_ids" not in inputs:
         raise InputError(f"compare runs whole prompts from input_ids, and sets {', '.join(taken) or 'nothing else'} itself")
     rows = [_Row("plain", Plan(), inputs)] if with_plain else []
-    rows += [_row(plan, inputs) for plan in ([plans] if isinstance(plans, (str, CorePlan, Candidate)) else plans)]
+    rows += [_row(plan, inputs) for plan in ([plans] if isinstance(plans, (str, Plan, Candidate)) else plans)]
     base = unwrap(model)
     for row in rows:
         with attach(base, row.plan):

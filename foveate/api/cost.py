@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from math import isqrt
 from pathlib import Path
 from typing import Any
 
 from foveate.api.models import load_config
 from foveate.api.video import MOST_FRAMES
-from foveate.core.plan import Plan as CorePlan
-from foveate.core.plan import Stage
+from foveate.core.plan import Plan
 from foveate.core.shape import MediumShape
 from foveate.cost import presets
 from foveate.cost.conventions import convention_named
@@ -19,7 +18,7 @@ from foveate.engine.check import check_plan
 from foveate.errors import FoveateError, InputError, UnknownName, did_you_mean
 from foveate.families import Family, family_for
 from foveate.files.paths import is_folder, shown, user_path
-from foveate.spec import Plan
+from foveate.spec import PlanLike, as_plan, parse
 
 DTYPE_BYTES = {"fp32": 4, "float32": 4, "bf16": 2, "bfloat16": 2, "fp16": 2, "float16": 2, "fp8": 1}
 # Tokens, pixels of a side, rows: far beyond any use.
@@ -77,7 +76,7 @@ def default_plan(config: Any, keep: float = 0.5) -> Plan:
     """FastV at the paper's layer 2, or at the first layer behind a full-attention one if that comes later."""
     windows = family_for(config).decoder_windows(config)
     first_full = next((layer for layer, window in enumerate(windows) if window is None), 0)
-    return Plan.parse(f"fastv(layer={min(max(2, first_full + 1), len(windows) - 1)}, keep={keep})")
+    return parse(f"fastv(layer={min(max(2, first_full + 1), len(windows) - 1)}, keep={keep})")
 
 
 def media_of(
@@ -119,7 +118,7 @@ def media_of(
 
 def estimate(
     model: Any,
-    plan: str | CorePlan | Stage | Iterable[Stage],
+    plan: PlanLike,
     images: Sequence[tuple[int, int]] | None = None,
     *,
     visual_tokens: int | None = None,
@@ -149,7 +148,7 @@ def estimate(
     """
     config = resolve_config(model)
     family = family_for(config)
-    parsed = Plan.of(plan)
+    parsed = as_plan(plan)
     if convention_named(convention).program is None:
         check_plan(parsed, family, config)
     for name, number, least in (("text_tokens", text_tokens, 0), ("new_tokens", new_tokens, 0), ("batch", batch, 1)):

@@ -7,7 +7,7 @@ from typing import Any
 
 from foveate.core.attention import AttentionStudy
 from foveate.engine import attention_study
-from foveate.engine.attach import unwrap
+from foveate.engine.carrying import unwrap
 
 
 def attention(

@@ -22,7 +22,7 @@ from foveate.core.budget import Budget
 from foveate.core.plan import Plan, Stage
 from foveate.core.site import Site, SiteKind
 from foveate.engine import compat
-from foveate.engine.attach import Attachment
+from foveate.engine.attachment import Attachment
 from foveate.errors import FoveateError, FoveateWarning, InputError, UnsupportedModel
 from foveate.files.reading import read_json
 from foveate.files.writing import make_folder, write_file
@@ -90,16 +90,16 @@ def _check(name: str) -> None:
     layer = next(at for at in layers if any(low < at for low in full) and family.refuse_layer(config, at) is None)
     everything = _stage("random", Site(SiteKind.PRE_LLM), 1.0)
     plain = _logits(model, inputs)
-    with Attachment(model, Plan((everything,)), _text, shortcut=False):
+    with Attachment(model, Plan((everything,)), shortcut=False):
         _same(plain, _logits(model, inputs), "keeping everything changes the answer")
     attended = _stage("fastv", Site(SiteKind.LLM_LAYER, layer), 0.5)
-    with Attachment(model, Plan((attended,)), _text):
+    with Attachment(model, Plan((attended,))):
         together = _logits(model, inputs)
         for row in range(2):
             alone = _logits(model, _row(inputs, row, name, config))
             _same(together[row : row + 1], alone, "a row in a batch is not as it is alone")
     fixed = _stage("random", Site(SiteKind.PRE_LLM), 0.5)
-    with Attachment(model, Plan((fixed,)), _text) as attachment:
+    with Attachment(model, Plan((fixed,))) as attachment:
         out = _generate(model, inputs)
         _same(torch.stack(out.logits, 1), _logits(model, inputs, use_cache=False), "a cache changes the answer")
         kept = [len(entry.kept_index) < entry.medium.shape.grid_tokens for entry in attachment.trace]
@@ -167,10 +167,6 @@ def _same(found: Tensor, wanted: Tensor, what: str) -> None:
 
 def _stage(method: str, site: Site, keep: float) -> Stage:
     return Stage(site, methods.get(method)(), Budget.of_ratio(keep))
-
-
-def _text(stage: Stage) -> str:
-    return f"{stage.method.name} at {stage.site}"
 
 
 def _file() -> Path:

@@ -14,10 +14,10 @@ from foveate.api import Video
 from foveate.cli import loading
 from foveate.cli.media import Shown
 from foveate.core.layout import Medium
+from foveate.core.plan import Plan
 from foveate.core.shape import MediumShape
 from foveate.core.trace import MediumTrace, Trace
 from foveate.errors import InputError
-from foveate.spec import Plan
 from foveate.viz.parts import Moment, Part, at_moment, groups_of, is_tiled, parts_of, tile_pictures, video_parts
 
 

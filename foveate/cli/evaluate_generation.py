@@ -75,10 +75,10 @@ def generation(
     decoding: Decoding = GREEDY,
 ) -> None:
     """Compare plans on long answers: perplexity, overlap, output tokens, FLOPs without a cache, KV bytes with one."""
-    from foveate.spec import Plan
+    from foveate.spec import parse
 
-    plans = [str(Plan.parse(text)) for text in plan or _PLANS]
-    if decoding.beams > 1 and any(Plan.parse(text).gate is not None for text in plans):
+    plans = [str(parse(text)) for text in plan or _PLANS]
+    if decoding.beams > 1 and any(parse(text).gate is not None for text in plans):
         raise InputError("--beams: what a gate stored is counted for one beam; leave it out, or the gates")
     check_outputs({"--out": out}, inputs=[file, model])
     if task not in LONG_TASKS:
@@ -105,7 +105,7 @@ def generation(
     def decode(ids: Any) -> str:
         return str(processor.tokenizer.decode(ids, skip_special_tokens=True))
 
-    rows = 1 + len({text for text in plans if text != str(Plan())})
+    rows = 1 + len({text for text in plans if text != "none"})
     with Progress(
         TextColumn("{task.description}"),
         MofNCompleteColumn(),
@@ -116,7 +116,7 @@ def generation(
         bar = progress.add_task("plain", total=rows * len(chosen))
 
         def note(name: str, done: int) -> None:
-            progress.update(bar, advance=1, description=escape("plain" if name == str(Plan()) else name))
+            progress.update(bar, advance=1, description=escape("plain" if name == "none" else name))
 
         wanted = Generation(decode, score, new_tokens, decoding.options(), decoding.seed) if generate else None
         scores = evaluate(loaded, chosen, plans, wanted, step_by_step, note)

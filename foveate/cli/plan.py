@@ -18,9 +18,9 @@ if TYPE_CHECKING:  # a help text needs none of them
     from rich.console import Console
 
     from foveate.api import Video
+    from foveate.core.plan import Plan
     from foveate.cost.estimate import CostEstimate
     from foveate.families import Family
-    from foveate.spec import Plan
 
 GRID_KEEPS = (0.75, 0.5, 0.25, 0.125, 0.1)
 
@@ -54,10 +54,10 @@ def plan(
     from foveate.api.cost import default_plan, estimate, media_of, resolve_config
     from foveate.cost.estimate import grid
     from foveate.families import family_for
-    from foveate.spec import Plan
+    from foveate.spec import parse
 
     config = resolve_config(model, trust_remote_code)
-    parsed = default_plan(config) if spec is None else Plan.parse(spec)
+    parsed = default_plan(config) if spec is None else parse(spec)
     sizes = None if images is None else _sizes(images)
     sampling = media.Sampling(frames, fps, max_frames, start, end)
     if video is not None:

@@ -15,8 +15,7 @@ if TYPE_CHECKING:  # a help text needs no torch
     from PIL import Image
 
     from foveate.api import Answer, Candidate, Video
-    from foveate.core.plan import Stage
-    from foveate.spec import Plan
+    from foveate.core.plan import Plan, Stage
 
 
 @spread
@@ -42,12 +41,12 @@ def run(
     decoding: Decoding = GREEDY,
 ) -> None:
     """Answer a question about pictures and videos under a plan, and print one table of what it took."""
-    from foveate.spec import Plan
+    from foveate.spec import parse
 
     paths, question = media.split_arguments(arguments, bool(video))
     shown = media.load_all(paths, video, media.Sampling(frames, fps, max_frames, start, end))
     contents = [one.content for one in shown]
-    parsed = None if plan is None else Plan.parse(plan)
+    parsed = None if plan is None else parse(plan)
     loaded, processor = startup.load_model(model, settings)
     from foveate.api import Candidate, Video, compare, default_plan
     from foveate.cli import loading
@@ -88,7 +87,6 @@ def _controls(
     """Random, uniform and downsampling with the budget of the plan's last stage."""
     from foveate.api import Candidate
     from foveate.cli import loading
-    from foveate.spec import Plan
 
     if not plan.stages:
         return []

@@ -86,10 +86,11 @@ def view_kept(
     settings: ModelSettings = DEFAULTS,
 ) -> None:
     """Draw which visual tokens each stage of a plan keeps of each picture."""
-    paths, question = media.split_arguments(arguments, bool(video))
-    from foveate.spec import Plan
+    from foveate.spec import parse
 
-    parsed = Plan.parse(plan)
+    paths, question = media.split_arguments(arguments, bool(video))
+
+    parsed = parse(plan)
     if not parsed.stages:
         raise InputError(f"--plan {plan}: it has no stage, so it keeps everything; write a method")
     check_output_folder("--out", out, inputs=[*paths, *(video or []), model])

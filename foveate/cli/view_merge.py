@@ -40,9 +40,9 @@ def view_merge(
     settings: ModelSettings = DEFAULTS,
 ) -> None:
     """Draw for every stage what survived, what was dropped, and which region each survivor stands for: a page with a slider."""
-    from foveate.spec import Plan
+    from foveate.spec import parse
 
-    parsed = Plan.parse(plan)
+    parsed = parse(plan)
     if not parsed.stages:
         raise InputError(f"--plan {plan}: it has no stage, so there is nothing to draw; write a method")
     html = html if html is not None or png is not None else Path("merge.html")

@@ -21,7 +21,7 @@ from foveate.viz.packages import require
 if TYPE_CHECKING:  # a help text needs no torch
     from PIL import Image
 
-    from foveate.spec import Plan
+    from foveate.core.plan import Plan
     from foveate.viz.answer_text import AnswerHeading, AnswerText
 
 _PLAN = "random_gate(layer=2, keep=0.5)"
@@ -51,9 +51,9 @@ def view_text(
     settings: ModelSettings = DEFAULTS,
 ) -> None:
     """Show which tokens of an answer the layers behind a gate stored: those strong, rejected ones pale."""
-    from foveate.spec import Plan
+    from foveate.spec import parse
 
-    parsed = Plan.parse(plan)
+    parsed = parse(plan)
     if parsed.gate is None:
         raise InputError(f"--plan {plan}: no stage gates decoding, so there is nothing to show; write e.g. {_PLAN}")
     check_outputs({"--html": html, "--png": png}, inputs=[*(arguments or [])[:-1], *(video or []), model])

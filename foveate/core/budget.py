@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from decimal import Context, Decimal, InvalidOperation
 from enum import Enum
@@ -35,6 +36,10 @@ class Unit(str, Enum):
 _MAX_DECIMALS = 28
 _EXACT = Context(prec=2 * _MAX_DECIMALS)
 _MOST_TOKENS = 10**9
+_COUNT = re.compile(r"([0-9]{1,18})(tok)?")
+_THRESHOLD = re.compile(r"threshold:([0-9]*\.?[0-9]+(?:[eE]-[0-9]{1,3})?)")
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,3})?%?")
+_PERCENT = Context(prec=100)  # wide enough for every number that is not refused anyway
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,29 @@ class Budget:
             raise BudgetError(f"keep={max(self.count, -1)}: a count must be at least 1, e.g. keep=144")
         if self.threshold is not None and not 0 < self.threshold < 1:
             raise BudgetError(f"threshold:{self.threshold}: scores are probabilities, write e.g. keep=threshold:0.5")
+
+    @classmethod
+    def read(cls, text: str, rounding: Rounding = Rounding.HALF_UP) -> Budget:
+        """Read what `keep` says: 0.5, 50 %, 144, 144tok, or threshold:0.5 for a method whose scores are probabilities.
+
+        Raises:
+            BudgetError: for anything that is not a ratio in (0, 1], a percentage in (0, 100] or a count of 2 or more;
+                a bare 1 could mean all or one, so it is refused.
+        """
+        if (count := _COUNT.fullmatch(text)) is not None and (count[2] or int(count[1]) != 1):
+            return cls(count=int(count[1]), rounding=rounding)
+        if (threshold := _THRESHOLD.fullmatch(text)) is not None and 0 < float(threshold[1]) < 1:
+            return cls(threshold=float(threshold[1]), rounding=rounding)
+        if _NUMBER.fullmatch(text) is None:
+            raise BudgetError(f"keep={text}: write a ratio (0.5), a percentage (50%) or a count (144)")
+        number = Decimal(text.removesuffix("%"))
+        if text.endswith("%"):
+            number = number.scaleb(-2, _PERCENT)
+        elif number == 1 and not re.search(r"\.0", text):
+            raise BudgetError("keep=1 is ambiguous: write keep=100% (all tokens) or keep=1tok (one token)")
+        elif number > 1:
+            raise BudgetError(f"keep={text}: a ratio is at most 1 and a count is a whole number; write 0.5, 50% or 144")
+        return cls(ratio=number, rounding=rounding)
 
     @classmethod
     def of_ratio(cls, ratio: float | str | Decimal, rounding: Rounding = Rounding.HALF_UP) -> Budget:

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from foveate.core.layout import Role
 from foveate.core.selection import Selection
 from foveate.core.site import SiteKind
+from foveate.core.text import option_words
 from foveate.core.view import Observation, StepView, TokenView
 from foveate.errors import SpecError
 
 if TYPE_CHECKING:  # a cost estimate needs no torch
     from torch import Tensor
 
+    from foveate.core.budget import Budget
+    from foveate.core.plan import Stage
+
 
 @dataclass(frozen=True)
 class Method:
-    """Base of all methods. Fields are the method's options; `keep`, `layer`, `site`, `scope` belong to the stage.
+    """Base of all methods. Fields are the method's options; `keep`, `layer`, `site`, `scope` belong to the stage (see `at`).
 
     Class attributes:
         sites: the kinds of site the method can act at.
@@ -40,6 +44,42 @@ class Method:
     def name(self) -> str:
         """The name in specs, JSON and on the command line: the name of the file that defines the method."""
         return type(self).__module__.rpartition(".")[2]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.__repr__ = Method.__repr__  # type: ignore[method-assign]  # dataclasses would write one of their own
+
+    def __repr__(self) -> str:
+        return f"{self.name}({', '.join(option_words(self))})"
+
+    def at(
+        self,
+        layer: int | None = None,
+        keep: float | str | Budget | None = None,
+        *,
+        site: str | None = None,
+        point: str = "before",
+        scope: str = "medium",
+        role: str | None = None,
+        effect: str = "drop",
+        rounding: str = "half_up",
+    ) -> Stage:
+        """This method at a place of the model, with a budget: `FastV(query="text").at(layer=2, keep=0.5)`.
+
+        Args:
+            layer: before which layer the tokens are gone, counted from 0: of the decoder, or of the encoder with
+                `site="vision"`.
+            keep: what stays: a share such as 0.5, a count such as 144, or a text as in specs: "50%", "1tok",
+                "threshold:0.5". None for a method that fixes its own count.
+            site: "vision", "pre_llm", "llm" or "decode"; None for the place that `layer` alone means.
+            point, scope, role, effect, rounding: as in specs.
+
+        Raises:
+            SpecError, BudgetError, PlanError: one line that says what was given and what to write.
+        """
+        from foveate.core.placing import place
+
+        return place(self, layer, keep, site, point, scope, role, effect, rounding)
 
     def needs(self) -> tuple[Observation, ...]:
         """What the engine must measure for this method."""

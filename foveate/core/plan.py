@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from fractions import Fraction
-from typing import TypeVar
+from itertools import islice
+from typing import Any, TypeVar
 
 from foveate.core.budget import Budget, Unit
 from foveate.core.layout import Role
 from foveate.core.method import Method, StepMethod, TokenMethod
 from foveate.core.shape import MediumShape
 from foveate.core.site import Site, SiteKind
-from foveate.errors import BudgetError, PlanError
+from foveate.core.text import stage_text
+from foveate.errors import BudgetError, PlanError, SpecError
 
 _ORDER = list(SiteKind)
 
@@ -38,9 +40,12 @@ class Effect(str, Enum):
     MASK = "mask"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Stage:
-    """A site, a method and a budget. `budget` is None only for a method that fixes its own count."""
+    """A site, a method and a budget. `budget` is None only for a method that fixes its own count.
+
+    `stage | other` is a plan of both; the text of a stage is what `foveate.parse` reads back.
+    """
 
     site: Site
     method: Method
@@ -84,6 +89,15 @@ class Stage:
             raise PlanError(f"{name} works on the grid of one medium: scope=sample has no grid")
         if method.needs_grid and self.effect is Effect.MASK:
             raise PlanError(f"{name} merges tokens: effect=mask can only hide them")
+
+    def __str__(self) -> str:
+        return stage_text(self)
+
+    __repr__ = __str__
+
+    def __or__(self, other: Any) -> Plan:
+        joined: Plan = Plan((self,)) | other
+        return joined
 
     def _check_gate(self, method: StepMethod) -> None:
         name, budget = method.name, self.budget
@@ -134,9 +148,12 @@ def join_groups(groups: Sequence[Sequence[_Count]], shapes: Sequence[MediumShape
 MOST_STAGES = 1_000
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, repr=False)
 class Plan:
-    """Stages, ordered by site. An empty plan is the plain model. Plans with the same stages are equal, whatever their class."""
+    """Stages, ordered by site. An empty plan is the plain model.
+
+    `plan | other` adds the stages of a plan, a stage or a recipe; the text of a plan is what `foveate.parse` reads back.
+    """
 
     stages: tuple[Stage, ...] = ()
 
@@ -168,11 +185,33 @@ class Plan:
                 "effect=mask works alone: a masked stage keeps every token, a second stage would not see its choice"
             )
 
-    def __eq__(self, other: object) -> bool:
-        return self.stages == other.stages if isinstance(other, Plan) else NotImplemented
+    @classmethod
+    def of(cls, plan: Any) -> Plan:
+        """A plan from a plan, a stage, a recipe, or several stages.
 
-    def __hash__(self) -> int:
-        return hash(self.stages)
+        Raises:
+            SpecError: for anything else.
+        """
+        if isinstance(plan, Plan):
+            return plan
+        if isinstance(plan, Stage):
+            return cls((plan,))
+        plan = getattr(plan, "stages", plan)  # a recipe
+        stages = tuple(islice(plan, MOST_STAGES + 1)) if isinstance(plan, Iterable) and not isinstance(plan, str) else (plan,)
+        for stage in stages:
+            if not isinstance(stage, Stage):
+                raise SpecError(f"a plan is a spec string, a Plan, a recipe or Stage objects, not {type(stage).__name__}")
+        return cls(stages)
+
+    def __or__(self, other: Any) -> Plan:
+        if not (isinstance(other, (Plan, Stage)) or hasattr(other, "stages")):
+            return NotImplemented
+        return Plan((*self.stages, *Plan.of(other).stages))
+
+    def __str__(self) -> str:
+        return " | ".join(map(str, self.stages)) or "none"
+
+    __repr__ = __str__
 
     @property
     def drops(self) -> bool:

@@ -135,6 +135,21 @@ def find_class(kind: Kind, name: str) -> type:
     raise UnknownName(f"unknown {kind.word} '{name}'." + did_you_mean(name, names(kind)))
 
 
+def class_named(kind: Kind, name: str) -> type | None:
+    """The class of ours with this name, None without one: a file is called what its class is, in small letters with `_`.
+
+    Only a file whose name fits is loaded.
+    """
+    fitting = [file for file in file_names(kind.package) if file.replace("_", "") == name.lower()]
+    found = [_own_class(kind, file) for file in fitting]
+    return next((cls for cls in found if cls.__name__ == name), None)
+
+
+def class_names(kind: Kind) -> list[str]:
+    """Names of the classes of ours; loads all files."""
+    return [_own_class(kind, file).__name__ for file in file_names(kind.package)]
+
+
 def tell(kind: Kind, name: str, error: BaseException) -> None:
     """Warn once that a plugin failed later than at loading."""
     _warn(f"{_title(kind, name, entry_point_targets(kind.group)[name])}: {_said(error)}; it is left out")

@@ -22,7 +22,7 @@ from foveate.core.attention import AttentionStudy, Raters
 from foveate.core.layout import Layout, Role
 from foveate.engine import compat, observe
 from foveate.engine import layout as layouts
-from foveate.engine.attach import attachment_of
+from foveate.engine.carrying import attachment_of
 from foveate.errors import AttachError, InputError
 from foveate.families import Family, family_for
 

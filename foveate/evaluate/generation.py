@@ -19,11 +19,11 @@ from torch import Tensor
 
 from foveate.api import Attachment, attach
 from foveate.api.comparison import seeded
-from foveate.core.plan import Plan as CorePlan
+from foveate.core.plan import Plan
 from foveate.cost.conventions import dynamic_llava_layer_flops
 from foveate.cost.flops import decoder_prefill_flops, lm_head_flops
 from foveate.cost.tokens import visual_tokens_per_layer
-from foveate.engine.attach import unwrap
+from foveate.engine.carrying import unwrap
 from foveate.engine.compat import cache_in
 from foveate.engine.slot_cache import lasting_bytes, stored_bytes
 from foveate.errors import InputError
@@ -31,7 +31,7 @@ from foveate.evaluate.intervals import Mean, difference, mean_of
 from foveate.evaluate.overlap import OverlapScore
 from foveate.evaluate.reading import Reading, Rounds, read_rounds
 from foveate.families import family_for
-from foveate.spec import Plan
+from foveate.spec import as_plan, parse
 
 PLAIN = "none"
 
@@ -126,7 +126,7 @@ def evaluate(
     if not samples:
         raise InputError("no samples to evaluate")
     base = unwrap(model)
-    parsed = {str(plan): plan for plan in (Plan(), *map(Plan.parse, plans))}
+    parsed = {str(plan): plan for plan in (Plan(), *map(parse, plans))}
     for plan in parsed.values():
         with attach(base, plan):
             pass
@@ -139,13 +139,13 @@ def evaluate(
 def score_samples(
     model: Any,
     samples: Sequence[Sample],
-    plan: str | CorePlan,
+    plan: str | Plan,
     generation: Generation | None = None,
     step_by_step: bool = False,
     note: Callable[[int], None] = lambda done: None,
 ) -> list[Score]:
     """A score for each sample under one plan; arguments as of `evaluate`, `note` is called with how many samples are done."""
-    base, plan, scores = unwrap(model), Plan.of(plan), []
+    base, plan, scores = unwrap(model), as_plan(plan), []
     attachment = attach(base, plan) if plan.stages else None  # the plain model carries no hook at all
     with attachment or nullcontext():
         for sample in samples:

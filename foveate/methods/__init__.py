@@ -44,3 +44,13 @@ def get(name: str) -> type[Method]:
         PluginError: for a method of another package that cannot be used.
     """
     return registry.find_class(_KIND, name)
+
+
+def class_named(name: str) -> type[Method] | None:
+    """The class of ours with this name, such as `FastV`, or None."""
+    return registry.class_named(_KIND, name)
+
+
+def class_names() -> list[str]:
+    """Names of the classes of ours."""
+    return registry.class_names(_KIND)

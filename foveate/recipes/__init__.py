@@ -9,11 +9,11 @@ from __future__ import annotations
 import sys
 from abc import ABC, abstractmethod
 from dataclasses import MISSING, dataclass, fields, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from foveate.core import registry
 from foveate.core.budget import Budget, Rounding
-from foveate.core.plan import Stage
+from foveate.core.plan import Plan, Stage
 from foveate.errors import SpecError, did_you_mean
 
 
@@ -30,6 +30,15 @@ class Recipe(ABC):
     @abstractmethod
     def expand(self) -> tuple[Stage, ...]:
         """Return the stages in the order in which the model meets them."""
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The same, as plans have it: a recipe can be attached, and joined to others with `|`."""
+        return self.expand()
+
+    def __or__(self, other: Any) -> Plan:
+        joined: Plan = Plan(self.stages) | other
+        return joined
 
 
 def rounded(recipe: str, budgets: tuple[Budget, ...], name: str) -> tuple[Budget, ...]:
@@ -68,3 +77,13 @@ def has(name: str) -> bool:
 def get(name: str) -> type[Recipe]:
     """Return the class of a recipe, or raise UnknownName or PluginError."""
     return registry.find_class(_KIND, name)
+
+
+def class_named(name: str) -> type[Recipe] | None:
+    """The class of ours with this name, such as `Staged`, or None."""
+    return registry.class_named(_KIND, name)
+
+
+def class_names() -> list[str]:
+    """Names of the classes of ours."""
+    return registry.class_names(_KIND)

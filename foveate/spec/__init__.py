@@ -1,5 +1,5 @@
-"""Text <-> plan <-> JSON. The only room that (de)serialises plans."""
+"""Text <-> plan <-> JSON. The only room that reads and stores plans; their text is in `foveate.core.text`."""
 
-from foveate.spec.plan import Plan, stage_text
+from foveate.spec.plan import PlanLike, as_plan, from_json, load_plan, parse, save_plan, to_json
 
-__all__ = ["Plan", "stage_text"]
+__all__ = ["PlanLike", "as_plan", "from_json", "load_plan", "parse", "save_plan", "to_json"]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import foveate
-from foveate.engine.attach import unwrap
+from foveate.engine.carrying import unwrap
 from foveate.errors import UnsupportedCombination
 from foveate.train.config import NONE, RANDOM, DynamicLlavaConfig
 from foveate.train.parts import METHODS, choose_parameters, encoders, fresh_predictors, is_learned, plan_of

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from foveate.engine.attach import unwrap
+from foveate.engine.carrying import unwrap
 from foveate.errors import InputError
 from foveate.families import family_for
 from foveate.files.folders import appearing, locked

@@ -55,7 +55,7 @@ def test_report_before_any_picture_says_what_to_do(model):
 def test_plans_are_accepted_as_text_plan_stage_and_stages(model):
     stage = foveate.Stage(foveate.Site.llm_layer(2), foveate.methods.get("fastv")(), foveate.Budget.of_ratio(0.5))
     texts = []
-    for plan in ("fastv(layer=2, keep=0.5)", foveate.Plan.parse("fastv(layer=2, keep=50%)"), stage, [stage]):
+    for plan in ("fastv(layer=2, keep=0.5)", foveate.parse("fastv(layer=2, keep=50%)"), stage, [stage]):
         with foveate.attach(model, plan) as attachment:
             texts.append(str(attachment.plan))
     assert set(texts) == {"fastv(layer=2, keep=0.5)"}

@@ -12,7 +12,7 @@ from benchmarks import generation
 from benchmarks._generation_page import PAIRS, STYLES, write_page
 from foveate.demo.long_answers import LONG_TASKS
 from foveate.predictors import read_config
-from foveate.spec import Plan
+from foveate.spec import parse
 
 
 def test_every_plan_has_a_style_and_every_learned_one_its_controls() -> None:
@@ -21,7 +21,7 @@ def test_every_plan_has_a_style_and_every_learned_one_its_controls() -> None:
     assert set(plans) == set(STYLES)
     assert {*PAIRS, *(control for controls in PAIRS.values() for control in controls)} <= set(plans)
     for plan in plans.values():
-        for stage in Plan.parse(plan).stages:
+        for stage in parse(plan).stages:
             assert stage.site.layer == config.layer
 
 

@@ -15,7 +15,7 @@ from benchmarks._timing import Clock, Parts, turns
 from foveate.api import estimate
 from foveate.engine.check import check_plan
 from foveate.families import family_for
-from foveate.spec import Plan
+from foveate.spec import parse
 
 CPU = torch.device("cpu")
 
@@ -243,4 +243,4 @@ def test_encoders_have_the_published_shapes(name):
     depth = getattr(vision, "depth", None) or vision.num_hidden_layers
     assert (vision.hidden_size, vision.intermediate_size, depth) == published
     for plan in vision_encoder.PLANS[name]:
-        check_plan(Plan.parse(plan), family_for(config), config)
+        check_plan(parse(plan), family_for(config), config)

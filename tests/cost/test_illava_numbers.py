@@ -12,7 +12,7 @@ from foveate.core.shape import MediumShape
 from foveate.cost.estimate import estimate_cost
 from foveate.cost.flops import decoder_prefill_flops
 from foveate.errors import PlanError, UnsupportedCombination
-from foveate.spec import Plan
+from foveate.spec import parse
 
 IMAGE, VIDEO = "illava(preset=onevision-image)", "illava(preset=onevision-video)"
 EIGHTY = "illava(variant=v1, vit_layers=2..8, vit_keep=[649, 569, 489, 409, 329, 249, 169])"
@@ -29,7 +29,7 @@ def onevision(plan, **workload):
 
 
 def of_one_crop(plan):
-    return estimate_cost(ONEVISION, Plan.parse(plan), [ONE_CROP], 54, convention="illava-v1")
+    return estimate_cost(ONEVISION, parse(plan), [ONE_CROP], 54, convention="illava-v1")
 
 
 def steps(tokens):

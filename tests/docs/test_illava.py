@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks.illava_counts import with_table
 from foveate.recipes.illava import PRESETS
-from foveate.spec import Plan
+from foveate.spec import parse
 
 PAGE = Path(__file__).parents[2] / "docs" / "illava.md"
 TEXT = PAGE.read_text(encoding="utf-8")
@@ -21,7 +21,7 @@ def test_every_plan_on_the_page_can_be_read():
     plans = re.findall(r"illava\((?:preset|variant)=[^`\"]*\)", TEXT)
     assert len(plans) >= 4
     for plan in plans:
-        Plan.parse(plan)
+        parse(plan)
 
 
 def test_every_preset_is_listed():

@@ -9,7 +9,7 @@ import pytest
 
 from foveate.api.capability_table import packaged
 from foveate.cli.catalog import markdown_table
-from foveate.spec import Plan
+from foveate.spec import parse
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 
@@ -22,7 +22,7 @@ def test_the_family_table_is_the_generated_one():
 
 @pytest.mark.parametrize("spec", re.findall(r'"((?:fastv|random|uniform|pool|staged)\([^"]*\))"', README))
 def test_every_spec_in_quotes_can_be_read(spec):
-    Plan.parse(spec)
+    parse(spec)
 
 
 def test_the_plan_table_can_be_read():
@@ -30,7 +30,7 @@ def test_the_plan_table_can_be_read():
     assert len(specs) >= 8
     for spec in specs:
         if "(" in spec and "..." not in spec:
-            Plan.parse(spec.replace(r"\|", "|"))
+            parse(spec.replace(r"\|", "|"))
 
 
 def test_the_two_commands_come_first():

@@ -10,9 +10,9 @@ import torch
 import foveate
 from foveate import families
 from foveate.engine import observe
-from foveate.engine.attach import Attachment
+from foveate.engine.attachment import Attachment
 from foveate.engine.compat import CACHE, cache_in
-from foveate.spec import Plan, stage_text
+from foveate.spec import parse
 from tests import fake_backends, tiny
 from tests.fake_backends import FLASH, FLEX
 from tests.oracles.dense_reference import eager_attention
@@ -128,7 +128,7 @@ def test_right_padding_equals_right_padding_under_sdpa(models, family, backend):
 def test_keeping_everything_is_bit_identical(models, family, backend, batch, shortcut):
     model, inputs = models[family, backend], prompts(family, batch)
     plain = tiny.generate(model, inputs, tokens=3)
-    with Attachment(model, Plan.parse("random(site=pre_llm, keep=100%)"), stage_text, shortcut=shortcut):
+    with Attachment(model, parse("random(site=pre_llm, keep=100%)"), shortcut=shortcut):
         kept = tiny.generate(model, inputs, tokens=3)
     assert all(torch.equal(a, b) for a, b in zip(kept.logits, plain.logits, strict=True))
 

@@ -208,7 +208,7 @@ def test_8_the_answer_s_predictor_works_and_trains_without_the_picture_s(path, p
     assert abs(plain - gated) > MATTERS
     with foveate.attach(model.train(), TEXT_ONLY.format(path=path), mode="soft") as attachment:
         attachment.soft.least_answer = 0
-        (module,) = attachment._hooks.modules.values()
+        (module,) = attachment.modules.values()
         module.requires_grad_(True)
         model(**inputs).loss.backward()
         assert not attachment.soft.image_shares and len(attachment.soft.text_shares) == 3
@@ -237,7 +237,7 @@ def test_9_predictors_train_alone(path):
     with foveate.attach(model, PLAN.format(path=path), mode="soft") as attachment:
         assert {name for name, _ in model.named_modules()} == names, "nothing of ours is a part of the model"
         attachment.soft.least_answer = 0
-        ours = [p for module in attachment._hooks.modules.values() for p in module.requires_grad_(True).train().parameters()]
+        ours = [p for module in attachment.modules.values() for p in module.requires_grad_(True).train().parameters()]
         before = [parameter.detach().clone() for parameter in ours]
         optimizer = torch.optim.SGD(ours, lr=0.01)
         torch.manual_seed(0)
@@ -264,7 +264,7 @@ def test_half_precision_decides_validates_and_trains(path, dtype):
             attachment.soft.least_answer = 100
             torch.manual_seed(0)
             attachment.soft.tau = 1.0
-            modules = [module.requires_grad_(True).train() for module in attachment._hooks.modules.values()]
+            modules = [module.requires_grad_(True).train() for module in attachment.modules.values()]
             loss = one(**some).loss
             loss.backward()
             losses.append(float(loss.detach()))

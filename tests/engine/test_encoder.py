@@ -15,10 +15,10 @@ import foveate
 from foveate import families
 from foveate.core.trace import MediumTrace, Trace
 from foveate.engine import compat, observe
-from foveate.engine.attach import Attachment
+from foveate.engine.attachment import Attachment
 from foveate.errors import PlanError, UnsupportedCombination
 from foveate.families import family_for
-from foveate.spec import Plan, stage_text
+from foveate.spec import parse
 from tests import tiny
 from tests.conftest import TRANSFORMERS
 from tests.oracles.dense_reference import dense_reference
@@ -248,9 +248,9 @@ def test_b_g_a_shorter_encoder_equals_a_masked_one(cases, plan, name, backend):
 @pytest.mark.parametrize("shortcut", [True, False])
 def test_a_keeping_everything_is_bit_identical(cases, name, shortcut):
     case = case_of(cases, name, "sdpa")
-    plan = Plan.parse("random(site=vision, layer=1, keep=100%) | tome(site=vision, layer=2, keep=100%, proportional=on)")
+    plan = parse("random(site=vision, layer=1, keep=100%) | tome(site=vision, layer=2, keep=100%, proportional=on)")
     plain = tiny.generate(case.model, case.inputs)
-    with Attachment(case.model, plan, stage_text, shortcut=shortcut) as attachment:
+    with Attachment(case.model, plan, shortcut=shortcut) as attachment:
         kept = tiny.generate(case.model, case.inputs)
         for entry in attachment.trace.media:
             assert len(entry.kept_index) == entry.medium.shape.grid_tokens

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 import foveate
 from foveate.core.selection import Selection
 from foveate.engine import compat, decoder
-from foveate.engine.attach import Attachment
+from foveate.engine.attachment import Attachment
 from foveate.engine.compat import cache_in
-from foveate.spec import Plan, stage_text
+from foveate.spec import parse
 from tests import tiny
 from tests.engine.test_encoder import deeper, siglip_llava
 from tests.oracles.dense_reference import decoder_layers
@@ -109,9 +109,9 @@ def test_1_every_frame_of_a_video_counts():
 
 
 def test_2_the_causal_mask_stays_where_nothing_is_merged(case):
-    plan = Plan.parse(recipe(vit_keep="[100%]", llm_keep="[100%, 100%]"))
+    plan = parse(recipe(vit_keep="[100%]", llm_keep="[100%, 100%]"))
     plain = tiny.generate(case.model, case.inputs)
-    with Attachment(case.model, plan, stage_text, shortcut=False):
+    with Attachment(case.model, plan, shortcut=False):
         kept = tiny.generate(case.model, case.inputs)
     assert all(torch.equal(a, b) for a, b in zip(kept.logits, plain.logits, strict=True))
 

@@ -7,10 +7,10 @@ import torch
 
 import foveate
 from foveate.core.selection import Selection
-from foveate.engine.attach import Attachment
+from foveate.engine.attachment import Attachment
 from foveate.engine.cache import SlotLayer
 from foveate.engine.compat import cache_in
-from foveate.spec import Plan, stage_text
+from foveate.spec import parse
 from tests import tiny
 from tests.oracles.controls import pool_matrix
 from tests.spies import alive_columns, layer_calls, real, state_of
@@ -167,10 +167,10 @@ def test_invariant_5_another_row_changes_nothing(model_of, family):
 @pytest.mark.parametrize("shortcut", [True, False])
 def test_invariant_7_keeping_everything_is_bit_identical(model_of, family, shortcut):
     model, inputs = model_of(family), prompts(family)
-    plan = Plan.parse("random(site=pre_llm, keep=100%) | fastv(layer=2, keep=100%)")
+    plan = parse("random(site=pre_llm, keep=100%) | fastv(layer=2, keep=100%)")
     plain = tiny.generate(model, inputs)
     before = state_of(model)
-    with Attachment(model, plan, stage_text, shortcut=shortcut):
+    with Attachment(model, plan, shortcut=shortcut):
         kept = tiny.generate(model, inputs)
     assert state_of(model) == before
     assert all(torch.equal(a, b) for a, b in zip(kept.logits, plain.logits, strict=True))

@@ -159,4 +159,4 @@ def test_the_predictor_takes_the_number_format_of_the_states(trained):
     inputs["pixel_values"] = inputs["pixel_values"].to(torch.bfloat16)
     with foveate.attach(model, PLANS[0].format(path=trained("llava"))) as attachment:
         answers(model, inputs)
-        assert {p.dtype for module in attachment._hooks.modules.values() for p in module.parameters()} == {torch.bfloat16}
+        assert {p.dtype for module in attachment.modules.values() for p in module.parameters()} == {torch.bfloat16}

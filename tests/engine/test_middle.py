@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 import foveate
-from foveate.engine.attach import Attachment
+from foveate.core.plan import Plan
+from foveate.engine.attachment import Attachment
 from foveate.errors import PlanError, UnsupportedCombination
 from foveate.recipes.illava import Illava
-from foveate.spec import Plan, stage_text
+from foveate.spec import from_json, parse
 from tests import tiny
 from tests.engine.test_encoder import LOGITS, Case, case_of, stage_of
 from tests.spies import settled_state, state_of
@@ -88,9 +89,9 @@ def test_b_g_blocks_equal_their_halves_by_hand(cases, plan, name, backend):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_merging_nothing_is_bit_identical(cases, name, shortcut):
     case = case_of(cases, name, "sdpa")
-    plan = Plan.parse("random(site=vision, layer=1, point=mid, keep=100%) | tome(site=vision, layer=2, point=mid, keep=100%)")
+    plan = parse("random(site=vision, layer=1, point=mid, keep=100%) | tome(site=vision, layer=2, point=mid, keep=100%)")
     plain = tiny.generate(case.model, case.inputs)
-    with Attachment(case.model, plan, stage_text, shortcut=shortcut):
+    with Attachment(case.model, plan, shortcut=shortcut):
         kept = tiny.generate(case.model, case.inputs)
     assert all(torch.equal(a, b) for a, b in zip(kept.logits, plain.logits, strict=True))
 
@@ -127,14 +128,14 @@ def test_the_mlp_in_between_is_counted_at_its_length():
 def test_the_recipe_takes_the_authors_place_and_the_text_reads_back():
     plan = Plan(Illava(preset="onevision-image", point="mid").expand())
     assert all("point=mid" in str(plan).split(" | ")[number] for number in range(4))
-    assert Plan.parse(str(plan)) == plan and Plan.from_json(plan.to_json()) == plan
+    assert parse(str(plan)) == plan and from_json(plan.to_json()) == plan
 
 
 def test_places_that_have_no_middle_are_refused():
     with pytest.raises(PlanError, match="point=mid is the middle of the encoder block below"):
-        Plan.parse("random(site=vision, layer=0, point=mid, keep=0.5)")
+        parse("random(site=vision, layer=0, point=mid, keep=0.5)")
     with pytest.raises(PlanError, match="point=mid is the middle"):
-        Plan.parse("fastv(layer=2, point=mid, keep=0.5)")
+        parse("fastv(layer=2, point=mid, keep=0.5)")
     for family in ("internvl", "qwen2_5_vl"):
         with pytest.raises(UnsupportedCombination, match="are not split between attention and MLP"):
             foveate.attach(tiny.tiny_model(family), "random(site=vision, layer=1, point=mid, keep=0.5)")

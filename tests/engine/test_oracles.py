@@ -15,8 +15,8 @@ from torch import Tensor
 
 import foveate
 from foveate.core.trace import Trace
-from foveate.engine.attach import Attachment
-from foveate.spec import Plan, stage_text
+from foveate.engine.attachment import Attachment
+from foveate.spec import parse
 from tests import tiny
 from tests.oracles.controls import pool_matrices, uniform_kept
 from tests.oracles.dense_reference import dense_reference, eager_attention
@@ -89,12 +89,12 @@ def test_a_keeping_everything_is_bit_identical(models, family, backend, batch, p
     model = models[family, backend]
     maker = tiny.Maker(family)
     inputs = maker.inputs(tiny.ragged_rows(maker, batch))
-    everything = Plan.parse(
+    everything = parse(
         plan_for(plan, family).replace("0.3", "100%").replace("0.6", "100%").replace("0.5", "100%").replace("0.4", "100%")
     )
     plain = tiny.generate(model, inputs)
     plain_logits = model(**inputs).logits.detach()
-    with Attachment(model, everything, stage_text, shortcut=shortcut):
+    with Attachment(model, everything, shortcut=shortcut):
         kept = tiny.generate(model, inputs)
         logits = model(**inputs).logits.detach()
     assert torch.equal(kept.sequences, plain.sequences)

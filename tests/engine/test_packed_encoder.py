@@ -13,10 +13,10 @@ from torch import Tensor, nn
 import foveate
 from foveate import families
 from foveate.core.trace import MediumTrace, Trace
-from foveate.engine.attach import Attachment
+from foveate.engine.attachment import Attachment
 from foveate.errors import PlanError, UnsupportedCombination
 from foveate.families import family_for
-from foveate.spec import Plan, stage_text
+from foveate.spec import parse
 from tests import tiny
 from tests.engine.test_encoder import stage_of
 from tests.oracles.dense_reference import dense_reference
@@ -207,9 +207,9 @@ def test_the_named_ratio_is_the_one_that_comes_out(cases, family):
 @pytest.mark.parametrize("shortcut", [True, False])
 def test_a_keeping_everything_is_bit_identical(cases, family, shortcut):
     case = case_of(cases, family, "sdpa", "video")
-    plan = Plan.parse("random(site=vision, layer=1, keep=100%) | tome(site=vision, layer=2, keep=100%)")
+    plan = parse("random(site=vision, layer=1, keep=100%) | tome(site=vision, layer=2, keep=100%)")
     plain = tiny.generate(case.model, case.inputs)
-    with Attachment(case.model, plan, stage_text, shortcut=shortcut):
+    with Attachment(case.model, plan, shortcut=shortcut):
         kept = tiny.generate(case.model, case.inputs)
     assert all(torch.equal(a, b) for a, b in zip(kept.logits, plain.logits, strict=True))
 

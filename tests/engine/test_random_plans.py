@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import foveate
-from foveate.engine.attach import Attachment
-from foveate.spec import Plan, stage_text
+from foveate.engine.attachment import Attachment
+from foveate.spec import parse
 from tests import tiny
 from tests.oracles.dense_reference import dense_reference
 from tests.spies import alive_columns, real
@@ -64,7 +64,7 @@ def batches(draw: st.DrawFn, family: str, side: str | None = None) -> tuple[list
 
 
 def stage_layers(plan: str) -> list[int]:
-    return [stage.site.decoder_layer for stage in Plan.parse(plan).stages]
+    return [stage.site.decoder_layer for stage in parse(plan).stages]
 
 
 @pytest.mark.pairs
@@ -122,6 +122,6 @@ def test_a_random_plans_that_keep_everything_are_bit_identical(family, data):
     for keep in ("keep=0.2", "keep=0.5", "keep=90%", "keep=1tok", "keep=7"):
         everything = everything.replace(keep, "keep=100%")
     plain = model(**inputs).logits.detach()
-    with torch.no_grad(), Attachment(model, Plan.parse(everything), stage_text, shortcut=data.draw(st.booleans())):
+    with torch.no_grad(), Attachment(model, parse(everything), shortcut=data.draw(st.booleans())):
         logits = model(**inputs).logits
     assert torch.equal(logits[real(inputs)], plain[real(inputs)])

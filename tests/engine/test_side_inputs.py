@@ -12,14 +12,13 @@ import foveate
 from foveate import families
 from foveate.core.budget import Budget
 from foveate.core.method import ScoreMethod
-from foveate.core.plan import Plan as CorePlan
-from foveate.core.plan import Stage
+from foveate.core.plan import Plan, Stage
 from foveate.core.site import Site
 from foveate.core.view import TokenView
-from foveate.engine.attach import Attachment
+from foveate.engine.attachment import Attachment
 from foveate.engine.projection import Alive
 from foveate.engine.side_inputs import add_features
-from foveate.spec import Plan, stage_text
+from foveate.spec import parse
 from tests import tiny
 from tests.oracles.dense_reference import dense_reference
 from tests.spies import alive_columns, layer_calls, real
@@ -42,7 +41,7 @@ def prompts(family: str = STACKED) -> dict[str, torch.Tensor]:
 
 
 def layers_of(plan: str) -> list[int]:
-    return [stage.site.decoder_layer for stage in Plan.parse(plan).stages]
+    return [stage.site.decoder_layer for stage in parse(plan).stages]
 
 
 @torch.no_grad()
@@ -52,7 +51,7 @@ def test_captured_states_are_the_plain_model_s_when_all_is_kept(model_of, plan):
     plain = model(**inputs, output_hidden_states=True).hidden_states
     for ratio in ("0.5", "0.6", "0.7", "0.8"):
         plan = plan.replace(f"keep={ratio}", "keep=100%")
-    with Attachment(model, Plan.parse(plan), stage_text, shortcut=False):
+    with Attachment(model, parse(plan), shortcut=False):
         captured = model(**inputs, output_hidden_states=True).hidden_states
     assert all(torch.equal(a[real(inputs)], b[real(inputs)]) for a, b in zip(captured, plain, strict=True))
 
@@ -91,10 +90,10 @@ def test_a_stage_sees_the_features_that_were_added_before_it(model_of, layer):
     model, inputs = model_of(STACKED), prompts()
     # Alone, the model itself adds all that belongs in front of the stage.
     alone, behind = (Stage(Site.llm_layer(layer), Loudest(), Budget.of_ratio(0.5)) for _ in range(2))
-    (everything,) = Plan.parse("uniform(layer=1, keep=100%)").stages
+    (everything,) = parse("uniform(layer=1, keep=100%)").stages
     logits = []
     for stages in ((alone,), (everything, behind)):
-        with Attachment(model, CorePlan(stages), str, shortcut=False):
+        with Attachment(model, Plan(stages), str, shortcut=False):
             logits.append(model(**inputs).logits)
     assert torch.equal(*logits)
     assert all(torch.equal(a, b) for a, b in zip(alone.method.seen, behind.method.seen, strict=True))
@@ -206,7 +205,7 @@ def test_asking_for_the_last_logits_alone_gives_the_last_of_all_logits(model_of,
     ]
     inputs = maker.inputs(rows, side)
     for plan in ("uniform(layer=2, keep=0.4)", "uniform(layer=2, keep=100%)"):
-        with Attachment(model, Plan.parse(plan), stage_text, shortcut=False):
+        with Attachment(model, parse(plan), shortcut=False):
             every, some = model(**inputs).logits[:, -last:], model(**inputs, logits_to_keep=last).logits
         seen = real(inputs)[:, -last:]
         assert float((every - some)[seen].abs().max()) < LOGITS

@@ -118,7 +118,7 @@ def test_gradients_reach_the_predictors_and_the_layers_below(path, family):
     model = tiny.tiny_model(family).train()
     attachment = foveate.attach(model, PLAN.format(path=path(family)), mode="soft")
     attachment.soft.least_answer = 0
-    modules = attachment._hooks.modules
+    modules = attachment.modules
     for module in modules.values():
         module.requires_grad_(True).train()
     torch.manual_seed(0)
@@ -176,13 +176,13 @@ def test_a_batch_of_short_and_long_answers_has_gradients(path):
     model = tiny.tiny_model("llava").train()
     with foveate.attach(model, PLAN.format(path=path("llava")), mode="soft") as attachment:
         attachment.soft.least_answer = 5
-        for module in attachment._hooks.modules.values():
+        for module in attachment.modules.values():
             module.requires_grad_(True).train()
         # Rows of 4, 5 and 7 tokens, the short one last: what was decided for a row must not depend on the rows behind it.
         (
             model(**{name: value.flip(0) for name, value in text_batch().items()}).loss + attachment.soft.penalty(0.4, 0.5)
         ).backward()
-        text = next(module for stage, module in attachment._hooks.modules.items() if stage is attachment.plan.gate)
+        text = next(module for stage, module in attachment.modules.items() if stage is attachment.plan.gate)
         assert float(next(text.parameters()).grad.abs().max()) > 0
 
 
@@ -202,7 +202,7 @@ def test_random_draws_keep_as_many_and_leave_the_modules_aside(path, training):
     with foveate.attach(model, PLAN.format(path=path("llava")), mode="soft") as attachment:
         soft_mode = attachment.soft
         soft_mode.draw, soft_mode.least_answer, soft_mode.text_keep = "chance", 0, 0.5
-        for module in attachment._hooks.modules.values():
+        for module in attachment.modules.values():
             module.forward = None  # calling it would fail
         losses = []
         for seed in (0, 0, 1):

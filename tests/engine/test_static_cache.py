@@ -10,11 +10,11 @@ from transformers.generation import CompileConfig
 import foveate
 from foveate import families
 from foveate.engine import static_cache
-from foveate.engine.attach import Attachment
+from foveate.engine.attachment import Attachment
 from foveate.engine.compat import CACHE, cache_in
 from foveate.engine.static_cache import StaticSlots
 from foveate.errors import UnsupportedCombination
-from foveate.spec import Plan, stage_text
+from foveate.spec import parse
 from tests import fake_backends, tiny
 
 LOGITS = 2e-4  # fp32 sums in another order, logits of size 10
@@ -63,9 +63,9 @@ def test_static_equals_dynamic(model_of, family, backend, batch, plan):
 def test_keeping_everything_is_bit_identical_in_a_static_cache(model_of, family, batch):
     model, inputs = model_of(family), prompts(family, batch)
     plain = tiny.generate(model, inputs, cache_implementation="static")
-    everything = Plan.parse("random(site=pre_llm, keep=100%)")
+    everything = parse("random(site=pre_llm, keep=100%)")
     for shortcut in (True, False):
-        with Attachment(model, everything, stage_text, shortcut=shortcut):
+        with Attachment(model, everything, shortcut=shortcut):
             kept = tiny.generate(model, inputs, cache_implementation="static")
         assert torch.equal(kept.sequences, plain.sequences)
         assert tiny.greatest_difference(kept, plain) == 0

@@ -15,10 +15,10 @@ from foveate.core.selection import Selection
 from foveate.core.view import TokenView
 from foveate.engine import encoder as encoder_hooks
 from foveate.engine import prefill
-from foveate.engine.attach import Attachment
+from foveate.engine.attachment import Attachment
 from foveate.errors import FoveateWarning, InputError, UnsupportedCombination
 from foveate.families import llava_next
-from foveate.spec import Plan, stage_text
+from foveate.spec import parse
 from tests import tiny
 from tests.oracles.dense_reference import dense_reference
 from tests.oracles.tiled_encoder import (
@@ -191,9 +191,9 @@ def test_later_stages_know_how_many_patches_a_token_stands_for(case_of, asked, m
 @pytest.mark.parametrize("how", ["", ", proportional=on", ", point=mid"])
 def test_a_keeping_everything_is_bit_identical(case_of, name, shortcut, how):
     case = case_of(name)
-    plan = Plan.parse(f"random(site=vision, layer=1, keep=100%) | tome(site=vision, layer=2, keep=100%{how})")
+    plan = parse(f"random(site=vision, layer=1, keep=100%) | tome(site=vision, layer=2, keep=100%{how})")
     plain = tiny.generate(case.model, case.inputs)
-    with Attachment(case.model, plan, stage_text, shortcut=shortcut) as attachment:
+    with Attachment(case.model, plan, shortcut=shortcut) as attachment:
         kept = tiny.generate(case.model, case.inputs)
         for entry in attachment.trace:
             everything = torch.eye(entry.medium.shape.grid_tokens)

@@ -16,7 +16,7 @@ from foveate.convert.config import check_official, predictor_config
 from foveate.errors import FoveateError
 from foveate.predictors import IMAGE, TEXT
 from foveate.predictors.files import CONFIG, read_config
-from foveate.spec import Plan
+from foveate.spec import from_json, load_plan, parse
 from tests import tiny
 from tests.convert import official
 from tests.trained import random_predictors
@@ -31,7 +31,7 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=8,
 )
-PLAN = Plan.parse("random(site=pre_llm, keep=0.3, rounding=ceil) | fastv(layer=2, keep=144) | stride_gate(layer=3, keep=0.5)")
+PLAN = parse("random(site=pre_llm, keep=0.3, rounding=ceil) | fastv(layer=2, keep=144) | stride_gate(layer=3, keep=0.5)")
 WORDS = "fastv random uniform staged illava none layer keep site K R ratio rounding half_even pre_llm 0.5 2 50% 1 nan 0..9999"
 PIECES = st.sampled_from([*WORDS.split(), *"()[],=|'\" \n\x00", "[" * 50, "9" * 50]) | st.text(max_size=3)
 SPECS = st.lists(PIECES, max_size=40).map("".join)
@@ -48,9 +48,9 @@ def one_line(read: Any) -> Any:
 
 
 def check_spec(text: str) -> None:
-    plan = one_line(lambda: Plan.parse(text))
+    plan = one_line(lambda: parse(text))
     if plan is not None:
-        assert Plan.parse(str(plan)) == plan and Plan.from_json(plan.to_json()) == plan
+        assert parse(str(plan)) == plan and from_json(plan.to_json()) == plan
 
 
 def places(value: Any, so_far: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -80,9 +80,9 @@ def changes_of(data: Any) -> Any:
 
 def check_plan(changes: Any) -> None:
     data = with_changes(PLAN.to_json(), changes)
-    plan = one_line(lambda: Plan.from_json(data))
+    plan = one_line(lambda: from_json(data))
     if plan is not None:
-        assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+        assert from_json(json.loads(json.dumps(plan.to_json()))) == plan
 
 
 @given(SPECS)
@@ -116,7 +116,7 @@ def test_any_plan_in_json_is_read_or_refused_at_once_many_times(changes):
 def test_any_file_is_a_plan_or_refused(tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "plan.json"
     path.write_bytes(content)
-    one_line(lambda: Plan.load(path))
+    one_line(lambda: load_plan(path))
 
 
 @pytest.fixture(scope="module")

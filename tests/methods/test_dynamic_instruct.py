@@ -10,7 +10,7 @@ from foveate.core.plan import Stage
 from foveate.core.view import TokenView
 from foveate.errors import BudgetError
 from foveate.methods.dynamic_instruct import DynamicInstruct
-from foveate.spec import Plan
+from foveate.spec import parse
 from tests.methods.test_dynamic_text import predictor
 from tests.oracles.dynamic import dynamic_instruct_kept
 
@@ -26,8 +26,8 @@ def test_the_choice_is_the_twin_s(threshold):
 
 
 def test_it_acts_on_the_instruction_and_takes_a_threshold_only():
-    (stage,) = Plan.parse("dynamic_instruct(layer=2, keep=threshold:0.5, path=x/y)").stages
+    (stage,) = parse("dynamic_instruct(layer=2, keep=threshold:0.5, path=x/y)").stages
     assert isinstance(stage, Stage) and stage.role is Role.INSTRUCT
     for keep in ("0.5", "12"):
         with pytest.raises(BudgetError, match="write keep=threshold"):
-            Plan.parse(f"dynamic_instruct(layer=2, keep={keep}, path=x/y)")
+            parse(f"dynamic_instruct(layer=2, keep={keep}, path=x/y)")

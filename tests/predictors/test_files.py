@@ -10,7 +10,7 @@ import torch
 import foveate
 from foveate.errors import InputError, SpecError
 from foveate.predictors.files import CONFIG, IMAGE, TEXT, WEIGHTS, read_config
-from foveate.spec import Plan
+from foveate.spec import from_json, parse
 from tests import tiny
 from tests.trained import config_for, random_predictors
 
@@ -24,7 +24,7 @@ def test_what_is_written_is_read_back(model, tmp_path):
     path, modules = random_predictors(tmp_path, model)
     assert read_config(path) == config_for(model)
     with foveate.attach(model, f"dynamic_llava(path='{path}')") as attachment:
-        built = attachment._hooks.modules
+        built = attachment.modules
         assert [stage.method.name for stage in built] == ["dynamic_image", "dynamic_text"]
         for module, name in zip(built.values(), (IMAGE, TEXT), strict=True):
             for key, value in modules[name].state_dict().items():
@@ -34,12 +34,12 @@ def test_what_is_written_is_read_back(model, tmp_path):
 
 def test_the_recipe_takes_layer_and_rates_from_the_file(model, tmp_path):
     path, _ = random_predictors(tmp_path, model, layer=3, keep=0.4)
-    assert str(Plan.parse(f"dynamic_llava(path='{path}')")) == (
+    assert str(parse(f"dynamic_llava(path='{path}')")) == (
         f'dynamic_image(layer=3, keep=0.4, rounding=floor, path="{path}") | dynamic_text(layer=3, path="{path}")'
     )
-    chosen = Plan.parse(f"dynamic_llava(path='{path}', keep=threshold:0.5, text=off)")
+    chosen = parse(f"dynamic_llava(path='{path}', keep=threshold:0.5, text=off)")
     assert str(chosen) == f'dynamic_image(layer=3, keep=threshold:0.5, path="{path}")'
-    assert Plan.parse(str(chosen)) == chosen and Plan.from_json(chosen.to_json()) == chosen
+    assert parse(str(chosen)) == chosen and from_json(chosen.to_json()) == chosen
 
 
 @pytest.mark.parametrize(
@@ -49,12 +49,12 @@ def test_the_recipe_keeps_as_many_tokens_as_the_authors_program(model, tmp_path,
     assert int(patches * keep) == kept
     path, _ = random_predictors(tmp_path, model, keep=keep)
     for words in ("", f", keep={keep}", ", rounding=floor"):
-        stage = Plan.parse(f"dynamic_llava(path='{path}', text=off{words})").stages[0]
+        stage = parse(f"dynamic_llava(path='{path}', text=off{words})").stages[0]
         assert stage.kept_of(patches, None) == kept
-    stage = Plan.parse(f"dynamic_llava(path='{path}', text=off, rounding=half_up)").stages[0]
+    stage = parse(f"dynamic_llava(path='{path}', text=off, rounding=half_up)").stages[0]
     assert stage.kept_of(patches, None) == int(patches * keep + 0.5)
     with pytest.raises(SpecError, match=r"dynamic_llava\(rounding=flor\) is not known. Did you mean 'floor'"):
-        Plan.parse(f"dynamic_llava(path='{path}', rounding=flor)")
+        parse(f"dynamic_llava(path='{path}', rounding=flor)")
 
 
 def test_predictors_of_another_model_are_refused(model, tmp_path):
@@ -78,7 +78,7 @@ def test_predictors_of_another_width_are_refused_always(model, tmp_path):
 def test_a_missing_predictor_is_named(model, tmp_path):
     path, _ = random_predictors(tmp_path, model, text_keep=None)
     with pytest.raises(InputError, match="no predictor for answers: write text=off"):
-        Plan.parse(f"dynamic_llava(path='{path}')")
+        parse(f"dynamic_llava(path='{path}')")
     with pytest.raises(InputError, match="output_text_score_predictor: it was trained without"):
         foveate.attach(model, f"dynamic_text(layer=2, path='{path}')")
 
@@ -107,11 +107,11 @@ def test_broken_files_are_refused_in_one_line(model, tmp_path):
 
 def test_without_a_path_nothing_is_attached(model):
     with pytest.raises(SpecError, match="needs trained predictors"):
-        Plan.parse("dynamic_llava()")
+        parse("dynamic_llava()")
     with pytest.raises(InputError, match="write path=folder"):
         foveate.attach(model, "dynamic_text(layer=2)")
     with pytest.raises(InputError, match=r"holds no predictors\.json"):
-        Plan.parse("dynamic_llava(path='./nowhere')")
+        parse("dynamic_llava(path='./nowhere')")
 
 
 def test_the_demo_model_s_own_predictors_are_a_word_away():

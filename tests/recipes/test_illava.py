@@ -8,14 +8,14 @@ import foveate
 from foveate.core.site import SiteKind
 from foveate.errors import SpecError, UnknownName
 from foveate.recipes.illava import PRESETS, PUBLISHED, SCALED, _scaled
-from foveate.spec import Plan, stage_text
+from foveate.spec import parse
 
 
 def counts(plan: str, patches: int, kind: SiteKind, unit: int = 1) -> list[int]:
     """Tokens behind each stage of a kind."""
     left = patches // unit
     found = []
-    for stage in Plan.parse(plan).stages:
+    for stage in parse(plan).stages:
         if stage.site.kind is kind:
             whole = stage.budget is not None and stage.budget.count is not None
             left = stage.kept_of(left * unit, None) // unit if whole else stage.kept_of(left, None)
@@ -27,8 +27,8 @@ def test_onevision_counts_are_those_of_the_paper() -> None:
     plan = "illava(preset=onevision-image)"
     assert counts(plan, 729, SiteKind.VISION_LAYER) == [637, 545, 453, 361]
     assert counts(plan, 361, SiteKind.LLM_LAYER) == [253]
-    assert [stage.site.layer for stage in Plan.parse(plan).stages] == [6, 7, 8, 9, 8]
-    assert [stage.site.layer for stage in Plan.parse("illava(preset=onevision-video)").stages] == [4, 5, 6, 7, 2]
+    assert [stage.site.layer for stage in parse(plan).stages] == [6, 7, 8, 9, 8]
+    assert [stage.site.layer for stage in parse("illava(preset=onevision-video)").stages] == [4, 5, 6, 7, 2]
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_qwen2_vl_counts_are_those_of_the_authors_program(patches: int, inside: 
     plan = "illava(preset=qwen2-vl-7b)"
     assert counts(plan, patches, SiteKind.VISION_LAYER, unit=4) == inside
     assert counts(plan, inside[-1] // 4, SiteKind.LLM_LAYER) == behind
-    assert [stage.site.layer for stage in Plan.parse(plan).stages] == [13, 14, 15, 16, 6, 7, 8]
+    assert [stage.site.layer for stage in parse(plan).stages] == [13, 14, 15, 16, 6, 7, 8]
 
 
 def test_qwen3_vl_counts_are_rounded_as_in_the_authors_program() -> None:
@@ -59,7 +59,7 @@ def test_qwen3_vl_counts_are_rounded_as_in_the_authors_program() -> None:
     assert left[0] == round(75 * 0.9) == 68  # 67.5, to even
     assert counts("illava(preset=qwen3-vl-8b, rounding=floor)", 75, SiteKind.LLM_LAYER)[0] == 67
     with pytest.raises(SpecError, match="Did you mean 'half_even'"):
-        Plan.parse("illava(preset=qwen3-vl-8b, rounding=half-even)")
+        parse("illava(preset=qwen3-vl-8b, rounding=half-even)")
 
 
 def test_qwen3_vl_counts_are_the_nominal_ones() -> None:
@@ -84,7 +84,7 @@ def test_qwen3_vl_counts_are_the_nominal_ones() -> None:
     ],
 )
 def test_presets_of_ours_follow_onevision_by_depth(name: str, inside: list[int], kept: list[int], behind: int) -> None:
-    stages = Plan.parse(f"illava(preset={name})").stages
+    stages = parse(f"illava(preset={name})").stages
     assert [stage.site.layer for stage in stages] == [*(layer + 1 for layer in inside), behind]
     assert [stage.budget.count for stage in stages[:4] if stage.budget] == kept
     assert {stage.method.name for stage in stages} == {"illava_v1"}
@@ -104,33 +104,33 @@ def test_a_preset_fits_the_model_it_is_named_after() -> None:
 
 @pytest.mark.parametrize(("only", "layers"), [("vit", [6, 7, 8, 9]), ("llm", [8])])
 def test_each_part_of_a_preset_can_run_alone(only: str, layers: list[int]) -> None:
-    stages = Plan.parse(f"illava(preset=onevision-image, only={only})").stages
+    stages = parse(f"illava(preset=onevision-image, only={only})").stages
     assert [stage.site.layer for stage in stages] == layers
 
 
 @pytest.mark.parametrize("options", ["variant=v1, ramp=even", "variant=v2, mode=2", "variant=v2, mode=1, query=all"])
 def test_every_option_reaches_the_stages(options: str) -> None:
-    plan = Plan.parse(f"illava({options}, vit_layers=5..6, vit_keep=[0.9, 0.9], llm_layers=8, llm_keep=144)")
+    plan = parse(f"illava({options}, vit_layers=5..6, vit_keep=[0.9, 0.9], llm_layers=8, llm_keep=144)")
     text = options.partition(", ")[2]
     assert len(plan.stages) == 3
-    assert all(text in stage_text(stage) for stage in plan.stages)
+    assert all(text in str(stage) for stage in plan.stages)
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_stores_its_stages_and_reads_them_back(name: str) -> None:
-    plan = Plan.parse(f"illava(preset={name})")
-    assert Plan.parse(str(plan)) == plan
+    plan = parse(f"illava(preset={name})")
+    assert parse(str(plan)) == plan
     assert "preset" not in str(plan)
 
 
 def test_words_change_a_preset() -> None:
-    plan = Plan.parse("illava(preset=qwen2-vl-2b, variant=partition, vit_layers=[3, 4], vit_keep=[0.5, 0.5])")
+    plan = parse("illava(preset=qwen2-vl-2b, variant=partition, vit_layers=[3, 4], vit_keep=[0.5, 0.5])")
     assert [stage.method.name for stage in plan.stages] == ["partition", "partition"]
     assert [stage.site.layer for stage in plan.stages] == [4, 5]
 
 
 def test_variants_are_methods_with_their_options() -> None:
-    plan = Plan.parse("illava(variant=v2, recycle=0.1, partners=3, llm_layers=8, llm_keep=0.7)")
+    plan = parse("illava(variant=v2, recycle=0.1, partners=3, llm_layers=8, llm_keep=0.7)")
     (stage,) = plan.stages
     assert (stage.method.name, stage.method.recycle, stage.method.partners) == ("illava_v2", 0.1, 3)  # type: ignore[attr-defined]
 
@@ -150,7 +150,7 @@ def test_variants_are_methods_with_their_options() -> None:
 )
 def test_what_cannot_be_meant_is_refused(plan: str, error: type[Exception], said: str) -> None:
     with pytest.raises(error, match=said):
-        Plan.parse(plan)
+        parse(plan)
 
 
 def test_the_estimate_counts_whole_squares_of_patches() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from foveate import methods, recipes
 from foveate.errors import FoveateError, PlanError, SpecError, UnknownName
-from foveate.spec import Plan
+from foveate.spec import as_plan, parse
 
 REFUSALS = {
     # what stays
@@ -129,7 +129,7 @@ REFUSALS = {
 @pytest.mark.parametrize(("text", "words"), REFUSALS.items(), ids=list(REFUSALS))
 def test_a_spec_that_cannot_be_meant_gets_one_line_that_helps(text, words):
     with pytest.raises(FoveateError) as caught:
-        Plan.parse(text)
+        parse(text)
     message = str(caught.value)
     assert words in message
     assert "\n" not in message
@@ -137,12 +137,12 @@ def test_a_spec_that_cannot_be_meant_gets_one_line_that_helps(text, words):
 
 def test_the_methods_named_for_the_place_before_the_llm_act_there():
     with pytest.raises(FoveateError) as caught:
-        Plan.parse("fastv(layer=0, keep=0.5)")
+        parse("fastv(layer=0, keep=0.5)")
     able = str(caught.value).partition("a method that can: ")[2].partition(", e.g. ")[0].split(", ")
     assert able == ["pool", "random", "tome", "uniform"]
     for name in able:
-        Plan.parse(f"{name}(site=pre_llm{'' if name == 'pool' else ', keep=0.5'})")
-    Plan.parse(str(caught.value).partition("e.g. ")[2])
+        parse(f"{name}(site=pre_llm{'' if name == 'pool' else ', keep=0.5'})")
+    parse(str(caught.value).partition("e.g. ")[2])
 
 
 HUGE = {
@@ -178,7 +178,7 @@ HUGE = {
 def test_any_text_is_refused_at_once_in_one_short_line(text):
     begin = time.process_time()
     with pytest.raises(FoveateError) as caught:
-        Plan.parse(text)
+        parse(text)
     assert time.process_time() - begin < 1
     message = str(caught.value)
     assert len(message) < 1_100 and message.isprintable()
@@ -187,17 +187,17 @@ def test_any_text_is_refused_at_once_in_one_short_line(text):
 @pytest.mark.parametrize("text", [None, 3, b"none", ["none"]])
 def test_what_is_no_text_is_refused(text):
     with pytest.raises(SpecError, match="a spec is a text such as"):
-        Plan.parse(text)
+        parse(text)
 
 
 def test_stages_without_end_are_no_plan():
-    stage = Plan.parse("random(site=pre_llm, keep=0.5)").stages[0]
+    stage = parse("random(site=pre_llm, keep=0.5)").stages[0]
     with pytest.raises(PlanError, match="a plan has at most 1000"):
-        Plan.of(itertools.repeat(stage))
+        as_plan(itertools.repeat(stage))
 
 
 def test_an_unknown_method_lists_methods_and_recipes():
     with pytest.raises(UnknownName) as caught:
-        Plan.parse("zzz(keep=0.5)")
+        parse("zzz(keep=0.5)")
     known = str(caught.value).partition("Known: ")[2].rstrip(".").split(", ")
     assert set(known) == {*methods.names(), *recipes.names(), "none"}

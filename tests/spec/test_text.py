@@ -7,15 +7,14 @@ from decimal import Decimal
 import pytest
 
 from foveate.core.budget import Budget, Rounding
-from foveate.core.plan import Effect, Scope, Stage
-from foveate.core.plan import Plan as CorePlan
+from foveate.core.plan import Effect, Plan, Scope, Stage
 from foveate.core.site import Site
 from foveate.errors import SpecError
 from foveate.methods.fastv import FastV
 from foveate.methods.pool import Pool
 from foveate.methods.random import Random
 from foveate.methods.uniform import Uniform
-from foveate.spec import Plan
+from foveate.spec import as_plan, from_json, parse
 from foveate.spec.grammar import Bare, parse_calls
 from foveate.spec.words import read_budget
 
@@ -23,36 +22,36 @@ HALF = Budget.of_ratio(0.5)
 
 
 def test_a_stage():
-    assert Plan.parse("fastv(layer=2, keep=0.5)").stages == (Stage(Site.llm_layer(2), FastV(), HALF),)
+    assert parse("fastv(layer=2, keep=0.5)").stages == (Stage(Site.llm_layer(2), FastV(), HALF),)
 
 
 def test_stages_are_joined():
-    assert Plan.parse("random(site=pre_llm, keep=144, seed=3) | uniform(layer=4, keep=50%, scope=sample)").stages == (
+    assert parse("random(site=pre_llm, keep=144, seed=3) | uniform(layer=4, keep=50%, scope=sample)").stages == (
         Stage(Site.pre_llm(), Random(3), Budget.of_count(144)),
         Stage(Site.llm_layer(4), Uniform(), HALF, scope=Scope.SAMPLE),
     )
 
 
 def test_every_reserved_word():
-    plan = Plan.parse("fastv(site=llm, layer=2, keep=0.1, rounding=floor, scope=frame, role=visual, effect=mask)")
+    plan = parse("fastv(site=llm, layer=2, keep=0.1, rounding=floor, scope=frame, role=visual, effect=mask)")
     budget = Budget.of_ratio(0.1, Rounding.FLOOR)
     assert plan.stages == (Stage(Site.llm_layer(2), FastV(), budget, Scope.FRAME, effect=Effect.MASK),)
 
 
 def test_options_of_methods():
-    plan = Plan.parse("fastv(layer=2, keep=0.5, query=window:16, rope=off, topk='window:4')")
+    plan = parse("fastv(layer=2, keep=0.5, query=window:16, rope=off, topk='window:4')")
     assert plan.stages[0].method == FastV("window:16", False, "window:4")
-    assert Plan.parse("pool(site=pre_llm, size=3)").stages == (Stage(Site.pre_llm(), Pool(3)),)
+    assert parse("pool(site=pre_llm, size=3)").stages == (Stage(Site.pre_llm(), Pool(3)),)
 
 
 @pytest.mark.parametrize("word", ["on", "true", "True", "ON"])
 def test_switches(word):
-    assert Plan.parse(f"fastv(layer=2, keep=0.5, rope={word})") == Plan.parse("fastv(layer=2, keep=0.5)")
+    assert parse(f"fastv(layer=2, keep=0.5, rope={word})") == parse("fastv(layer=2, keep=0.5)")
 
 
 @pytest.mark.parametrize("text", ["none", " none "])
 def test_none_is_the_plain_model(text):
-    assert Plan.parse(text) == Plan()
+    assert parse(text) == Plan()
     assert str(Plan()) == "none"
 
 
@@ -99,39 +98,39 @@ def test_values():
 
 
 def test_a_recipe_expands_and_its_stages_are_what_is_stored():
-    plan = Plan.parse("staged(method=uniform, layers=[8, 16, 24], keep=[50%, 0.5, 144])")
+    plan = parse("staged(method=uniform, layers=[8, 16, 24], keep=[50%, 0.5, 144])")
     assert str(plan) == "uniform(layer=8, keep=0.5) | uniform(layer=16, keep=0.5) | uniform(layer=24, keep=144)"
-    assert Plan.parse(str(plan)) == plan
+    assert parse(str(plan)) == plan
 
 
 def test_the_rounding_of_the_authors_programs_has_a_name():
     half_even = Budget.of_ratio(0.5, Rounding.HALF_EVEN)
-    assert Plan.parse("fastv(layer=2, keep=0.5, rounding=half_even)").stages == (Stage(Site.llm_layer(2), FastV(), half_even),)
-    staged = Plan.parse("staged(layers=[2, 8], keep=[0.5, 144], rounding=half_even)")
+    assert parse("fastv(layer=2, keep=0.5, rounding=half_even)").stages == (Stage(Site.llm_layer(2), FastV(), half_even),)
+    staged = parse("staged(layers=[2, 8], keep=[0.5, 144], rounding=half_even)")
     assert [stage.budget for stage in staged.stages] == [half_even, Budget.of_count(144)]
-    assert Plan.parse(str(staged)) == staged and Plan.from_json(staged.to_json()) == staged
+    assert parse(str(staged)) == staged and from_json(staged.to_json()) == staged
     assert [stage.kept_of(49, None) for stage in staged.stages] == [24, 49]
 
 
 def test_a_recipe_stands_among_stages():
-    plan = Plan.parse("uniform(site=pre_llm, keep=0.5) | staged(layers=2..3, keep=[0.5, 0.25])")
+    plan = parse("uniform(site=pre_llm, keep=0.5) | staged(layers=2..3, keep=[0.5, 0.25])")
     assert [str(stage.site) for stage in plan.stages] == ["pre_llm", "llm(2)", "llm(3)"]
     assert [stage.method for stage in plan.stages[1:]] == [FastV(), FastV()]
 
 
 def test_the_canonical_text_leaves_defaults_out():
     text = "fastv( keep = 50.0% , query = last, rope=on, layer=2, scope=medium, effect=drop, role=visual, rounding=half_up )"
-    assert str(Plan.parse(text)) == "fastv(layer=2, keep=0.5)"
+    assert str(parse(text)) == "fastv(layer=2, keep=0.5)"
 
 
 def test_everything_that_is_a_plan_is_accepted():
-    plan = Plan.parse("fastv(layer=2, keep=0.5)")
-    for same in (str(plan), plan, CorePlan(plan.stages), plan.stages[0], plan.stages, list(plan.stages), iter(plan.stages)):
-        assert Plan.of(same) == plan
-        assert isinstance(Plan.of(same), Plan)
+    plan = parse("fastv(layer=2, keep=0.5)")
+    for same in (str(plan), plan, Plan(plan.stages), plan.stages[0], plan.stages, list(plan.stages), iter(plan.stages)):
+        assert as_plan(same) == plan
+        assert isinstance(as_plan(same), Plan)
 
 
 @pytest.mark.parametrize("wrong", [None, 3, ["fastv(layer=2, keep=0.5)"], [None]])
 def test_what_is_no_plan_is_refused(wrong):
     with pytest.raises(SpecError, match="a plan is a spec string, a Plan or Stage objects, not"):
-        Plan.of(wrong)
+        as_plan(wrong)

@@ -74,14 +74,20 @@ assert "torch" not in sys.modules and "transformers" not in sys.modules
 for package in (foveate, foveate.api):
     assert set(package.__all__) <= set(dir(package))
     for name in package.__all__:
-        assert callable(getattr(package, name)) or name in ("__version__", "methods"), name
+        assert callable(getattr(package, name)) or name in ("__version__", "methods", "recipes"), name
+    try:
+        package.Nothing
+    except AttributeError:
+        pass
     try:
         package.nothing
     except AttributeError as error:
         assert "has no attribute 'nothing'" in str(error)
     else:
         raise AssertionError
-from foveate import attach
+from foveate import FastV, Staged, attach
+from foveate.methods.fastv import FastV as fastv
+assert FastV is fastv is foveate.FastV and {"FastV", "Staged"} <= set(dir(foveate))
 from foveate.api.attachment import attach as same
 assert attach is same is foveate.attach is foveate.api.attach
 assert foveate.attention is foveate.api.attention and callable(foveate.api.compare)
@@ -99,6 +105,6 @@ def test_type_checkers_see_the_same_names_as_programs(package):
     tree = ast.parse(Path(package.__file__).read_text(encoding="utf-8"))
     (guard,) = [node for node in tree.body if isinstance(node, ast.If)]
     typed = {alias.name for node in guard.body for alias in node.names}
-    (table,) = [node for node in ast.walk(guard.orelse[-1]) if isinstance(node, ast.Dict)]
+    (table,) = [node for node in ast.walk(tree) if isinstance(node, ast.Dict)]
     assert typed == {key.value for key in table.keys} <= set(package.__all__)
-    assert not any(importlib.util.find_spec(f"{package.__name__}.{name}") for name in typed - {"methods"})
+    assert not any(importlib.util.find_spec(f"{package.__name__}.{name}") for name in typed - {"methods", "recipes"})

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import update_wrapper
-from threading import RLock
 from typing import Any
-from weakref import WeakKeyDictionary, ref
+from weakref import ref
 
 from torch import Tensor, nn
 
@@ -18,88 +16,17 @@ from foveate.core.trace import Trace
 from foveate.engine import compat, conversation, observe
 from foveate.engine.activity import Activity
 from foveate.engine.base import base_model
+from foveate.engine.carrying import ATTACHED, CHANGING, attachment_of, refuse_carried
 from foveate.engine.check import check_plan
 from foveate.engine.conversation import Conversation
+from foveate.engine.generating import NO_COPY, Generate
 from foveate.engine.hooks import Hooks
+from foveate.engine.report import Report, estimate_of, report_of
 from foveate.engine.soft import SoftMode
-from foveate.errors import AttachError, FoveateError, InputError, UnsupportedCombination
+from foveate.errors import AttachError, InputError
 from foveate.families import family_for
 
-# Caches that generate() makes by name and that can hold fewer slots than columns.
-_CACHES = ("dynamic", "static", "quantized")
-# Older names of these that stand in published checkpoints.
-_OLD_NAMES = (None, "dynamic_full", "hybrid", "hybrid_chunked", "sliding_window")
 _MOST_TRACES = 1_000_000
-
-# Which models carry a plan. Weak on both sides, for an attachment holds its model: a model is freed like any other.
-_attached: WeakKeyDictionary[nn.Module, ref[Attachment]] = WeakKeyDictionary()
-# Attaching and detaching change a model's hooks: one thread at a time.
-_changing = RLock()
-
-
-def attachment_of(model: nn.Module) -> Attachment | None:
-    """The attachment that a model carries, if any."""
-    known = _attached.get(model)
-    return None if known is None else known()
-
-
-def unwrap(model: Any) -> nn.Module:
-    """The Hugging Face model inside a pipeline or a PEFT wrapper.
-
-    Raises:
-        AttachError: for a compiled model, or something that holds no model.
-    """
-    if hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None:
-        raise AttachError("the model is compiled already: attach first, compile afterwards")
-    if hasattr(model, "get_base_model"):  # PeftModel
-        return unwrap(model.get_base_model())
-    if not isinstance(model, nn.Module) and isinstance(getattr(model, "model", None), nn.Module):  # pipeline
-        return unwrap(model.model)
-    if not hasattr(model, "config") and isinstance(getattr(model, "module", None), nn.Module):  # DDP and its like
-        raise AttachError(f"{type(model).__name__} wraps a model: attach to the model first, then wrap it")
-    if not isinstance(model, nn.Module) or not hasattr(model, "config"):
-        raise AttachError(f"attach takes a Hugging Face model, a pipeline or a PeftModel, not {type(model).__name__}")
-    if any(getattr(part, "_compiled_call_impl", None) is not None or hasattr(part, "_orig_mod") for part in model.modules()):
-        raise AttachError("a part of the model is compiled already: attach first, compile afterwards")
-    return model
-
-
-_NO_COPY = (
-    "this model carries a plan: detach it before copying or pickling it (save_pretrained works as it is), the copy would run "
-    "the original's hooks"
-)
-
-
-class _Generate:
-    """generate() of one model instance, inside a conversation."""
-
-    def __init__(self, attachment: Attachment, generate: Any) -> None:
-        self._attachment, self._generate = attachment, generate
-        update_wrapper(self, generate)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        attachment = self._attachment
-        talk = attachment._conversation_for(args, kwargs)
-        with _changing:  # not while another thread changes hooks
-            running = attachment._activity.generating()
-        token = conversation.push(talk)
-        try:
-            return self._generate(*args, **kwargs)
-        except Exception as error:
-            if not isinstance(error, FoveateError):
-                attachment._hooks.prompts.explain(talk)
-            raise
-        finally:
-            conversation.pop(token)
-            talk.let_go()
-            attachment._hooks.settle()
-            attachment._activity.over(running)
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        raise AttachError(_NO_COPY)
-
-    def __deepcopy__(self, memo: Any) -> Any:
-        raise AttachError(_NO_COPY)
 
 
 def _checked(modules: Any) -> dict[str, nn.Module]:
@@ -109,23 +36,6 @@ def _checked(modules: Any) -> dict[str, nn.Module]:
     if not isinstance(modules, Mapping) or not all(isinstance(module, nn.Module) for module in modules.values()):
         raise AttachError("modules is a dict: the name of a learned method, and a torch module for it")
     return dict(modules)
-
-
-def _refuse_carried(model: nn.Module) -> None:
-    """Refuse a model that carries a plan, or whose modules do through another model."""
-    known = attachment_of(model)
-    if known is not None:
-        raise AttachError(f"this model already carries the plan '{known}': detach it first, or use attachment.using(plan)")
-    own: set[nn.Module] | None = None
-    for other in [carried() for carried in _attached.values()]:
-        if other is None or other.model is model:
-            continue
-        own = set(model.modules()) if own is None else own
-        if own & other._hooks.hooked:
-            raise AttachError(
-                f"this model shares modules with another {type(other.model).__name__} that carries the plan '{other}': detach "
-                "that one first"
-            )
 
 
 class Attachment:
@@ -140,23 +50,23 @@ class Attachment:
         self,
         model: nn.Module,
         plan: Plan,
-        describe: Callable[[Stage], str],
         keep_traces: int = 1,
         shortcut: bool = True,
         soft: SoftMode | None = None,
         modules: Mapping[str, nn.Module] | None = None,
+        read: Callable[[Any], Plan] = Plan.of,
     ) -> None:
         """Attach.
 
         Args:
             model: a Hugging Face model (see `unwrap`).
             plan: the plan.
-            describe: gives the canonical text of a stage.
             keep_traces: how many past conversations to remember.
             shortcut: skip stages that keep everything. False sends them through gather, projection and slot cache, to
                 prove that those change nothing.
             soft: keep every token, for training learned methods.
             modules: by name of a learned method, the module to use instead of the one that it would build.
+            read: makes a plan of what `using` is given.
 
         Raises:
             AttachError, UnsupportedModel, PlanError, UnsupportedCombination: before anything was touched.
@@ -166,20 +76,20 @@ class Attachment:
         self.model, self.plan = model, plan
         self.family = family_for(model.config)
         compat.refuse_broken(self.family)
-        self._describe, self._shortcut, self.soft, self._given = describe, shortcut, soft, _checked(modules)
+        self._read, self._shortcut, self.soft, self._given = read, shortcut, soft, _checked(modules)
         self._conversations: deque[Conversation] = deque(maxlen=keep_traces)
         self._installed = False
         self._own_generate: Any = None  # a generate that somebody else put on the instance
         self._activity = Activity()
-        with _changing:
-            _refuse_carried(model)
+        with CHANGING:
+            refuse_carried(model)
             self._hooks = self._make_hooks(plan)
             self._install(self._hooks)
-            _attached[model] = ref(self)
+            ATTACHED[model] = ref(self)
 
     def _make_hooks(self, plan: Plan) -> Hooks:
         probes = check_plan(plan, self.family, self.model.config)
-        texts = {stage: self._describe(stage) for stage in plan.stages}
+        texts = {stage: str(stage) for stage in plan.stages}
         learned = [(stage, stage.method) for stage in plan.stages if isinstance(stage.method, LearnedMethod)]
         modules = {stage: self._given.get(method.name) or self._build(method) for stage, method in learned}
         try:
@@ -229,26 +139,7 @@ class Attachment:
         generate = self.model.generate
         self._own_generate = self.model.__dict__.get("generate")
 
-        self.model.__dict__["generate"] = _Generate(self, generate)
-
-    def _conversation_for(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Conversation:
-        inputs = dict(kwargs)
-        if args and "input_ids" not in inputs:
-            inputs["input_ids"] = args[0]
-        if inputs.get("inputs") is not None:
-            inputs["input_ids"] = inputs["inputs"]
-        ids, embeds = inputs.get("input_ids"), inputs.get("inputs_embeds")
-        prompt = ids if ids is not None else embeds
-        configs = (inputs.get("generation_config"), getattr(self.model, "generation_config", None))
-        kinds = [inputs.get("cache_implementation"), *(getattr(config, "cache_implementation", None) for config in configs)]
-        kind = next((kind for kind in kinds if kind is not None), None)
-        if kind not in (*_CACHES, *_OLD_NAMES) and self.plan.stages:
-            raise UnsupportedCombination(
-                f"cache_implementation='{kind}' cannot hold a pruned cache: use {', '.join(_CACHES)}, or detach the plan"
-            )
-        if prompt is None:
-            return Conversation(self)  # generate itself says what is missing
-        return Conversation(self, inputs=inputs, prompt_length=prompt.shape[1])
+        self.model.__dict__["generate"] = Generate(self, generate)
 
     def detach(self) -> None:
         """Take everything back. Calling it twice does nothing. Calls that other threads are running end first.
@@ -256,10 +147,10 @@ class Attachment:
         Raises:
             AttachError: within a forward call of the model.
         """
-        with self._activity.settled(_changing):
+        with self._activity.settled(CHANGING):
             if self.is_attached:
                 self._uninstall(self._hooks)
-                del _attached[self.model]
+                del ATTACHED[self.model]
                 observe.disable(self)
 
     def __enter__(self) -> Attachment:
@@ -281,33 +172,34 @@ class Attachment:
     @contextmanager
     def disabled(self) -> Iterator[None]:
         """The plain model inside the block: no hook is left, so that a comparison is honest."""
-        with self._activity.settled(_changing):
+        with self._swapped(self.plan, None):
+            yield
+
+    @contextmanager
+    def using(self, plan: Any) -> Iterator[Attachment]:
+        """Another plan inside the block, for one call or a comparison: all that `attach` takes as a plan."""
+        other = self._read(plan)
+        with self._swapped(other, lambda: self._make_hooks(other)):
+            yield self
+
+    @contextmanager
+    def _swapped(self, plan: Plan, make: Callable[[], Hooks] | None) -> Iterator[None]:
+        """Other hooks inside the block, or none; those of before come back behind it."""
+        with self._activity.settled(CHANGING):
             self._require_attached()
-            was_installed, hooks = self._installed, self._hooks
+            before, hooks, was_installed = self.plan, self._hooks, self._installed
+            other = None if make is None else make()
             self._uninstall(hooks)
+            if other is not None:
+                self.plan, self._hooks = plan, other
+                self._install(other)
         try:
             yield
         finally:
-            with self._activity.settled(_changing):
-                if was_installed and self.is_attached:
-                    self._install(hooks)
-
-    @contextmanager
-    def _replaced(self, plan: Plan) -> Iterator[Attachment]:
-        """Another plan inside the block."""
-        with self._activity.settled(_changing):
-            self._require_attached()
-            before, hooks, was_installed = self.plan, self._hooks, self._installed
-            other = self._make_hooks(plan)
-            self._uninstall(hooks)
-            self.plan, self._hooks = plan, other
-            self._install(other)
-        try:
-            yield self
-        finally:
-            with self._activity.settled(_changing):
-                self._uninstall(other)
-                self.plan, self._hooks = before, hooks
+            with self._activity.settled(CHANGING):
+                if other is not None:
+                    self._uninstall(other)
+                    self.plan, self._hooks = before, hooks
                 if was_installed and self.is_attached:
                     self._install(hooks)
 
@@ -367,11 +259,25 @@ class Attachment:
         """The traces of the last conversations, oldest first; `attach(..., keep_traces=n)` says how many."""
         return tuple(talk.trace for talk in self._conversations)
 
+    @property
+    def modules(self) -> Mapping[Stage, nn.Module]:
+        """The modules of the plan's learned methods, by their stage; empty for a plan without any."""
+        return self._hooks.modules
+
+    def report(self) -> Report:
+        """Visual tokens, FLOPs and KV bytes of the last conversation, theory and measured.
+
+        Raises:
+            AttachError: if nothing that the plan acts on has passed the model yet.
+        """
+        return report_of(self.model, self.family, self.plan, self.last)
+
     def __reduce__(self) -> Any:
-        raise AttachError(_NO_COPY)
+        raise AttachError(NO_COPY)
 
     def __repr__(self) -> str:
-        return f"<{self} on {type(self.model).__name__}{'' if self.is_attached else ', detached'}>"
+        return f"<{self.plan} on {type(self.model).__name__}{'' if self.is_attached else ', detached'}>"
 
     def __str__(self) -> str:
-        return " | ".join(self._describe(stage) for stage in self.plan.stages) or "none"
+        estimate = estimate_of(self.model, self.family, self.plan, self._conversations[-1]) if self._conversations else None
+        return str(self.plan) if estimate is None else f"{self.plan}: {estimate.summary()}"

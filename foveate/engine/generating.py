@@ -1,0 +1,75 @@
+"""generate() of a model that carries a plan: one conversation from its arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import update_wrapper
+from typing import TYPE_CHECKING, Any
+
+from foveate.engine import conversation
+from foveate.engine.carrying import CHANGING
+from foveate.engine.conversation import Conversation
+from foveate.errors import AttachError, FoveateError, UnsupportedCombination
+
+if TYPE_CHECKING:
+    from foveate.engine.attachment import Attachment
+
+# Caches that generate() makes by name and that can hold fewer slots than columns.
+_CACHES = ("dynamic", "static", "quantized")
+# Older names of these that stand in published checkpoints.
+_OLD_NAMES = (None, "dynamic_full", "hybrid", "hybrid_chunked", "sliding_window")
+NO_COPY = (
+    "this model carries a plan: detach it before copying or pickling it (save_pretrained works as it is), the copy would run "
+    "the original's hooks"
+)
+
+
+class Generate:
+    """generate() of one model instance, inside a conversation."""
+
+    def __init__(self, attachment: Attachment, generate: Any) -> None:
+        self._attachment, self._generate = attachment, generate
+        update_wrapper(self, generate)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        attachment = self._attachment
+        talk = self._conversation(args, kwargs)
+        with CHANGING:  # not while another thread changes hooks
+            running = attachment._activity.generating()
+        token = conversation.push(talk)
+        try:
+            return self._generate(*args, **kwargs)
+        except Exception as error:
+            if not isinstance(error, FoveateError):
+                attachment._hooks.prompts.explain(talk)
+            raise
+        finally:
+            conversation.pop(token)
+            talk.let_go()
+            attachment._hooks.settle()
+            attachment._activity.over(running)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise AttachError(NO_COPY)
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        raise AttachError(NO_COPY)
+
+    def _conversation(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Conversation:
+        inputs = dict(kwargs)
+        if args and "input_ids" not in inputs:
+            inputs["input_ids"] = args[0]
+        if inputs.get("inputs") is not None:
+            inputs["input_ids"] = inputs["inputs"]
+        ids, embeds = inputs.get("input_ids"), inputs.get("inputs_embeds")
+        prompt = ids if ids is not None else embeds
+        configs = (inputs.get("generation_config"), getattr(self._attachment.model, "generation_config", None))
+        kinds = [inputs.get("cache_implementation"), *(getattr(config, "cache_implementation", None) for config in configs)]
+        kind = next((kind for kind in kinds if kind is not None), None)
+        if kind not in (*_CACHES, *_OLD_NAMES) and self._attachment.plan.stages:
+            raise UnsupportedCombination(
+                f"cache_implementation='{kind}' cannot hold a pruned cache: use {', '.join(_CACHES)}, or detach the plan"
+            )
+        if prompt is None:
+            return Conversation(self._attachment)  # generate itself says what is missing
+        return Conversation(self._attachment, inputs=inputs, prompt_length=prompt.shape[1])
