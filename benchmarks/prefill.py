@@ -33,7 +33,7 @@ from foveate.cost.estimate import CostEstimate
 from foveate.cost.flops import attention_flops
 from foveate.engine.check import check_plan
 from foveate.engine.compat import cache_in
-from foveate.engine.slot_cache import stored_bytes
+from foveate.engine.cache_kinds import stored_bytes
 from foveate.errors import FoveateError
 from foveate.families import family_for
 from foveate.spec import parse

@@ -45,7 +45,7 @@ def state_of(model: nn.Module) -> dict[str, Any]:
         "attributes": {name: sorted(vars(module)) for name, module in modules.items()},
         "configs": {name: id(module.config) for name, module in modules.items() if hasattr(module, "config")},
         "config": model.config.to_dict(),
-        "context": (len(forward._passes.get()), len(conversation._open.get()), labels._travelling.get() is None),
+        "context": (len(forward._running.get()), len(conversation._open.get()), labels._travelling.get() is None),
     }
 
 

@@ -19,7 +19,7 @@ from foveate.core.plan import Plan
 from foveate.cost.estimate import CostEstimate
 from foveate.engine.carrying import unwrap
 from foveate.engine.compat import cache_in
-from foveate.engine.slot_cache import lasting_bytes, stored_bytes
+from foveate.engine.cache_kinds import lasting_bytes, stored_bytes
 from foveate.errors import InputError
 from foveate.families import family_for
 from foveate.spec import as_plan

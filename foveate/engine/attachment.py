@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from foveate.core.learned import LearnedMethod
 from foveate.core.plan import Plan, Stage
 from foveate.core.trace import Trace
-from foveate.engine import compat, conversation, observe
+from foveate.engine import compat, observe
 from foveate.engine.activity import Activity
 from foveate.engine.base import base_model
 from foveate.engine.carrying import ATTACHED, CHANGING, attachment_of, refuse_carried
 from foveate.engine.check import check_plan
-from foveate.engine.conversation import Conversation
+from foveate.engine.conversation import Conversation, close_block, open_block
 from foveate.engine.generating import NO_COPY, Generate
 from foveate.engine.hooks import Hooks
 from foveate.engine.report import Report, estimate_of, report_of
@@ -89,7 +89,6 @@ class Attachment:
 
     def _make_hooks(self, plan: Plan) -> Hooks:
         probes = check_plan(plan, self.family, self.model.config)
-        texts = {stage: str(stage) for stage in plan.stages}
         learned = [(stage, stage.method) for stage in plan.stages if isinstance(stage.method, LearnedMethod)]
         modules = {stage: self._given.get(method.name) or self._build(method) for stage, method in learned}
         try:
@@ -98,7 +97,6 @@ class Attachment:
                 self.model,
                 self.family,
                 plan,
-                texts,
                 probes,
                 self._shortcut,
                 self._remember,
@@ -115,9 +113,9 @@ class Attachment:
     def _build(self, method: LearnedMethod) -> nn.Module:
         return method.build(base_model(self.model, self.family))
 
-    def _remember(self, talk: Conversation) -> None:
-        if not any(known is talk for known in self._conversations):
-            self._conversations.append(talk)
+    def _remember(self, conversation: Conversation) -> None:
+        if not any(known is conversation for known in self._conversations):
+            self._conversations.append(conversation)
 
     def _install(self, hooks: Hooks) -> None:
         compat.forget_compiled(self.model)
@@ -213,12 +211,12 @@ class Attachment:
         self._require_attached()
         if prompt_length is not None and (not isinstance(prompt_length, int) or prompt_length < 1):
             raise InputError(f"prompt_length={prompt_length!r}: write the number of prompt columns, at least 1")
-        talk = Conversation(self, prompt_length=prompt_length)
-        token = conversation.push(talk)
+        conversation = Conversation(self, prompt_length=prompt_length)
+        token = open_block(conversation)
         try:
-            yield talk
+            yield conversation
         finally:
-            conversation.pop(token)
+            close_block(token)
 
     def _require_attached(self) -> None:
         if not self.is_attached:
@@ -257,7 +255,7 @@ class Attachment:
     @property
     def traces(self) -> tuple[Trace, ...]:
         """The traces of the last conversations, oldest first; `attach(..., keep_traces=n)` says how many."""
-        return tuple(talk.trace for talk in self._conversations)
+        return tuple(conversation.trace for conversation in self._conversations)
 
     @property
     def modules(self) -> Mapping[Stage, nn.Module]:

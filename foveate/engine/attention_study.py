@@ -20,7 +20,7 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from foveate.core.attention import AttentionStudy, Raters
 from foveate.core.layout import Layout, Role
-from foveate.engine import compat, observe
+from foveate.engine import attention_rows, compat, observe
 from foveate.engine import layout as layouts
 from foveate.engine.carrying import attachment_of
 from foveate.errors import AttachError, InputError
@@ -166,7 +166,7 @@ class _Meter:
         batch, keys = query.shape[0], key.shape[2]
         last = torch.full((batch, 1), query.shape[2] - 1, device=query.device)
         mask = _within(mask, window, batch, keys, query.device)
-        row = observe.attention_rows(query, key, mask, last, torch.ones_like(last, dtype=torch.bool), scaling, softcap)
+        row = attention_rows.attention_rows(query, key, mask, last, torch.ones_like(last, dtype=torch.bool), scaling, softcap)
         raters = Raters.INSTRUCTION if self.columns == self.prompt.width else Raters.OUTPUT
         if raters is Raters.OUTPUT:
             row = row * self.live.to(row.device)[:, None, None]

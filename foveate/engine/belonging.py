@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveate.engine import compat, conversation
-from foveate.engine.conversation import Conversation
+from foveate.engine import compat
+from foveate.engine.conversation import Conversation, open_conversation
 
 
 def conversation_of(owner: object, call: Mapping[str, Any], source: Tensor) -> Conversation:
     """The conversation of a call with these arguments, whose ids or embeddings are `source`."""
-    open_one, cache = conversation.current(owner), compat.cache_of(call)
+    open_one, cache = open_conversation(owner), compat.cache_of(call)
     if open_one is None:
         return Conversation(owner)
     for known in (open_one, *open_one.nested):
@@ -36,26 +36,26 @@ def conversation_of(owner: object, call: Mapping[str, Any], source: Tensor) -> C
     return other
 
 
-def settle(talk: Conversation, output: Any) -> None:
+def settle(conversation: Conversation, output: Any) -> None:
     """Note the cache that a call without one was given, behind the call. A call that has none is forgotten."""
-    if talk.outer is not None and not talk.has_cache:
+    if conversation.outer is not None and not conversation.has_cache:
         cache = compat.cache_in(output)
         if cache is None:
-            talk.outer.nested.remove(talk)
+            conversation.outer.nested.remove(conversation)
         else:
-            talk.hold(cache)
+            conversation.hold(cache)
 
 
-def _belongs(talk: Conversation, cache: Any, source: Tensor) -> bool:
+def _belongs(conversation: Conversation, cache: Any, source: Tensor) -> bool:
     """Whether a call with a cache that nobody knows, or without one, is of the conversation that is open."""
-    if not talk.inputs:  # opened by hand, for the calls in its block
+    if not conversation.inputs:  # opened by hand, for the calls in its block
         return True
-    if talk.has_cache:
+    if conversation.has_cache:
         return False
-    given = compat.cache_of(talk.inputs)
+    given = compat.cache_of(conversation.inputs)
     if given is not None or cache is not None:
         return given is None or given is cache
-    return talk.seen is None or _begins_with(talk.inputs, source)
+    return conversation.seen is None or _begins_with(conversation.inputs, source)
 
 
 def _begins_with(inputs: Mapping[str, Any], source: Tensor) -> bool:

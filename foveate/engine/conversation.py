@@ -101,7 +101,7 @@ class Conversation:
 _open: ContextVar[tuple[Conversation, ...]] = ContextVar("foveate_conversations", default=())
 
 
-def current(owner: object) -> Conversation | None:
+def open_conversation(owner: object) -> Conversation | None:
     """The innermost open conversation of an attachment in this context."""
     for conversation in reversed(_open.get()):
         if conversation.owner is owner:
@@ -109,11 +109,11 @@ def current(owner: object) -> Conversation | None:
     return None
 
 
-def push(conversation: Conversation) -> Any:
-    """Open a conversation; returns the token for `pop`."""
+def open_block(conversation: Conversation) -> Any:
+    """Open a conversation; returns the token for `close_block`."""
     return _open.set((*_open.get(), conversation))
 
 
-def pop(token: Any) -> None:
-    """Close what `push` opened."""
+def close_block(token: Any) -> None:
+    """Close what `open_block` opened."""
     _open.reset(token)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -12,13 +11,15 @@ from torch import Tensor, nn
 
 from foveate.core.plan import Stage
 from foveate.engine import compat, entrance, forward, labels, prefill
-from foveate.engine.cache import Announcement, SlotLayer
+from foveate.engine.cache_kinds import slot_layer
+from foveate.engine.compiled import in_compiled_step, uncompiled
 from foveate.engine.forward import Pass
 from foveate.engine.gate import Gate
 from foveate.engine.instruct import run_instruct_stage
+from foveate.engine.layer_inputs import NEXT_COLUMN, announce, compiled_step_mask, project_rotary
 from foveate.engine.notices import say_once
-from foveate.engine.projection import Alive, project_mask, project_positions, scatter_back
-from foveate.engine.slot_cache import slot_layer
+from foveate.engine.projection import project_mask, scatter_back
+from foveate.engine.slots import SlotLayer
 
 # Stands among layers that were checked for what the encoder's stages left.
 _ENTRANCE = -1
@@ -26,44 +27,15 @@ _ON_ITS_OWN = (
     "the language model was called on its own, where nobody says which of its tokens are a picture's: nothing was pruned; call "
     "the whole model"
 )
-_NEXT_COLUMN = Announcement(None, 1, True, 0)
 
 
 def _waits(device: torch.device) -> bool:
     return device.type != "cpu"
 
 
-def project_rotary(running: Pass, alive: Alive, kwargs: dict[str, Any]) -> None:
-    """Bring a layer's position embeddings to the survivors; layers share them."""
-    for name, embeddings in kwargs.items():
-        if name.startswith("position_embeddings"):
-            source = embeddings[0] if isinstance(embeddings, tuple) else embeddings
-            make = partial(project_positions, embeddings, alive)
-            kwargs[name] = running.once(("positions", id(alive)), source, make)
-
-
 def _with_states(hidden: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The arguments of a layer's call with other hidden states."""
     return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
-
-
-def in_compiled_step(states: Tensor, cache: Any) -> bool:
-    """Whether torch.compile is tracing a decode step on a static cache: no stage acts, and the cache knows all it takes.
-
-    Everything else that is traced while a plan is attached leaves the compiled graph for the hooks (`uncompiled`).
-    """
-    return torch.compiler.is_compiling() and states.shape[1] == 1 and cache is not None and cache.is_compileable
-
-
-def uncompiled(hook: Callable[..., Any]) -> Callable[..., Any]:
-    """The hook as it is, and out of the graph where torch.compile traces the module around it."""
-    outside: Callable[..., Any] = torch.compiler.disable(hook)  # type: ignore[no-untyped-call]
-
-    def run(*args: Any, **kwargs: Any) -> Any:
-        # Outside of compilation without the wrapper's cost: hooks run for every token and layer.
-        return outside(*args, **kwargs) if torch.compiler.is_compiling() else hook(*args, **kwargs)
-
-    return run
 
 
 class DecoderHooks:
@@ -73,7 +45,6 @@ class DecoderHooks:
         owner: the attachment, as the key of passes.
         decoder: the language model without its head.
         stages: the plan's stages by decoder layer.
-        texts: canonical text of each stage, for the trace.
         shortcut: skip stages that keep everything.
         masks: whether the plan's stage hides tokens instead of dropping them.
         marked: whether stages inside the encoder leave columns empty.
@@ -87,7 +58,6 @@ class DecoderHooks:
         owner: object,
         decoder: nn.Module,
         stages: Mapping[int, Stage],
-        texts: Mapping[Stage, str],
         shortcut: bool,
         masks: bool,
         marked: bool = False,
@@ -95,7 +65,7 @@ class DecoderHooks:
         gate: Gate | None = None,
         instructs: Mapping[int, Stage] = MappingProxyType({}),
     ) -> None:
-        self.owner, self.decoder, self.stages, self.texts = owner, decoder, stages, texts
+        self.owner, self.decoder, self.stages = owner, decoder, stages
         self.shortcut, self.masks, self.marked, self.mixes, self.gate = shortcut, masks, marked, mixes, gate
         self.instructs = instructs
         self.checked: set[int] = set()  # layers whose stage has answered well once, and the entrance
@@ -132,28 +102,28 @@ class DecoderHooks:
         mask = kwargs.get("attention_mask")
         stored = cache.layers[index] if cache is not None and index < len(cache.layers) else None
         gate = self.gate if self.gate is not None and self.gate.concerns(running, index, stored) else None
-        if running.layout is None and running.queries == 1 and mask is None and gate is None:
+        if running.survivors is None and running.queries == 1 and mask is None and gate is None:
             # A decode step whose slots all count: nothing to project. This path runs for every token and layer.
             if isinstance(stored, SlotLayer):
                 if stored.all_valid:
-                    stored.announce(_NEXT_COLUMN, hidden.shape[0], hidden.device)
+                    stored.announce(NEXT_COLUMN, hidden.shape[0], hidden.device)
                     return None
             else:
                 return None
-        if self.marked and index == 0 and running.spans:
+        if self.marked and index == 0 and running.chooses:
             hidden = entrance.enter(running, hidden, self.mixes, self._check(_ENTRANCE, hidden.device))
             self.checked.add(_ENTRANCE)
         stage = self.stages.get(index)
-        if stage is not None and running.spans:
+        if stage is not None and running.chooses:
             check = self._check(index, hidden.device)
-            hidden = prefill.run_stage(running, stage, index, self.texts[stage], hidden, self.shortcut, check)
+            hidden = prefill.run_stage(running, stage, index, hidden, self.shortcut, check)
             self.checked.add(index)
-        if index in self.instructs and running.layout is not None and running.layout.media:
+        if index in self.instructs and running.survivors is not None and running.survivors.layout.media:
             hidden = run_instruct_stage(running, self.instructs[index], index, hidden)
         if gate is not None and index == gate.layer:
             hidden = gate.decide(running, hidden)
         alive = running.alive_on(hidden.device)
-        gated = gate is not None and running.rejected is not None
+        gated = gate is not None and running.answers is not None and running.answers.rejected is not None
         if alive is None and not isinstance(stored, SlotLayer) and not gated:
             # Nothing is gone, but what stands between two patches may have been laid out anew behind the encoder.
             return _with_states(hidden, args, kwargs)
@@ -165,69 +135,31 @@ class DecoderHooks:
         if gate is not None and gated:
             kwargs["attention_mask"] = gate.project(running, slots, hidden, mask, self._implementation)
         else:
-            kwargs["attention_mask"] = self._announce(running, slots, hidden, mask)
+            kwargs["attention_mask"] = announce(running, slots, hidden, mask, self._implementation)
         return _with_states(hidden, args, kwargs)
-
-    def _announce(self, running: Pass, slots: SlotLayer | None, hidden: Tensor, mask: Any) -> Any:
-        """Tell a cache layer what arrives; returns the layer's mask."""
-        alive = running.alive_on(hidden.device)
-        # Where transformers' mask begins is a question about the cache before anything arrives.
-        first_key = None if slots is None else slots.first_key(running.queries)
-        if slots is not None:
-            positions = None if alive is None else running.once(("columns",), alive, lambda: alive.columns(running.past))
-            valid = alive is None or alive.all_valid
-            slots.announce(Announcement(positions, running.queries, valid, id(alive)), hidden.shape[0], hidden.device)
-        return self._projected_mask(running, mask, slots, hidden, first_key)
 
     def _check(self, index: int, device: torch.device) -> bool:
         """Whether to read the values of a stage's answer: always, or once where reading waits for the device."""
         return index not in self.checked or not _waits(device)
-
-    def _projected_mask(self, running: Pass, mask: Any, slots: SlotLayer | None, hidden: Tensor, first_key: int | None) -> Any:
-        alive, past, queries = running.alive_on(hidden.device), running.past, running.queries
-        batch, device = hidden.shape[0], hidden.device
-        if mask is None and past == 0 and alive is not None and alive.all_valid:
-            # A first pass without holes: the kernel's causal flag is right, also in front of a static cache's empty slots.
-            return None
-
-        def make() -> Any:
-            if alive is not None:
-                new = alive.columns(past)
-            else:
-                new = torch.arange(past, past + queries, device=device).expand(batch, -1)
-            positions = new if slots is None else slots.visible_positions(new)
-            all_valid = (slots is None or slots.all_valid) and (alive is None or alive.all_valid)
-            pad_free = (slots is None or slots.pad_free) and (alive is not None or queries == 1)
-            return project_mask(
-                mask, positions, alive, past, queries, all_valid, pad_free, self._implementation, hidden.dtype, first_key
-            )
-
-        lineage = None if slots is None else (slots.lineage, slots.slots, slots.is_sliding)
-        return running.once(("mask", id(alive), lineage, hidden.device), mask, make)
 
     def _compiled_step(self, index: int, hidden: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A decode step under torch.compile: only a pruned layer's mask has to be brought to its slots."""
         slots = compat.cache_of(kwargs).layers[index]
         if not isinstance(slots, SlotLayer):
             return None
-        first_key = slots.first_key(1)
-        slots.announce(_NEXT_COLUMN, hidden.shape[0], hidden.device)
-        positions = slots.visible_positions(hidden.new_zeros(hidden.shape[0], 1, dtype=torch.long))
-        kwargs["attention_mask"] = project_mask(
-            kwargs["attention_mask"], positions, None, 0, 1, False, False, self._implementation, hidden.dtype, first_key
-        )
-        return args, kwargs
+        mask = compiled_step_mask(slots, hidden, kwargs["attention_mask"], self._implementation)
+        return args, {**kwargs, "attention_mask": mask}
 
     def _hide(self, running: Pass, index: int, hidden: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """effect=mask: hide key columns from the layers behind the stage. Nothing is shortened."""
-        if not running.spans:
+        if not running.chooses:
             return None
         keys = running.past + running.queries
         stage = self.stages.get(index)
         if stage is not None:
             check = self._check(index, hidden.device)
-            running.hidden = prefill.choose_hidden(running, stage, index, self.texts[stage], hidden.shape[0], keys, check)
-        gone = running.hidden
+            prefill.choose_hidden(running, stage, index, hidden.shape[0], keys, check)
+        gone = running.left.hidden
         if gone is None:
             return None
         mask = kwargs.get("attention_mask")
@@ -241,7 +173,7 @@ class DecoderHooks:
                 mask, positions, None, running.past, running.queries, False, False, self._implementation, hidden.dtype
             )
 
-        kwargs["attention_mask"] = running.once(("hidden",), mask, make)
+        kwargs["attention_mask"] = running.shared.once(("hidden",), mask, make)
         return args, kwargs
 
     def after_decoder(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
@@ -253,12 +185,11 @@ class DecoderHooks:
     @uncompiled
     def _scatter(self, output: Any) -> Any:
         running = forward.current(self.owner)
-        if running is None or running.alive is None:
+        if running is None or running.survivors is None:
             return None
         hidden = output[0]
         alive = running.alive_on(hidden.device)
-        assert alive is not None
-        if hidden.shape[1] != alive.index.shape[1]:
+        if alive is None or hidden.shape[1] != alive.index.shape[1]:
             return None
         full = scatter_back(hidden, alive, running.queries)
         labels.ignore_lost(running)
@@ -269,12 +200,13 @@ class DecoderHooks:
         if captured is not None:
             # Entry 0 is what enters layer 0, entry i what leaves layer i - 1; entries nobody asked for are None.
             output.hidden_states = tuple(
-                self._at_full_length(running, states, max(entry - 1, 0)) for entry, states in enumerate(captured)
+                _at_full_length(running, states, max(entry - 1, 0)) for entry, states in enumerate(captured)
             )
         return output
 
-    def _at_full_length(self, running: Pass, states: Tensor | None, layer: int) -> Tensor | None:
-        alive = running.alive_at(layer)
-        if states is None or alive is None:
-            return states
-        return scatter_back(states, alive.to(states.device), running.queries)
+
+def _at_full_length(running: Pass, states: Tensor | None, layer: int) -> Tensor | None:
+    alive = running.left.alive_at(layer)
+    if states is None or alive is None:
+        return states
+    return scatter_back(states, alive.to(states.device), running.queries)

@@ -82,15 +82,15 @@ class _Function:
         running = None if torch.compiler.is_compiling() else forward.current(self._owner)
         if running is None or running.cached or not running.conversation.inputs:
             return self._encode(*args, **kwargs)
-        talk, told = running.conversation, _told(args, kwargs)
-        known = talk.features.get(self._name)
+        conversation, told = running.conversation, _told(args, kwargs)
+        known = conversation.features.get(self._name)
         if known is not None and known.are_of(told):
             return known.output
-        others = {name: features for name, features in talk.features.items() if name != self._name}
+        others = {name: features for name, features in conversation.features.items() if name != self._name}
         output = self._encode(*args, **kwargs)
         if isinstance(output, ModelOutput):
             # Over what was noted meanwhile: some models encode videos by calling their function for images.
-            talk.features = {**others, self._name: Features(told, _needed(output))}
+            conversation.features = {**others, self._name: Features(told, _needed(output))}
         return output
 
 

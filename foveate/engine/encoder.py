@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -27,45 +26,13 @@ from foveate.core.selection import Selection, merge_values
 from foveate.core.site import Point
 from foveate.core.view import TokenView
 from foveate.engine import observe
+from foveate.engine.asking import ask
 from foveate.engine.conversation import Conversation
-from foveate.engine.encoder_calls import EncodedRow, EncoderCall, EncoderCallHooks, measured
+from foveate.engine.encoder_calls import EncoderCallHooks, measured
+from foveate.engine.encoder_state import Encoded, EncodedRow
 from foveate.engine.middle import Middle
-from foveate.engine.prefill import ask
 from foveate.engine.projection import take
 from foveate.errors import UnsupportedCombination
-
-
-@dataclass
-class Encoded(EncoderCall):
-    """One call of an encoder whose rows are images, crops or frames.
-
-    Attributes:
-        units: [B, m] units that are left, ascending; all of them at first.
-        sizes: [B, m] fp32, how many original units each stands for.
-        patches: [B, n] patches that are left, ascending; None while all are.
-        bias: [B, 1, 1, prefix + n] log of the size of each key, where attention is to weigh sizes; else None.
-        states: by number of patches, which ones a hidden state of that length holds.
-        selections: (text of the stage, its answer, units it chose from), in order.
-        emptied: [B, n] bool, tokens that are gone where the encoder's output was pooled; None where it was not.
-    """
-
-    units: Tensor
-    sizes: Tensor
-    patches: Tensor | None = None
-    bias: Tensor | None = None
-    states: dict[int, Tensor] = field(default_factory=dict)
-    selections: list[tuple[str, Selection, int]] = field(default_factory=list)
-    emptied: Tensor | None = None
-
-    def gone(self, count: int, device: torch.device) -> Tensor:
-        """[B, count] bool, units that are not left."""
-        gone = torch.ones(len(self.units), count, dtype=torch.bool, device=device)
-        return gone.scatter(1, self.units.to(device), False)
-
-    @property
-    def changed(self) -> bool:
-        """Whether a token is gone, or was sent through gathering to prove that this changes nothing."""
-        return self.patches is not None
 
 
 class EncoderHooks(EncoderCallHooks[EncoderPath, Encoded]):
@@ -77,11 +44,10 @@ class EncoderHooks(EncoderCallHooks[EncoderPath, Encoded]):
         model: nn.Module,
         path: EncoderPath,
         stages: Mapping[int, Stage],
-        texts: Mapping[Stage, str],
         shortcut: bool,
         layout_of: Callable[[Conversation], Layout | None],
     ) -> None:
-        super().__init__(owner, model, path, stages, texts, shortcut, layout_of)
+        super().__init__(owner, model, path, stages, shortcut, layout_of)
         self.projector = model.get_submodule(path.projector)
         self.pooler = model.get_submodule(path.pooler) if path.pooler else None
         self.members = _members(path)
@@ -125,11 +91,13 @@ class EncoderHooks(EncoderCallHooks[EncoderPath, Encoded]):
         super()._leave()
         self._finished.set(None)
 
-    def _begin(self, talk: Conversation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Encoded:
+    def _begin(self, conversation: Conversation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Encoded:
         pixels: Tensor = args[0] if args else kwargs["pixel_values"]
         rows, count = pixels.shape[0], self.path.unit_grid[0] * self.path.unit_grid[1]
         units = torch.arange(count, device=pixels.device).expand(rows, -1)
-        return Encoded(self._next(talk, rows), units, torch.ones(rows, count, device=pixels.device, dtype=torch.float32))
+        return Encoded(
+            self._next(conversation, rows), units, torch.ones(rows, count, device=pixels.device, dtype=torch.float32)
+        )
 
     def _enter_layer(
         self, call: Encoded, index: int, hidden: Tensor, kwargs: dict[str, Any]
@@ -149,7 +117,7 @@ class EncoderHooks(EncoderCallHooks[EncoderPath, Encoded]):
         keep = self._kept(stage, count, grid)
         if keep == count and self.shortcut:
             everything = torch.arange(count, device=hidden.device).expand(rows, -1)
-            call.selections.append((self.texts[stage], Selection(everything), count))
+            call.selections.append((str(stage), Selection(everything), count))
             return hidden
         members = self.members.to(hidden.device, non_blocking=True)
         slots = members[call.units]  # [B, m, u * u] patches of each unit, then where they are now
@@ -173,7 +141,7 @@ class EncoderHooks(EncoderCallHooks[EncoderPath, Encoded]):
         if selection.is_merge:
             merged = merge_values(of_unit, selection).view(rows, count * slots.shape[2], -1)
             tokens = tokens.scatter(1, slots.flatten(1)[..., None].expand_as(merged), merged)
-        call.selections.append((self.texts[stage], selection, count))
+        call.selections.append((str(stage), selection, count))
         call.sizes = selection.kept_sizes(call.sizes)
         call.units = call.units.gather(1, selection.kept)
         kept = take(slots.view(rows, count, -1), selection.kept, 1).flatten(1).sort(1).values

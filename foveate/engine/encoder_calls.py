@@ -7,7 +7,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar, cast
 
 import torch
@@ -17,41 +16,10 @@ from torch.utils.hooks import RemovableHandle
 from foveate.core.encoder import EncoderPath, PackedPath
 from foveate.core.layout import Layout
 from foveate.core.plan import Stage
-from foveate.core.selection import Selection
 from foveate.core.view import Importance, Keys, Observation
-from foveate.engine import compat, conversation, forward, layout, observe
-from foveate.engine.conversation import Conversation
-
-
-@dataclass(frozen=True)
-class EncodedRow:
-    """One image, crop or frame that passed the encoder.
-
-    Attributes:
-        count: units at first.
-        units: [m] long, numbers of those that are left, ascending, in raster order.
-        sizes: [m] fp32, how many original units each of them stands for.
-        stages: (text of the stage, its answer, row of this one in it, units it chose from), in order.
-    """
-
-    count: int
-    units: Tensor
-    sizes: Tensor
-    stages: list[tuple[str, Selection, int, int]]
-
-
-@dataclass
-class EncoderCall:
-    """One call of an encoder.
-
-    Attributes:
-        rows: for each image, crop or frame a number, the same alone and in company, and whether its last token asks.
-        observed: what was measured, by the layer of the stage that asked, for each patch that was left then.
-    """
-
-    rows: list[tuple[int, bool]]
-    observed: dict[tuple[int, Observation], Tensor] = field(default_factory=dict, kw_only=True)
-
+from foveate.engine import attention_rows, compat, forward, layout, observe
+from foveate.engine.conversation import Conversation, open_conversation
+from foveate.engine.encoder_state import EncodedRow, EncoderCall
 
 _Path = TypeVar("_Path", EncoderPath, PackedPath)
 _Call = TypeVar("_Call", bound=EncoderCall)
@@ -67,7 +35,6 @@ class EncoderCallHooks(ABC, Generic[_Path, _Call]):
         model: the top model.
         path: where its encoder is.
         stages: the plan's encoder stages by layer.
-        texts: canonical text of each stage, for the trace.
         shortcut: skip stages that keep everything.
         layout_of: the layout of a conversation's prompt, as far as it is known.
     """
@@ -78,11 +45,10 @@ class EncoderCallHooks(ABC, Generic[_Path, _Call]):
         model: nn.Module,
         path: _Path,
         stages: Mapping[int, Stage],
-        texts: Mapping[Stage, str],
         shortcut: bool,
         layout_of: Callable[[Conversation], Layout | None],
     ) -> None:
-        self.owner, self.stages, self.texts, self.shortcut = owner, stages, texts, shortcut
+        self.owner, self.stages, self.shortcut = owner, stages, shortcut
         self.path: _Path = path
         self.layout_of = layout_of
         self.towers = {tower: compat.encoder_layers(tower) for tower in map(model.get_submodule, path.towers)}
@@ -91,7 +57,7 @@ class EncoderCallHooks(ABC, Generic[_Path, _Call]):
     # What each encoder says for itself.
 
     @abstractmethod
-    def _begin(self, talk: Conversation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call:
+    def _begin(self, conversation: Conversation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call:
         """A call of a tower that begins with these arguments."""
 
     @abstractmethod
@@ -131,10 +97,10 @@ class EncoderCallHooks(ABC, Generic[_Path, _Call]):
         for _, attention in self._probed():
             observe.disarm(attention)
 
-    def _talk(self) -> Conversation | None:
+    def _conversation(self) -> Conversation | None:
         """The conversation that this call belongs to; without one somebody wants plain features."""
         running = forward.current(self.owner)
-        return running.conversation if running is not None else conversation.current(self.owner)
+        return running.conversation if running is not None else open_conversation(self.owner)
 
     def _current(self) -> _Call | None:
         return cast("_Call | None", next((call for owner, call in reversed(_calls.get()) if owner is self.owner), None))
@@ -144,13 +110,13 @@ class EncoderCallHooks(ABC, Generic[_Path, _Call]):
 
     def _before_tower(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._leave()
-        talk = self._talk()
-        if talk is not None:
-            _calls.set((*_calls.get(), (self.owner, self._begin(talk, args, kwargs))))
+        conversation = self._conversation()
+        if conversation is not None:
+            _calls.set((*_calls.get(), (self.owner, self._begin(conversation, args, kwargs))))
 
-    def _next(self, talk: Conversation, rows: int) -> list[tuple[int, bool]]:
+    def _next(self, conversation: Conversation, rows: int) -> list[tuple[int, bool]]:
         """The next `rows` images, crops or frames of a conversation, as `EncoderCall` holds them."""
-        return layout.encoder_rows(self.layout_of(talk), len(talk.encoded), rows)
+        return layout.encoder_rows(self.layout_of(conversation), len(conversation.encoded), rows)
 
     def _before_layer(self, index: int) -> Callable[..., Any]:
         def run(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -166,11 +132,11 @@ class EncoderCallHooks(ABC, Generic[_Path, _Call]):
         return run
 
     def _after_tower(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        call, talk = self._current(), self._talk()
+        call, conversation = self._current(), self._conversation()
         self._leave()
-        if call is None or talk is None or output is None:
+        if call is None or conversation is None or output is None:
             return None
-        talk.encoded += self._rows(call)
+        conversation.encoded += self._rows(call)
         return self._lengthen(call, output)
 
     # What stages choose by, and how many stay.
@@ -219,6 +185,6 @@ def measured(need: Observation, query: Tensor, key: Tensor, mask: Any, scaling: 
     """
     with torch.no_grad():
         if isinstance(need, Importance):
-            return observe.column_means(query, key, mask, scaling)
+            return attention_rows.column_means(query, key, mask, scaling)
         assert isinstance(need, Keys)
         return key.float().mean(1)

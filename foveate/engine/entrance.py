@@ -8,14 +8,15 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from foveate.core.layout import Layout, Medium
+from foveate.core.layout import Medium
 from foveate.core.shape import MediumShape
 from foveate.core.tiled_trace import EncoderRecord
 from foveate.core.trace import GroupRecord
-from foveate.engine.encoder_calls import EncodedRow
-from foveate.engine.forward import Pass, Span
+from foveate.engine.encoder_state import EncodedRow
+from foveate.engine.forward import Pass
+from foveate.engine.matching import matched_rows
 from foveate.engine.notices import say_once
-from foveate.engine.prefill import shorten
+from foveate.engine.spans import Span
 from foveate.errors import InputError, UnsupportedCombination
 
 _OTHER_FEATURES = (
@@ -34,7 +35,7 @@ def enter(running: Pass, hidden: Tensor, mixes: bool, check: bool) -> Tensor:
     after the layout, which the encoder's own stages need: for such pictures there is a second wait.
 
     Args:
-        running: the pass; its spans, lengths and `alive` are brought up to date.
+        running: the pass, whose survivors are brought up to date.
         hidden: [B, S, D] states entering the first decoder layer. Where a visual token is gone they are NaN, or, where the
             model `mixes` neighbours, the linear map that it applies has met zeros in place of what is gone: divided by the
             part of the token that is left, they are the mean of the rest.
@@ -43,36 +44,36 @@ def enter(running: Pass, hidden: Tensor, mixes: bool, check: bool) -> Tensor:
     Raises:
         InputError: if the encoder saw other pictures than the prompt has, or another conversation saw them.
     """
-    assert running.dead is not None and running.layout is not None
-    met = _meet_encoder(running)
-    media = dict(enumerate(running.layout.media, start=running.first_medium))
-    coverage = _at_columns(running, hidden, met, {key: [torch.ones_like(row.sizes) for row in met[key]] for key in met})
+    left = running.left
+    matched = matched_rows(running)
+    media = dict(enumerate(left.layout.media, start=left.first_medium))
+    coverage = _at_columns(
+        running, hidden, matched, {key: [torch.ones_like(row.sizes) for row in matched[key]] for key in matched}
+    )
     gone = coverage == 0
-    for key, rows in met.items():
+    for key, rows in matched.items():
         _choose(media[key], rows, coverage, gone)
     marked = ~hidden.any(-1) if mixes else hidden[..., 0].isnan()
-    unknown = [medium for key, medium in media.items() if key not in met]
+    unknown = [medium for key, medium in media.items() if key not in matched]
     if unknown:
         _check_unknown(running, unknown, marked)
-    shortened = [key for key, rows in met.items() if any(len(row.units) < row.count for row in rows)]
+    shortened = [key for key, rows in matched.items() if any(len(row.units) < row.count for row in rows)]
     _refuse_unknown_end(running, [media[key] for key in shortened])
     if check and shortened and not mixes:
         _check_marks(gone, marked)
-    left = _count(media, met, gone, check and bool(shortened))
-    for key, rows in met.items():
-        _note(running, key, media[key], rows, gone, sum(left[key]))
-    if mixes and any(canvas.shrinks for key in met for canvas in media[key].shape.canvases):
+    counts = _count(media, matched, gone, check and bool(shortened))
+    for key, rows in matched.items():
+        _note(running, key, media[key], rows, gone, sum(counts[key]))
+    if mixes and any(canvas.shrinks for key in matched for canvas in media[key].shape.canvases):
         mean = (hidden.float() / coverage.clamp(min=1e-6)[..., None]).to(hidden.dtype)
         hidden = torch.where(((coverage > 0) & (coverage < 1))[..., None], mean, hidden)
-    if all(sum(counts) == media[key].shape.grid_tokens for key, counts in left.items()):
+    if all(sum(pieces) == media[key].shape.grid_tokens for key, pieces in counts.items()):
         return hidden
-    running.dead |= gone
-    sizes = _at_columns(running, hidden, met, {key: [row.sizes for row in met[key]] for key in met})
+    sizes = _at_columns(running, hidden, matched, {key: [row.sizes for row in matched[key]] for key in matched})
     keys = {(medium.row, medium.index): key for key, medium in media.items()}
-    spans = [_left(running, span, left.get(keys[span.row, span.medium]), gone, sizes) for span in running.spans]
-    running.spans = [span for span in spans if span.count]
-    shorter = shorten(running, 0, hidden)
-    alive = running.alive
+    left.leave(gone, [_left(span, counts.get(keys[span.row, span.medium]), gone, sizes) for span in left.spans])
+    shorter = left.shorten(0, hidden)
+    alive = left.alive
     assert alive is not None
     # A hole of a shorter row may be a marked column, and 0 * nan is nan.
     return shorter if alive.all_valid else shorter.masked_fill(~alive.valid[..., None], 0)
@@ -86,9 +87,8 @@ def _check_marks(gone: Tensor, marked: Tensor) -> None:
 
 def _refuse_unknown_end(running: Pass, media: Sequence[Medium]) -> None:
     """Refuse shortened tiles and pooled frames at the end of a prompt: which patches make its last token is not known."""
-    assert running.layout is not None
     for medium in media:
-        if medium.shape.canvases and bool(running.layout.ends[medium.row, medium.columns[-1]]):
+        if medium.shape.canvases and bool(running.left.layout.ends[medium.row, medium.columns[-1]]):
             raise UnsupportedCombination(
                 f"row {medium.row} ends with a {medium.shape.kind}, whose last token asks for the answer, but stages inside "
                 "this encoder may remove it: put text behind it, or choose in the language model (site=pre_llm or layer=k)"
@@ -110,20 +110,20 @@ def _check_unknown(running: Pass, media: Sequence[Medium], empty: Tensor) -> Non
 
 
 def _count(
-    media: Mapping[int, Medium], met: Mapping[int, Sequence[EncodedRow]], gone: Tensor, check: bool
+    media: Mapping[int, Medium], matched: Mapping[int, Sequence[EncodedRow]], gone: Tensor, check: bool
 ) -> dict[int, tuple[int, ...]]:
-    """Tokens that are left of each piece of the media that met the encoder. Waits where shapes do not say it, and to check.
+    """Tokens that are left of each piece of the media that passed the encoder. Waits where shapes do not say it, and to check.
 
     Raises:
         InputError: if `check` finds other numbers than shapes say.
     """
-    by_shape = {key: _pieces_left(media[key].shape, rows) for key, rows in met.items()}
+    by_shape = {key: _pieces_left(media[key].shape, rows) for key, rows in matched.items()}
     known = {key: counts for key, counts in by_shape.items() if counts is not None}
-    if len(known) == len(met) and not check:
+    if len(known) == len(matched) and not check:
         return known
     on_host = gone.cpu()
     seen: dict[int, tuple[int, ...]] = {}
-    for key in met:
+    for key in matched:
         kept = ~on_host[media[key].row, media[key].columns]
         pieces = torch.split(kept, [h * w for _, h, w in media[key].shape.pieces])
         seen[key] = tuple(int(piece.sum()) for piece in pieces)
@@ -143,13 +143,12 @@ def _pieces_left(shape: MediumShape, rows: Sequence[EncodedRow]) -> tuple[int, .
     return None if None in counts else tuple(count for count in counts if count is not None)
 
 
-def _left(running: Pass, span: Span, left: Sequence[int] | None, gone: Tensor, sizes: Tensor) -> Span:
+def _left(span: Span, left: Sequence[int] | None, gone: Tensor, sizes: Tensor) -> Span:
     """What is left of a span whose medium has so many tokens `left` in each piece; None where nothing is gone."""
     assert span.grid is not None
     count = span.count if left is None else sum(left[span.frame : span.frame + span.grid[0]])
     if count == span.count:
         return replace(span, sizes=sizes[span.row, span.columns])
-    running.lengths[span.row] -= span.count - count
     # The kept ones come first, in their order; how many there are is known.
     index = gone[span.row, span.columns].to(torch.uint8).argsort(stable=True)[:count]
     columns = span.columns[index]
@@ -164,57 +163,11 @@ def _left(running: Pass, span: Span, left: Sequence[int] | None, gone: Tensor, s
     )
 
 
-def _meet_encoder(running: Pass) -> dict[int, list[EncodedRow]]:
-    """The encoder's rows of each medium of this pass, by the medium's key in the trace.
-
-    Raises:
-        InputError: if the encoder saw more or fewer pictures than the prompt has.
-    """
-    talk = running.conversation
-    assert running.layout is not None
-    in_generate = bool(talk.inputs) and talk.layout is not None
-    pictures = talk.pictures if in_generate else {}
-    if talk.encoded:
-        rows = list(talk.encoded)
-        talk.encoded.clear()
-        if in_generate:
-            assert talk.layout is not None
-            pictures = talk.pictures = _dealt(rows, talk.layout, talk.copies)
-        else:
-            pictures = _dealt(rows, running.layout, 1)
-    numbered = enumerate(running.layout.media, start=running.first_medium)
-    return {key: pictures[at] for key, medium in numbered if (at := (medium.row, medium.index)) in pictures}
-
-
-def _dealt(rows: list[EncodedRow], layout: Layout, copies: int) -> dict[tuple[int, int], list[EncodedRow]]:
-    """Rows of the encoder by (batch row, number) of their medium, where each sample of the layout has `copies` batch rows.
-
-    Beams and return sequences share one encoding where transformers encodes before it repeats the prompt.
-    """
-    expected = sum(medium.shape.encoder_rows for medium in layout.media)
-    if len(rows) == expected * copies:
-        layout, copies = layout.repeated(copies), 1
-    elif len(rows) != expected:
-        raise InputError(
-            f"the vision encoder saw {len(rows)} images, crops or frames in this conversation, but the prompt's media have "
-            f"{expected}: give each picture of the prompt once, and encode others outside of the conversation"
-        )
-    dealt, start = {}, 0
-    # Transformers encodes all images of a call, then all videos.
-    for medium in sorted(layout.media, key=lambda medium: medium.shape.kind == "video"):
-        stop = start + medium.shape.encoder_rows
-        for copy in range(copies):
-            dealt[medium.row * copies + copy, medium.index] = rows[start:stop]
-        start = stop
-    return dealt
-
-
-def _at_columns(running: Pass, hidden: Tensor, met: dict[int, list[EncodedRow]], values: dict[int, list[Tensor]]) -> Tensor:
+def _at_columns(running: Pass, hidden: Tensor, matched: dict[int, list[EncodedRow]], values: dict[int, list[Tensor]]) -> Tensor:
     """[B, S] fp32: at each visual token what the model makes of a number for each unit that is left, 1 everywhere else."""
-    assert running.layout is not None
     out = hidden.new_ones(hidden.shape[:2], dtype=torch.float32)
-    for key, medium in enumerate(running.layout.media, start=running.first_medium):
-        rows = met.get(key, [])
+    for key, medium in enumerate(running.left.layout.media, start=running.left.first_medium):
+        rows = matched.get(key, [])
         if any(len(row.units) < row.count for row in rows):
             columns = medium.columns.to(hidden.device, non_blocking=True)
             out[medium.row, columns] = _spread(medium.shape, rows, values[key]).to(hidden.device)

@@ -17,10 +17,11 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from foveate.core.method import StepMethod
 from foveate.core.plan import Stage
 from foveate.core.view import StepView
-from foveate.engine import prefill
-from foveate.engine.cache import Announcement, DynamicSlots, SlotLayer
-from foveate.engine.forward import Pass
+from foveate.engine.asking import placed
+from foveate.engine.dynamic_cache import DynamicSlots
+from foveate.engine.forward import Answers, Pass
 from foveate.engine.projection import pack, project_mask, take
+from foveate.engine.slots import Announcement, SlotLayer
 from foveate.errors import MethodError, UnsupportedCombination
 
 # Steps between two cleanings: each waits for the device once. Until then up to as many rejected slots are held.
@@ -100,7 +101,7 @@ class Gate:
 
     def concerns(self, running: Pass, index: int, stored: Any) -> bool:
         """Whether a layer judges tokens in this pass, or holds slots that were judged before and may still be seen."""
-        return index >= self.layer and (running.numbers is not None or (isinstance(stored, DynamicSlots) and stored.gated))
+        return index >= self.layer and (running.numbers is not None or (isinstance(stored, SlotLayer) and stored.gated))
 
     def decide(self, running: Pass, hidden: Tensor) -> Tensor:
         """Judge the answer's tokens of a pass, if it has any; returns the hidden states of those that go on.
@@ -108,17 +109,19 @@ class Gate:
         Without a cache, rejected tokens other than the last are not computed further.
 
         Args:
-            running: the pass; `rejected` is set.
+            running: the pass; what it rejects is noted in its answers.
             hidden: [B, n, D] states entering the stage's layer.
         """
         batch, device = hidden.shape[0], hidden.device
-        if running.numbers is None:
-            running.rejected = torch.zeros(batch, running.queries, dtype=torch.bool, device=device)
+        answers = running.answers
+        assert answers is not None
+        if answers.numbers is None:
+            answers.rejected = torch.zeros(batch, running.queries, dtype=torch.bool, device=device)
             return hidden
-        numbers = running.numbers.to(device).expand(batch, -1)
+        numbers = answers.numbers.to(device).expand(batch, -1)
         alive = running.alive_on(device)
         features = hidden if alive is None else take(hidden, alive.slot_of, 1)
-        module = prefill.placed(running.modules.get(self.stage), features)
+        module = placed(running.modules.get(self.stage), features)
         stored = self.method.gate(StepView(features, numbers, module), self.keep)
         if stored.shape != numbers.shape or stored.dtype != torch.bool:
             raise MethodError(
@@ -127,30 +130,29 @@ class Gate:
             )
         stored = stored | (numbers < self.method.first)
         if self.method.protect:
-            stored = stored | torch.isin(self._ids(running).to(device), torch.tensor(self.method.protect, device=device))
-        running.rejected = ~stored
+            stored = stored | torch.isin(self._ids(answers).to(device), torch.tensor(self.method.protect, device=device))
+        answers.rejected = ~stored
         running.conversation.trace.add_gate(running.past, stored | (numbers < 0), numbers >= 0)
         in_generate = bool(running.conversation.inputs)
         if in_generate and not running.cached and self.method.recent == 1:
-            return self._drop(running, hidden)
+            return self._drop(running, answers, hidden)
         return hidden
 
-    def _ids(self, running: Pass) -> Tensor:
-        if running.ids is None:
+    def _ids(self, answers: Answers) -> Tensor:
+        if answers.ids is None:
             raise UnsupportedCombination(
                 f"{self.method.name}(protect=...) looks at token ids: pass input_ids, not inputs_embeds"
             )
-        return running.ids
+        return answers.ids
 
-    def _drop(self, running: Pass, hidden: Tensor) -> Tensor:
+    def _drop(self, running: Pass, answers: Answers, hidden: Tensor) -> Tensor:
         """Leave rejected tokens out of the rest of the pass: without a cache only the newest token's state is read."""
-        assert running.rejected is not None and running.real is not None and running.dead is not None
-        gone = running.rejected & running.real
+        assert answers.rejected is not None
+        gone = answers.rejected & running.left.real
         gone[:, -1] = False
-        running.dead |= gone
-        running.lengths = (running.real & ~running.dead).sum(1).tolist()
-        running.rejected = None
-        return prefill.shorten(running, self.layer, hidden)
+        running.left.remove(gone)
+        answers.rejected = None
+        return running.left.shorten(self.layer, hidden)
 
     def project(self, running: Pass, slots: SlotLayer | None, hidden: Tensor, mask: Any, implementation: str) -> Any:
         """Tell a cache layer what arrives and what of it stays; returns the layer's mask."""
@@ -161,7 +163,7 @@ class Gate:
         lineage = None if slots is None else (slots.lineage, slots.slots, slots.is_sliding)
         alive = running.alive_on(hidden.device)
         key = ("gate", id(alive), lineage, hidden.device)
-        own_mask, after, step = running.once(
+        own_mask, after, step = running.shared.once(
             key, mask, lambda: self._project(running, slots, hidden, mask, implementation, first_key)
         )
         if slots is not None:
@@ -173,15 +175,15 @@ class Gate:
         self, running: Pass, slots: DynamicSlots | None, hidden: Tensor, mask: Any, implementation: str, first_key: int | None
     ) -> tuple[Any, Tensor, int]:
         """The mask of the layers that share these slots, the marked columns [B, P] they hold then, their lineage's step."""
-        assert running.rejected is not None
+        assert running.answers is not None and running.answers.rejected is not None
         batch, device = hidden.shape[0], hidden.device
         alive, past, queries = running.alive_on(device), running.past, running.queries
         if alive is None:
             asking = torch.arange(past, past + queries, device=device).expand(batch, -1)
-            rejected = running.rejected.to(device)
+            rejected = running.answers.rejected.to(device)
         else:
             asking = alive.columns(past)
-            rejected = running.rejected.to(device).gather(1, alive.index)
+            rejected = running.answers.rejected.to(device).gather(1, alive.index)
         new = mark(asking, rejected)
         before = new[:, :0] if slots is None else slots.positions(batch, device)
         marked = torch.cat([before, new], dim=1)
@@ -205,5 +207,5 @@ class Gate:
             return index, torch.where(valid, marked.gather(1, index), -1), hash(("clean", running.past))
 
         key = ("clean", slots.lineage, slots.slots, slots.is_sliding, hidden.device)
-        index, marked, step = running.once(key, running, plan)
+        index, marked, step = running.shared.once(key, running, plan)
         slots.repack(index.to(slots.keys.device), marked, step)

@@ -6,17 +6,15 @@ from collections.abc import Mapping
 from functools import update_wrapper
 from typing import TYPE_CHECKING, Any
 
-from foveate.engine import conversation
+from foveate.engine import cache_kinds
 from foveate.engine.carrying import CHANGING
-from foveate.engine.conversation import Conversation
+from foveate.engine.conversation import Conversation, close_block, open_block
 from foveate.errors import AttachError, FoveateError, UnsupportedCombination
 
 if TYPE_CHECKING:
     from foveate.engine.attachment import Attachment
 
-# Caches that generate() makes by name and that can hold fewer slots than columns.
-_CACHES = ("dynamic", "static", "quantized")
-# Older names of these that stand in published checkpoints.
+# Older names of caches that can be pruned, as published checkpoints have them.
 _OLD_NAMES = (None, "dynamic_full", "hybrid", "hybrid_chunked", "sliding_window")
 NO_COPY = (
     "this model carries a plan: detach it before copying or pickling it (save_pretrained works as it is), the copy would run "
@@ -33,19 +31,19 @@ class Generate:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         attachment = self._attachment
-        talk = self._conversation(args, kwargs)
+        conversation = self._conversation(args, kwargs)
         with CHANGING:  # not while another thread changes hooks
             running = attachment._activity.generating()
-        token = conversation.push(talk)
+        token = open_block(conversation)
         try:
             return self._generate(*args, **kwargs)
         except Exception as error:
             if not isinstance(error, FoveateError):
-                attachment._hooks.prompts.explain(talk)
+                attachment._hooks.prompts.explain(conversation)
             raise
         finally:
-            conversation.pop(token)
-            talk.let_go()
+            close_block(token)
+            conversation.let_go()
             attachment._hooks.settle()
             attachment._activity.over(running)
 
@@ -66,9 +64,10 @@ class Generate:
         configs = (inputs.get("generation_config"), getattr(self._attachment.model, "generation_config", None))
         kinds = [inputs.get("cache_implementation"), *(getattr(config, "cache_implementation", None) for config in configs)]
         kind = next((kind for kind in kinds if kind is not None), None)
-        if kind not in (*_CACHES, *_OLD_NAMES) and self._attachment.plan.stages:
+        if kind not in (*cache_kinds.NAMES, *_OLD_NAMES) and self._attachment.plan.stages:
             raise UnsupportedCombination(
-                f"cache_implementation='{kind}' cannot hold a pruned cache: use {', '.join(_CACHES)}, or detach the plan"
+                f"cache_implementation='{kind}' cannot hold a pruned cache: use {', '.join(cache_kinds.NAMES)}, "
+                "or detach the plan"
             )
         if prompt is None:
             return Conversation(self._attachment)  # generate itself says what is missing

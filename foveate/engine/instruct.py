@@ -9,7 +9,7 @@ from foveate.core.layout import Layout, Role
 from foveate.core.method import ScoreMethod
 from foveate.core.plan import Stage
 from foveate.core.view import TokenView
-from foveate.engine import prefill
+from foveate.engine.asking import placed
 from foveate.engine.forward import Pass
 from foveate.engine.projection import take
 
@@ -29,9 +29,8 @@ def run_instruct_stage(running: Pass, stage: Stage, layer: int, hidden: Tensor) 
 
     How many stay is read from the device, which waits once.
     """
-    assert running.layout is not None and running.real is not None and running.dead is not None
     assert isinstance(stage.method, ScoreMethod) and stage.budget is not None and stage.budget.threshold is not None
-    columns = instruction_columns(running.layout)
+    columns = instruction_columns(running.left.layout)
     most = int(columns.sum(1).max())
     if not most:
         return hidden
@@ -47,10 +46,10 @@ def run_instruct_stage(running: Pass, stage: Stage, layer: int, hidden: Tensor) 
         grid=None,
         sizes=torch.ones(rows, most, device=hidden.device, dtype=torch.float32),
         group_keys=tuple(range(rows)),
-        predictor=prefill.placed(running.modules.get(stage), features),
+        predictor=placed(running.modules.get(stage), features),
     )
     gone = inside & (stage.method.score(view) <= stage.budget.threshold)
-    running.dead = running.dead | torch.zeros_like(running.dead).scatter(1, index, gone)
-    running.lengths = (running.real & ~running.dead).sum(1).tolist()
-    running.conversation.trace.add_dropped_text(running.past, torch.zeros_like(running.dead).scatter(1, index, gone))
-    return prefill.shorten(running, layer, hidden)
+    dropped = torch.zeros_like(running.left.dead).scatter(1, index, gone)
+    running.left.remove(dropped)
+    running.conversation.trace.add_dropped_text(running.past, dropped)
+    return running.left.shorten(layer, hidden)

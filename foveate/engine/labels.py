@@ -38,9 +38,9 @@ def take() -> Tensor | None:
 
 def ignore_lost(running: Pass) -> None:
     """Leave labels out of the loss that would be predicted from a pruned position."""
-    if running.labels is None or running.dead is None:
+    if running.labels is None or running.survivors is None:
         return
     labels = running.labels
-    lost = running.dead[:, :-1].to(labels.device) & (labels[:, 1:] != -100)
+    lost = running.survivors.dead[:, :-1].to(labels.device) & (labels[:, 1:] != -100)
     labels[:, 1:].masked_fill_(lost, -100)
     running.conversation.ignored.append(lost.sum())

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -25,89 +23,10 @@ from foveate.core.plan import Stage
 from foveate.core.selection import Selection, merge_values
 from foveate.core.view import Observation, TokenView
 from foveate.engine import compat, observe
+from foveate.engine.asking import ask
 from foveate.engine.conversation import Conversation
-from foveate.engine.encoder_calls import EncodedRow, EncoderCall, EncoderCallHooks, measured
-from foveate.engine.prefill import ask
-
-
-@dataclass
-class Frame:
-    """One image or one frame of a video inside the packed sequence, in units (squares of patches).
-
-    Attributes:
-        grid: (h, w) in units.
-        order: [h * w] long, place in the packed sequence of each unit of the raster, at full length.
-        left: [m] long, raster numbers of the units that are left, ascending.
-        sizes: [m] fp32, how many original units each stands for.
-        selections: (text of the stage, answer, row of this frame in it, units it chose from), in order.
-    """
-
-    grid: tuple[int, int]
-    order: Tensor
-    left: Tensor
-    sizes: Tensor
-    selections: list[tuple[str, Selection, int, int]] = field(default_factory=list)
-
-    @property
-    def places(self) -> Tensor:
-        """[m] place, at full length, of each unit that is left."""
-        return self.order[self.left]
-
-
-@dataclass
-class Packed(EncoderCall):
-    """One call of a packed encoder.
-
-    Attributes:
-        frames: its images and frames, in order.
-        unit: patches of a unit.
-        units: units at full length.
-        left: [n] places of the units that are left, ascending; None while all are.
-        cuts: boundaries of windows and of sequences among those that are left, by whether they are windows, each with the
-            longest one.
-        rotary: the rotary embeddings transformers gave, and those of the patches that are left.
-    """
-
-    frames: list[Frame]
-    unit: int
-    units: int
-    left: Tensor | None = None
-    cuts: dict[bool, tuple[Tensor, int]] = field(default_factory=dict)
-    rotary: tuple[Tensor, tuple[Tensor, ...]] | None = None
-
-    def patches(self, places: Tensor) -> Tensor:
-        """Rows [n * unit] of the patches of units [n]."""
-        inside = torch.arange(self.unit, device=places.device)
-        return (places[:, None] * self.unit + inside).flatten()
-
-    def slots(self) -> Tensor:
-        """[units] where each unit is now; arbitrary for those that are gone."""
-        assert self.left is not None
-        now = torch.zeros(self.units, dtype=torch.long, device=self.left.device)
-        return now.scatter(0, self.left, torch.arange(len(self.left), device=self.left.device))
-
-    @property
-    def lengths(self) -> list[int]:
-        """Patches that are left of each frame, which is a sequence of its own."""
-        return [len(frame.left) * self.unit for frame in self.frames]
-
-    def boundaries(self, full: Tensor, windowed: bool) -> tuple[Tensor, int]:
-        """Boundaries of sequences, or of windows, among the patches that are left, and the longest; empty windows vanish."""
-        if windowed not in self.cuts:
-            self.cuts[windowed] = self._windows(full) if windowed else self._sequences(full)
-        return self.cuts[windowed]
-
-    def _sequences(self, full: Tensor) -> tuple[Tensor, int]:
-        lengths = self.lengths
-        cuts = torch.tensor([0, *accumulate(lengths)], dtype=full.dtype, device="cpu")
-        return cuts.to(full.device, non_blocking=True), max(lengths)
-
-    def _windows(self, full: Tensor) -> tuple[Tensor, int]:
-        assert self.left is not None
-        alive = torch.zeros(self.units + 1, dtype=torch.long, device=full.device)
-        alive = alive.scatter(0, self.left.to(full.device) + 1, self.unit)
-        cuts = torch.unique_consecutive(alive.cumsum(0)[full.long() // self.unit].cpu())
-        return cuts.to(full.device, full.dtype, non_blocking=True), int((cuts[1:] - cuts[:-1]).max())
+from foveate.engine.encoder_calls import EncoderCallHooks, measured
+from foveate.engine.encoder_state import EncodedRow, Frame, Packed
 
 
 class PackedEncoderHooks(EncoderCallHooks[PackedPath, Packed]):
@@ -132,7 +51,7 @@ class PackedEncoderHooks(EncoderCallHooks[PackedPath, Packed]):
     def _probed_layer(self, index: int) -> int:
         return max(layer for layer in range(index) if layer not in self.path.windowed)
 
-    def _begin(self, talk: Conversation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Packed:
+    def _begin(self, conversation: Conversation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Packed:
         pixels: Tensor = args[0] if args else kwargs["hidden_states"]
         grids: Tensor = args[1] if len(args) > 1 else kwargs["grid_thw"]
         side = self.path.unit
@@ -150,7 +69,7 @@ class PackedEncoderHooks(EncoderCallHooks[PackedPath, Packed]):
                     Frame(grid, order[start : start + size], left, torch.ones(size, device=pixels.device, dtype=torch.float32))
                 )
                 start += size
-        return Packed(self._next(talk, len(frames)), frames, unit, units)
+        return Packed(self._next(conversation, len(frames)), frames, unit, units)
 
     def _enter_layer(
         self, call: Packed, index: int, hidden: Tensor, kwargs: dict[str, Any]
@@ -185,7 +104,7 @@ class PackedEncoderHooks(EncoderCallHooks[PackedPath, Packed]):
             count = len(frame.left)
             grid = (1, *frame.grid) if count == frame.grid[0] * frame.grid[1] else None
             buckets[count, grid, self._kept(stage, count, grid)].append(frame)
-        text = self.texts[stage]
+        text = str(stage)
         if self.shortcut and all(keep == count for count, _, keep in buckets):
             for frame in call.frames:
                 everything = Selection(torch.arange(len(frame.left), device=hidden.device)[None])

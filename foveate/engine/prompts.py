@@ -36,29 +36,29 @@ class Prompts:
 
     def layout(self, running: Pass, call: Mapping[str, Any]) -> Layout | None:
         """The layout of this pass, None if it is text only. A generate call finds the layout of its prompt once."""
-        talk, past = running.conversation, running.past
-        if not talk.inputs:
-            found = self._find(running, call, call)
+        conversation, past = running.conversation, running.past
+        if not conversation.inputs:
+            found = self._find(conversation, past, running.labels, call, call)
             if found is not None and past == 0:
-                talk.layout = found
+                conversation.layout = found
             return found
-        if talk.layout is None:
-            talk.layout = self._find(running, call, talk.inputs)
-        if talk.layout is None:
+        if conversation.layout is None:
+            conversation.layout = self._find(conversation, past, running.labels, call, conversation.inputs)
+        if conversation.layout is None:
             return None
-        talk.copies = row_count(call) // talk.layout.roles.shape[0]
-        prompt_layout = talk.layout.repeated(talk.copies).behind(talk.shift)
+        conversation.copies = row_count(call) // conversation.layout.roles.shape[0]
+        prompt_layout = conversation.layout.repeated(conversation.copies).behind(conversation.shift)
         return prompt_layout.columns_between(past, past + running.queries).extended(running.queries)
 
-    def known(self, talk: Conversation) -> Layout | None:
+    def known(self, conversation: Conversation) -> Layout | None:
         """The layout of the prompt where the encoder runs; generate() may encode pictures before it calls the model."""
         running = forward.current(self.owner)
-        if running is not None and not talk.inputs:
-            return running.layout
-        fresh = compat.cache_of(talk.inputs) is None and isinstance(talk.inputs.get("input_ids"), Tensor)
-        if talk.layout is None and fresh:
-            talk.layout = self._find(Pass(self.owner, talk, queries=0), talk.inputs, talk.inputs)
-        return talk.layout
+        if running is not None and not conversation.inputs:
+            return None if running.survivors is None else running.survivors.layout
+        fresh = compat.cache_of(conversation.inputs) is None and isinstance(conversation.inputs.get("input_ids"), Tensor)
+        if conversation.layout is None and fresh:
+            conversation.layout = self._find(conversation, 0, None, conversation.inputs, conversation.inputs)
+        return conversation.layout
 
     def text_only(self, running: Pass, call: Mapping[str, Any]) -> Layout:
         """The layout of a call without media."""
@@ -71,22 +71,28 @@ class Prompts:
         length = running.conversation.prompt_end
         return Layout.build(torch.zeros(shape, dtype=torch.bool, device="cpu"), real, [[] for _ in range(shape[0])], length)
 
-    def _find(self, running: Pass, call: Mapping[str, Any], inputs: Mapping[str, Any]) -> Layout | None:
+    def _find(
+        self,
+        conversation: Conversation,
+        past: int,
+        labels: Tensor | None,
+        call: Mapping[str, Any],
+        inputs: Mapping[str, Any],
+    ) -> Layout | None:
         """The layout of `inputs`: of the whole prompt inside generate, of this call's columns otherwise."""
-        length, past = running.conversation.prompt_length, running.past
-        in_generate = inputs is running.conversation.inputs
+        length, in_generate = conversation.prompt_length, inputs is conversation.inputs
         mask = layouts.two_dimensional_mask(call, inputs, in_generate)
         ids = inputs.get("input_ids")
         embeds = None if ids is not None else inputs.get("inputs_embeds")
         embed = self.model.get_input_embeddings()  # type: ignore[operator]
-        codes = layouts.column_codes(self.family, self.config, ids, embeds, mask, embed, running.labels)
+        codes = layouts.column_codes(self.family, self.config, ids, embeds, mask, embed, labels)
         # Positions that generate() made itself are those of single samples.
         packing = () if in_generate else layouts.PACKING
         codes, inputs = layouts.fetch(codes, inputs, (*self.family.host_inputs, *packing))
         samples = None if in_generate else layouts.packed_samples(inputs, codes)
         if not in_generate and length is not None:
             length = length - past if length > past else None
-        cached = past - running.conversation.shift if in_generate else 0
+        cached = past - conversation.shift if in_generate else 0
         try:
             return layouts.build_layout(self.family, self.config, inputs, codes, length, cached, samples)
         except InputError as error:
@@ -96,12 +102,14 @@ class Prompts:
                 raise InputError(_DRAFT) from None
             raise
 
-    def explain(self, talk: Conversation) -> None:
+    def explain(self, conversation: Conversation) -> None:
         """Raise InputError if media that do not fit their placeholders made generate() fail in transformers' own code."""
-        ids = talk.inputs.get("input_ids")
-        if talk.layout is None and isinstance(ids, Tensor):
-            codes = layouts.column_codes(self.family, self.config, ids, None, talk.inputs.get("attention_mask"), nn.Identity())
-            layouts.build_layout(self.family, self.config, talk.inputs, codes.cpu(), talk.prompt_length)
+        ids = conversation.inputs.get("input_ids")
+        if conversation.layout is None and isinstance(ids, Tensor):
+            codes = layouts.column_codes(
+                self.family, self.config, ids, None, conversation.inputs.get("attention_mask"), nn.Identity()
+            )
+            layouts.build_layout(self.family, self.config, conversation.inputs, codes.cpu(), conversation.prompt_length)
 
 
 def source_of(call: Mapping[str, Any]) -> Tensor | None:

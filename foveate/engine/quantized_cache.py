@@ -10,14 +10,16 @@ from torch import Tensor
 from transformers.cache_utils import DynamicLayer, HQQQuantizedLayer, QuantoQuantizedLayer
 
 from foveate.engine import compat
-from foveate.engine.cache import DynamicSlots
+from foveate.engine.dynamic_cache import DynamicSlots
 from foveate.errors import UnsupportedCombination
 
 
 class QuantizedSlots(DynamicSlots):
     """Mixed in front of a quantized cache layer: what a stage removes is never stored; what is stored stays."""
 
+    cache = "quantized"
     forgets = False
+    measurable = False
 
     @property
     def slots(self) -> int:

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from foveate.core.layout import Layout, Role
 from foveate.engine import compat
+from foveate.engine.cache_kinds import check_cache
 from foveate.engine.conversation import Conversation
 from foveate.engine.forward import Pass
-from foveate.engine.slot_cache import check_cache
 from foveate.errors import UnsupportedCombination
 from foveate.families import Family
 
@@ -43,13 +43,18 @@ class Refusals:
         split = int((found.roles == int(Role.VISUAL)).sum()) != sum(medium.shape.tokens for medium in found.media)
         if split:
             raise UnsupportedCombination(_CHUNKED)
-        talk = running.conversation
+        conversation = running.conversation
         if found.samples is not None:
             self._check_packed(running, call)
         if not found.media:
             return
         mask = call.get("attention_mask")
-        if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[1] > running.past + running.queries and talk.inputs:
+        if (
+            isinstance(mask, Tensor)
+            and mask.ndim == 2
+            and mask.shape[1] > running.past + running.queries
+            and conversation.inputs
+        ):
             raise UnsupportedCombination(
                 f"attention_mask has {mask.shape[1]} columns, the cache and this call have {running.past + running.queries}: "
                 "virtual tokens of a wrapper did not arrive (does this version of peft know this version of transformers?)"
@@ -67,7 +72,7 @@ class Refusals:
         checkpointed = self.model.training and getattr(self.decoder, "gradient_checkpointing", False)
         if checkpointed and not compat.HOOKS_SURVIVE_CHECKPOINTING:
             raise UnsupportedCombination("gradient checkpointing under a plan needs transformers >= 5.23")
-        ends_early = talk.prompt_end is not None and running.past + running.queries < talk.prompt_end
+        ends_early = conversation.prompt_end is not None and running.past + running.queries < conversation.prompt_end
         if ends_early and self.watched:
             raise UnsupportedCombination(_CHUNKED)
 
@@ -89,17 +94,17 @@ class Refusals:
         if reason is not None:
             raise UnsupportedCombination(f"several samples are packed into one row (position_ids start anew): {reason}")
 
-    def check_masked_turn(self, talk: Conversation) -> None:
+    def check_masked_turn(self, conversation: Conversation) -> None:
         """Several tokens behind a cache cannot have one choice, unless there is no picture to choose from."""
-        if talk.layout is None and not talk.inputs:
-            if talk.outer is not None and talk.seen is not None:
+        if conversation.layout is None and not conversation.inputs:
+            if conversation.outer is not None and conversation.seen is not None:
                 return  # a text-only call within generate()
             raise UnsupportedCombination(OPEN_A_CONVERSATION)
-        ids = talk.inputs.get("input_ids")
+        ids = conversation.inputs.get("input_ids")
         placeholders = list(self.family.placeholder_ids(self.config).values())
         pictures = (
-            bool(talk.layout.media)
-            if talk.layout is not None
+            bool(conversation.layout.media)
+            if conversation.layout is not None
             else ids is None or bool(torch.isin(ids, torch.tensor(placeholders, device=ids.device)).any())
         )
         if pictures:

@@ -16,9 +16,10 @@ from torch.utils.hooks import RemovableHandle
 
 from foveate.core.layout import Role
 from foveate.engine import compat, forward
-from foveate.engine.cache import SlotLayer
-from foveate.engine.decoder import in_compiled_step, project_rotary, uncompiled
+from foveate.engine.compiled import in_compiled_step, uncompiled
+from foveate.engine.layer_inputs import project_rotary
 from foveate.engine.projection import Alive, take
+from foveate.engine.slots import SlotLayer
 from foveate.families import Family
 
 PreHook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any]
@@ -96,17 +97,17 @@ class SideInputs:
     def _before_decoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Take over what the model's own loop would do to columns that are gone by then."""
         running = forward.current(self.owner)
-        if running is None or running.layout is None or not running.spans:
+        if running is None or not running.chooses:
             return None
         changed = dict(kwargs)
         if self.stacked is not None and changed.get(self.stacked.features) is not None:
             features = changed[self.stacked.features]
-            running.stacked = (features, changed[self.stacked.columns])
+            running.shared.stacked = (features, changed[self.stacked.columns])
             changed[self.stacked.features] = features[: self.first]
         last = changed.get("logits_to_keep")
         if self.sources and isinstance(last, int) and last > 0:
             # Layers that borrow keys may be run for the last columns alone. Those must be the last survivors too.
-            roles = running.layout.roles[:, -last:]
+            roles = running.left.layout.roles[:, -last:]
             if bool(((roles == int(Role.VISUAL)) | (roles == int(Role.PAD))).any()):
                 changed["logits_to_keep"] = 0
         return args, changed
@@ -114,9 +115,9 @@ class SideInputs:
     def _add_features(self, number: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Add the features that belong behind layer `number`, in front of the next one and its stage."""
         running = forward.current(self.owner)
-        if running is None or running.stacked is None:
+        if running is None or running.shared.stacked is None:
             return None
-        features, columns = running.stacked
+        features, columns = running.shared.stacked
         if number >= len(features):
             return None
         hidden = args[0] if args else kwargs["hidden_states"]
@@ -126,7 +127,7 @@ class SideInputs:
     def _gather_inputs(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Bring a layer's other inputs per token to the survivors."""
         running = forward.current(self.owner)
-        if running is None or running.alive is None:
+        if running is None or running.survivors is None or running.survivors.alive is None:
             return None
         positional, named = list(args), dict(kwargs)
         for name, place in self.token_inputs.items():
@@ -157,7 +158,7 @@ class SideInputs:
         def note(mask: Any) -> None:
             running = forward.current(self.owner)
             if running is not None:
-                running.masks[index] = mask
+                running.shared.masks[index] = mask
 
         return run
 
@@ -182,9 +183,9 @@ class SideInputs:
 
     def _borrow_in_pass(self, source: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         running = forward.current(self.owner)
-        if running is None or source not in running.masks:
+        if running is None or source not in running.shared.masks:
             return None
-        hidden, mask = args[0] if args else kwargs["hidden_states"], running.masks[source]
+        hidden, mask = args[0] if args else kwargs["hidden_states"], running.shared.masks[source]
         alive = running.alive_on(hidden.device)
         cut = _columns(kwargs.get("position_embeddings")) < running.queries
         if cut and isinstance(mask, Tensor) and mask.ndim == 4:

@@ -1,9 +1,7 @@
-"""Training trained methods: every token stays, and attention behind a stage weighs keys by how much they are kept.
+"""Training trained methods: every token stays, and attention after a stage weighs keys by how much they are kept.
 
-Dynamic-LLaVA, arXiv:2412.00876, Eq. 7: with M_j in {0, 1} drawn by Gumbel-softmax and passed straight through,
-G_ij = M_j + (1 - M_j) [i = j] multiplies exp(score). A dropped token attends to kept ones and itself, so its own loss is
-defined, and one pass equals decoding under the same decisions. The weight stands in front of the softmax's sum and not in
-its logarithm: a dropped key still has a gradient, the way by which it can come back.
+Dynamic-LLaVA, arXiv:2412.00876, Eq. 7 (`soft_attention`): M_j in {0, 1} is drawn by Gumbel-softmax and passed straight
+through, and one pass equals decoding under the same decisions.
 """
 
 from __future__ import annotations
@@ -16,89 +14,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from foveate.core.layout import Role
 from foveate.core.method import ScoreMethod, StepMethod, top_indices
 from foveate.core.plan import Plan, Stage
 from foveate.core.view import StepView, TokenView
-from foveate.engine import compat, forward, prefill
-from foveate.engine.forward import Pass, Span
+from foveate.engine import compat, forward
+from foveate.engine.asking import with_asking
+from foveate.engine.forward import Pass
+from foveate.engine.soft_attention import POLICY, SOFT, SoftConfig, soft_attention
+from foveate.engine.spans import Span
 from foveate.errors import UnsupportedCombination
-
-SOFT = "foveate_soft"
-POLICY = "foveate_policy"
-# Scores held at once, over batch, heads, queries and keys: bounds the memory of a layer at any length of the prompt.
-_SCORES_AT_ONCE = 1 << 24
-# Above this a dropped key's exp(score) grows no more: it only scales a gradient.
-_LARGEST = 20.0
-
-
-class SoftConfig:
-    """The config that an attention module shows while it is trained under a policy."""
-
-    def __init__(self, wrapped: Any) -> None:
-        self.__dict__["wrapped"] = wrapped
-
-    def __getattr__(self, name: str) -> Any:
-        return SOFT if name == "_attn_implementation" else getattr(self.__dict__["wrapped"], name)
-
-
-def soft_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, *args: Any, **kwargs: Any
-) -> Any:
-    """The attention function of trained layers: as the model's own without a policy, else Eq. 7.
-
-    Args:
-        query: [B, H, S, D].   key, value: [B, Hk, S, D].   attention_mask: as the model's own implementation gets it.
-    """
-    policy = kwargs.pop(POLICY, None)
-    if policy is None:
-        function = compat.attention_function(module, module.config.wrapped._attn_implementation)  # type: ignore[union-attr, arg-type]
-        return function(module, query, key, value, attention_mask, *args, **kwargs)
-    batch, heads, count, width = query.shape
-    repeat = heads // key.shape[1]
-    key, value = key.repeat_interleave(repeat, 1), value.repeat_interleave(repeat, 1)
-    scaling = kwargs.get("scaling") or width**-0.5
-    step = max(1, _SCORES_AT_ONCE // (batch * heads * count))
-    parts = []
-    for start in range(0, count, step):
-        rows = query[:, :, start : start + step]
-        seen = _seen(attention_mask, start, rows.shape[2], count, query.device)
-        arguments = (rows, key, value, policy, seen, start, scaling, kwargs.get("softcap"))
-        # Recomputed in backward, so that no scores are kept for it.
-        part = checkpoint(_attend, *arguments, use_reentrant=False) if torch.is_grad_enabled() else _attend(*arguments)
-        parts.append(part)
-    return torch.cat(parts, dim=2).transpose(1, 2), None
-
-
-def _seen(mask: Any, start: int, rows: int, count: int, device: torch.device) -> Tensor:
-    """[B or 1, 1, rows, S] bool, from a mask of any format but flex's."""
-    if isinstance(mask, Tensor) and mask.ndim == 4:
-        part = mask[:, :, start : start + rows, :count]
-        return part if part.dtype == torch.bool else part > torch.finfo(part.dtype).min / 2
-    asking = torch.arange(start, start + rows, device=device)[:, None]
-    causal = (torch.arange(count, device=device)[None] <= asking)[None, None]
-    return causal if mask is None else causal & mask[:, None, None, :count].bool()
-
-
-def _attend(
-    query: Tensor, key: Tensor, value: Tensor, policy: Tensor, seen: Tensor, start: int, scaling: float, softcap: float | None
-) -> Tensor:
-    """Eq. 7 for some query rows: [B, H, r, D]."""
-    score = (query @ key.transpose(-1, -2)).float() * scaling
-    if softcap is not None:
-        score = torch.tanh(score / softcap) * softcap
-    lowest = torch.finfo(score.dtype).min
-    score = score.masked_fill(~seen, lowest)
-    rows = torch.arange(start, start + query.shape[2], device=query.device)
-    own = rows[:, None] == torch.arange(key.shape[2], device=query.device)[None]
-    kept = torch.where(own, 1.0, policy.float()[:, None, None])  # G, [B, 1, r, S]
-    # The largest score among keys that count: what is dropped must not push the others below what a float can hold.
-    largest = score.detach().masked_fill(kept.detach() == 0, lowest).amax(-1, keepdim=True)
-    weight = (score - largest).clamp(max=_LARGEST).exp() * kept
-    share = weight / weight.sum(-1, keepdim=True)
-    return share.to(value.dtype) @ value
 
 
 @dataclass
@@ -197,10 +123,10 @@ class SoftHooks:
                     'mode="soft" reads whole sequences, for training and validation: attach without it to generate'
                 )
             if index == self.layer:
-                running.policy = self._decide(running, args[0] if args else kwargs["hidden_states"], module.training)
-            if running.policy is None:
+                running.shared.policy = self._decide(running, args[0] if args else kwargs["hidden_states"], module.training)
+            if running.shared.policy is None:
                 return None
-            return args, {**kwargs, POLICY: running.policy}
+            return args, {**kwargs, POLICY: running.shared.policy}
 
         return run
 
@@ -208,7 +134,7 @@ class SoftHooks:
         """M: [B, S], 1 at columns that are no stage's business."""
         self.mode.image_shares, self.mode.text_shares = [], []
         policy = torch.ones(hidden.shape[:2], device=hidden.device, dtype=torch.float32)
-        if self.image is not None and running.spans:
+        if self.image is not None and running.chooses:
             policy = self._judge_media(running, hidden, policy, self.image, training)
         if self.gate is not None and running.numbers is not None:
             policy = self._judge_answers(running, hidden, policy, self.gate, training)
@@ -216,7 +142,7 @@ class SoftHooks:
 
     def _judge_media(self, running: Pass, hidden: Tensor, policy: Tensor, stage: Stage, training: bool) -> Tensor:
         groups: dict[int, list[Span]] = defaultdict(list)
-        for span in running.spans:
+        for span in running.left.spans:
             groups[span.count].append(span)
         for spans in groups.values():
             rows = torch.tensor([span.row for span in spans], device=hidden.device)[:, None]
@@ -243,15 +169,15 @@ class SoftHooks:
             asks=asks,
         )
         if self.mode.draw == "chance":
-            noise = prefill.with_asking(self._noise((groups, count), features.device, training), view)
+            noise = with_asking(self._noise((groups, count), features.device, training), view)
             best = top_indices(noise, stage.budget.resolve(count))
             return torch.zeros_like(noise).scatter(1, best, 1.0)
         if training:
             drawn = self._draw(module(states))
-            return prefill.with_asking(drawn, view).clamp(max=1.0) if asks else drawn
+            return with_asking(drawn, view).clamp(max=1.0) if asks else drawn
         if self.mode.judged is not None:
             self.mode.note(stage, module(view.features))
-        score = prefill.with_asking(stage.method.score(view), view)
+        score = with_asking(stage.method.score(view), view)
         if stage.budget.threshold is not None:
             return (score > stage.budget.threshold).float()
         best = top_indices(score, stage.budget.resolve(count))

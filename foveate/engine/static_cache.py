@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import StaticLayer, StaticSlidingWindowLayer
 
-from foveate.engine.cache import PRUNED_WITHOUT_PLAN, REORDERED, Announcement, SlotLayer
+from foveate.engine.slots import PRUNED_WITHOUT_PLAN, REORDERED, Announcement, SlotLayer
 from foveate.errors import AttachError
 
 # The reservation of a pruned layer is rounded up to this many slots: prompts that prune about as much then share one shape,
@@ -35,6 +35,8 @@ class StaticSlots(SlotLayer):
     columns: StaticLayer
     logical: Tensor
     reserved: int
+    cache = "static"
+    compiles = True
     all_valid = False  # there are empty slots behind the last token
     pad_free = False
     _visible: Tensor

@@ -10,8 +10,8 @@ from PIL import Image
 
 from foveate.api import attach
 from foveate.cli import loading
+from foveate.engine.cache_kinds import stored_bytes
 from foveate.engine.compat import cache_in
-from foveate.engine.slot_cache import stored_bytes
 from foveate.viz import packages
 from tests.cli.test_run import _is_one_line
 from tests.trained import random_predictors

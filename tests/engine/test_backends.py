@@ -9,7 +9,7 @@ import torch
 
 import foveate
 from foveate import families
-from foveate.engine import observe
+from foveate.engine import attention_rows
 from foveate.engine.attachment import Attachment
 from foveate.engine.compat import CACHE, cache_in
 from foveate.spec import parse
@@ -157,13 +157,13 @@ def test_a_text_turn_on_a_pruned_cache_equals_sdpa(models, family, backend):
 def test_probe_scores_equal_eager_output_attentions(models, family, backend, batch, before, monkeypatch):
     inputs = prompts(family, batch)
     measured = []
-    rows = observe.attention_rows
+    rows = attention_rows.attention_rows
 
     def note(*args, **kwargs):
         measured.append(rows(*args, **kwargs))
         return measured[-1]
 
-    monkeypatch.setattr(observe, "attention_rows", note)
+    monkeypatch.setattr(attention_rows, "attention_rows", note)
     layer = tiny.FIRST_LAYER[family]
     seen = max(full for full in tiny.full_layers(family) if full < layer)
     plan = f"fastv(layer={layer}, keep=0.5)"
@@ -187,14 +187,14 @@ def test_probe_scores_equal_eager_output_attentions(models, family, backend, bat
 def test_rows_of_several_raters_equal_eager_output_attentions(model_of, family, query, monkeypatch):
     inputs = prompts(family, 3)
     model, measured = model_of(family), []
-    rows = observe.attention_rows
+    rows = attention_rows.attention_rows
 
     def note(*args, **kwargs):
         measured.append((rows(*args, **kwargs), args[3], args[4]))
         return measured[-1][0]
 
-    monkeypatch.setattr(observe, "attention_rows", note)
-    monkeypatch.setattr(observe, "_ROWS_AT_ONCE", 48)  # several chunks
+    monkeypatch.setattr(attention_rows, "attention_rows", note)
+    monkeypatch.setattr(attention_rows, "_ROWS_AT_ONCE", 48)  # several chunks
     with torch.no_grad(), foveate.attach(model, f"fastv(layer=2, keep=0.5, query={query})"):
         model(**inputs)
     attention = eager_attention(model, inputs, {})[1]

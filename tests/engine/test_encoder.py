@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import foveate
 from foveate import families
 from foveate.core.trace import MediumTrace, Trace
-from foveate.engine import compat, observe
+from foveate.engine import attention_rows, compat, observe
 from foveate.engine.attachment import Attachment
 from foveate.errors import PlanError, UnsupportedCombination
 from foveate.families import family_for
@@ -340,7 +340,7 @@ def test_column_means_equal_eager_attention(cases):
     observe.enable(owner)
 
     def measure(query, key, mask, scaling, softcap):
-        found.append(observe.column_means(query, key, mask, scaling))
+        found.append(attention_rows.column_means(query, key, mask, scaling))
 
     handle = attention.register_forward_pre_hook(lambda module, args: observe.arm(module, measure))
     with torch.no_grad():

@@ -11,8 +11,8 @@ from torch import Tensor
 import foveate
 from foveate import families
 from foveate.engine import gate as gate_module
+from foveate.engine.cache_kinds import lasting_bytes, stored_bytes, ungated_bytes
 from foveate.engine.compat import CACHE, cache_in
-from foveate.engine.slot_cache import lasting_bytes, stored_bytes, ungated_bytes
 from foveate.errors import PlanError, UnsupportedCombination
 from tests import tiny
 from tests.oracles.gated_reference import gated_reference

@@ -8,8 +8,8 @@ import torch
 import foveate
 from foveate.core.selection import Selection
 from foveate.engine.attachment import Attachment
-from foveate.engine.cache import SlotLayer
 from foveate.engine.compat import cache_in
+from foveate.engine.slots import SlotLayer
 from foveate.spec import parse
 from tests import tiny
 from tests.oracles.controls import pool_matrix

@@ -17,10 +17,11 @@ from transformers import DynamicCache
 import foveate
 from foveate.core.layout import Layout
 from foveate.core.shape import MediumShape
-from foveate.engine import hooks, observe
-from foveate.engine.cache import SlotLayer
+from foveate.engine import observe, refusals
 from foveate.engine.compat import CACHE, cache_in
 from foveate.engine.projection import Alive, project_positions
+from foveate.engine.raters import rater_columns
+from foveate.engine.slots import SlotLayer
 from foveate.errors import PlanError, UnsupportedCombination
 from tests import fake_backends, tiny
 from tests.oracles.dense_reference import decoder_layers, dense_reference
@@ -92,7 +93,7 @@ def test_p3_scores_ignore_the_empty_slots_of_a_static_cache(model_of, family):
 def test_p4_sliding_layers_hold_their_last_slots_and_scores_come_from_full_attention(model_of):
     model, inputs = model_of("gemma3"), prompts("gemma3", 1)
     with foveate.attach(model, "fastv(layer=3, keep=0.5)") as attachment:
-        watched = list(attachment._hooks.watches)
+        watched = list(attachment._hooks.parts.probes)
         answer = tiny.generate(model, inputs, tokens=4)
         alive = alive_columns(attachment.trace, inputs)[0][0]
     assert watched == [1], "layer 2 slides; the nearest full layer below the cut is 1"
@@ -222,7 +223,7 @@ def test_p11_gradient_checkpointing_is_refused_where_hooks_are_replayed(monkeypa
     model.activation_checkpointing_enable()
     with foveate.attach(model, FASTV):
         model(**inputs, use_cache=False)
-        monkeypatch.setattr(hooks.compat, "HOOKS_SURVIVE_CHECKPOINTING", False)
+        monkeypatch.setattr(refusals.compat, "HOOKS_SURVIVE_CHECKPOINTING", False)
         with pytest.raises(UnsupportedCombination, match=r"transformers >= 5\.23"):
             model(**inputs, use_cache=False)
 
@@ -338,10 +339,10 @@ def test_guessed_tokens_behind_the_prompt_do_not_rate_it():
     visual = torch.tensor([[False, True, True, False, False, False]])
     shape = MediumShape("image", (1, 1, 2))
     layout = Layout.build(visual, torch.ones_like(visual), [[shape]], prompt_length=4)
-    assert observe.rater_columns(layout, "last") == [[[3]]]
-    assert observe.rater_columns(layout, "all") == [[[0, 1, 2, 3]]]
-    assert observe.rater_columns(layout, "window:2") == [[[2, 3]]]
-    assert observe.rater_columns(layout, "last", output_rates=True) == [[[5]]]
+    assert rater_columns(layout, "last") == [[[3]]]
+    assert rater_columns(layout, "all") == [[[0, 1, 2, 3]]]
+    assert rater_columns(layout, "window:2") == [[[2, 3]]]
+    assert rater_columns(layout, "last", output_rates=True) == [[[5]]]
 
 
 def test_padding_never_rates():
@@ -350,5 +351,5 @@ def test_padding_never_rates():
     shape = MediumShape("image", (1, 6, 6))
     layout = Layout.build(codes, real(inputs), [[shape], [shape, shape], []])
     for query in ("last", "all", "text", "window:4"):
-        for row, (columns,) in enumerate(observe.rater_columns(layout, query)):
+        for row, (columns,) in enumerate(rater_columns(layout, query)):
             assert bool(real(inputs)[row, columns].all())

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import foveate
-from foveate.engine import compat, observe
+from foveate.engine import compat
+from foveate.engine.attention_rows import without_rope
 from tests import tiny
 
 
@@ -28,9 +29,9 @@ def test_states_are_turned_back_as_the_modeling_file_turned_them(architecture, p
     embeddings = (angles.cos() * scale, angles.sin() * scale)
     turned, _ = module.apply_rotary_pos_emb(states, states, *embeddings)
     assert float((turned - states).abs().max()) > 0.1
-    assert torch.allclose(observe.without_rope(turned, embeddings, rotate), states, atol=1e-5)
+    assert torch.allclose(without_rope(turned, embeddings, rotate), states, atol=1e-5)
     if pairs == "halves":
-        assert torch.allclose(observe.without_rope(turned, embeddings), states, atol=1e-5)
+        assert torch.allclose(without_rope(turned, embeddings), states, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["aya_vision", "cohere2_vision"])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import foveate
-from foveate.engine import soft
+from foveate.engine import soft, soft_attention
 from foveate.errors import AttachError, UnsupportedCombination
 from tests import tiny
 from tests.engine.test_gate import LOGITS
@@ -68,7 +68,7 @@ def test_masked_softmax_and_its_gradients_are_those_of_autograd_in_float64(monke
     for function in ("ours", "reference"):
         leaves = [part.clone().requires_grad_() for part in parts]
         if function == "ours":
-            out, _ = soft.soft_attention(torch.nn.Module(), *leaves[:3], seen, **{soft.POLICY: leaves[3]})
+            out, _ = soft_attention.soft_attention(torch.nn.Module(), *leaves[:3], seen, **{soft_attention.POLICY: leaves[3]})
             out = out.transpose(1, 2)
         else:
             out = reference(*leaves, seen)
@@ -89,7 +89,7 @@ def test_masks_of_every_format_say_the_same(mask):
         real[0, 5:] = False
     seen = torch.ones(7, 7, dtype=torch.bool).tril()[None, None] & real[:, None, None]
     given: Any = {"none": None, "flash": real, "additive": torch.where(seen, 0.0, torch.finfo(torch.float32).min)}[mask]
-    out, _ = soft.soft_attention(torch.nn.Module(), query, key, value, given, **{soft.POLICY: policy})
+    out, _ = soft_attention.soft_attention(torch.nn.Module(), query, key, value, given, **{soft_attention.POLICY: policy})
     torch.testing.assert_close(out.transpose(1, 2)[real.any(1)], reference(query, key, value, policy, seen)[real.any(1)])
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import foveate
+from foveate.engine.cache_kinds import stored_bytes
 from foveate.engine.compat import cache_in
-from foveate.engine.slot_cache import stored_bytes
 from foveate.errors import InputError
 from foveate.evaluate.reading import _fits_one_pass, read_answer
 from tests import tiny

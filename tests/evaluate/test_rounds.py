@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 import foveate
+from foveate.engine.cache_kinds import bytes_of_columns, stored_bytes
 from foveate.engine.compat import cache_in
-from foveate.engine.slot_cache import bytes_of_columns, stored_bytes
 from foveate.errors import FoveateError, InputError
 from foveate.evaluate.generation import Generation, Sample, evaluate, summarize
 from foveate.evaluate.overlap import OverlapScore

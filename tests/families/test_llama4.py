@@ -18,7 +18,7 @@ import torch
 import foveate
 from foveate import families
 from foveate.cost.presets import load_preset
-from foveate.engine.observe import without_rope
+from foveate.engine.attention_rows import without_rope
 from foveate.errors import InputError, PlanError, UnsupportedCombination
 from foveate.families import family_for
 from tests import tiny

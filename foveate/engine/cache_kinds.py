@@ -1,4 +1,7 @@
-"""Which cache layers can hold fewer slots than columns, and swapping them in."""
+"""Which cache layers can hold fewer slots than columns, and swapping them in.
+
+What a kind of layer can do stands on its class (`slots.SlotLayer`); nothing else asks which kind it is.
+"""
 
 from __future__ import annotations
 
@@ -16,20 +19,28 @@ from transformers.cache_utils import (
 )
 
 from foveate.engine import compat
-from foveate.engine.cache import DynamicSlots, SlotDynamicLayer, SlotLayer, SlotSlidingLayer
-from foveate.engine.quantized_cache import QuantizedSlots, SlotFp8Layer, SlotHQQLayer, SlotQuantoLayer
+from foveate.engine.dynamic_cache import SlotDynamicLayer, SlotSlidingLayer
+from foveate.engine.quantized_cache import SlotFp8Layer, SlotHQQLayer, SlotQuantoLayer
+from foveate.engine.slots import SlotLayer
 from foveate.engine.static_cache import SlotStaticLayer, SlotStaticSlidingLayer
 from foveate.errors import UnsupportedCombination
 
-_SLOT_CLASSES: dict[type, Any] = {
+SLOT_CLASSES: dict[type, type[SlotLayer]] = {
     DynamicLayer: SlotDynamicLayer,
     DynamicSlidingWindowLayer: SlotSlidingLayer,
     StaticLayer: SlotStaticLayer,
     StaticSlidingWindowLayer: SlotStaticSlidingLayer,
     QuantoQuantizedLayer: SlotQuantoLayer,
     HQQQuantizedLayer: SlotHQQLayer,
-    compat.FP8_LAYER: SlotFp8Layer,
+    **({compat.FP8_LAYER: SlotFp8Layer} if compat.FP8_LAYER else {}),
 }
+# What generate() calls the caches that can be pruned.
+NAMES = tuple(dict.fromkeys(kind.cache for kind in SLOT_CLASSES.values()))
+
+
+def kind_of(layer: Any) -> type[SlotLayer] | None:
+    """The slot class of a cache layer, swapped in already or not; None for a layer that cannot be pruned."""
+    return type(layer) if isinstance(layer, SlotLayer) else SLOT_CLASSES.get(type(layer))
 
 
 def check_cache(cache: Cache, config: Any, masks: bool) -> None:
@@ -44,14 +55,15 @@ def check_cache(cache: Cache, config: Any, masks: bool) -> None:
         UnsupportedCombination: says why, and what to use.
     """
     for layer in cache.layers:
+        kind = kind_of(layer)
         if type(layer) is compat.DUMMY_LAYER:
             continue  # of a decoder layer that reads the keys of another
         if masks:
-            if isinstance(layer, StaticLayer):
+            if kind is not None and kind.compiles:
                 raise UnsupportedCombination("effect=mask chooses anew at every step: use a dynamic cache, or effect=drop")
-        elif not isinstance(layer, SlotLayer) and type(layer) not in _SLOT_CLASSES:
+        elif kind is None:
             raise UnsupportedCombination(_refusal(layer))
-        elif isinstance(layer, StaticLayer) and "flash" in config._attn_implementation:
+        elif kind.compiles and "flash" in config._attn_implementation:
             raise UnsupportedCombination(
                 "a static cache under flash attention cannot tell empty slots from pruned ones: use sdpa, or a dynamic cache"
             )
@@ -64,9 +76,8 @@ def check_gated_cache(cache: Cache, first: int, name: str) -> None:
         UnsupportedCombination: says which cache can.
     """
     for layer in cache.layers[first:]:
-        kind = type(layer) if isinstance(layer, SlotLayer) else _SLOT_CLASSES.get(type(layer))
-        forgets = isinstance(kind, type) and issubclass(kind, DynamicSlots) and kind.forgets
-        if type(layer) is not compat.DUMMY_LAYER and not forgets:
+        kind = kind_of(layer)
+        if type(layer) is not compat.DUMMY_LAYER and (kind is None or not kind.forgets):
             raise UnsupportedCombination(
                 f"{name} decides token by token what is stored, which {type(layer).__name__} cannot: use a dynamic cache"
             )
@@ -88,7 +99,7 @@ def slot_layer(cache: Cache, index: int) -> SlotLayer:
     layer = cache.layers[index]
     if isinstance(layer, SlotLayer):
         return layer
-    slot_class = _SLOT_CLASSES.get(type(layer))
+    slot_class = SLOT_CLASSES.get(type(layer))
     if slot_class is None:
         raise UnsupportedCombination(_refusal(layer))
     # A new object with the old state: assigning __class__ fails, the layouts differ.
@@ -101,7 +112,7 @@ def slot_layer(cache: Cache, index: int) -> SlotLayer:
 
 def stored_bytes(cache: Cache) -> int | None:
     """Bytes of the keys and values in a cache, a static one's reservation included; None if the backend quantizes them."""
-    if any(isinstance(layer, QuantizedSlots) or hasattr(layer, "_quantized_keys") for layer in cache.layers):
+    if not _is_measurable(cache):
         return None
     stored = [layer for layer in cache.layers if getattr(layer, "keys", None) is not None]
     return sum(int(layer.keys.nbytes + layer.values.nbytes) for layer in stored)
@@ -112,7 +123,7 @@ def lasting_bytes(cache: Cache) -> int | None:
     held = stored_bytes(cache)
     if held is None:
         return None
-    waiting = [layer for layer in cache.layers if isinstance(layer, DynamicSlots) and layer.slots]
+    waiting = [layer for layer in cache.layers if isinstance(layer, SlotLayer) and layer.gated and layer.slots]
     return held - sum((layer.slots - layer.lasting_slots) * bytes_per_slot(layer) for layer in waiting)
 
 
@@ -126,7 +137,8 @@ def bytes_of_columns(cache: Cache, wanted: Tensor) -> int | None:
     Returns:
         None for a static cache, which reserves its slots, and where the backend quantizes them.
     """
-    if stored_bytes(cache) is None or any(isinstance(layer, StaticLayer) for layer in cache.layers):
+    kinds = [kind_of(layer) for layer in cache.layers]
+    if not _is_measurable(cache) or any(kind is not None and kind.compiles for kind in kinds):
         return None
     total = 0
     for layer in cache.layers:
@@ -134,7 +146,7 @@ def bytes_of_columns(cache: Cache, wanted: Tensor) -> int | None:
         if keys is None or not keys.numel():
             continue
         slots = keys.shape[-2]
-        columns = layer.positions(1, keys.device)[0].cpu() if isinstance(layer, DynamicSlots) else None
+        columns = layer.positions(1, keys.device)[0].cpu() if isinstance(layer, SlotLayer) else None
         held = wanted[-slots:] if columns is None else wanted[columns[columns >= 0]]
         total += int(held.sum()) * (int(keys.nbytes + layer.values.nbytes) // slots)
     return total
@@ -148,10 +160,16 @@ def ungated_bytes(cache: Cache, first: int, rejected: int) -> int | None:
     lasting = lasting_bytes(cache)
     if lasting is None:
         return None
-    gated = [layer for layer in cache.layers[first:] if isinstance(layer, DynamicSlots) and not layer.is_sliding]
-    return lasting + rejected * sum(bytes_per_slot(layer) for layer in gated if layer.slots)
+    gated = [layer for layer in cache.layers[first:] if isinstance(layer, SlotLayer) and layer.forgets]
+    return lasting + rejected * sum(bytes_per_slot(layer) for layer in gated if layer.slots and not layer.is_sliding)
 
 
-def bytes_per_slot(layer: DynamicSlots) -> int:
+def bytes_per_slot(layer: SlotLayer) -> int:
     """Bytes of one slot of all rows of a layer that holds some."""
     return int(layer.keys.nbytes + layer.values.nbytes) // layer.slots
+
+
+def _is_measurable(cache: Cache) -> bool:
+    """Whether keys and values can be read; of a layer of somebody else's too."""
+    kinds = [(layer, kind_of(layer)) for layer in cache.layers]
+    return all(not hasattr(layer, "_quantized_keys") if kind is None else kind.measurable for layer, kind in kinds)

@@ -1,9 +1,4 @@
-"""Cache layers that store fewer slots than the columns they report.
-
-Everything outside a decoder layer (positions, masks, generate) asks a cache for its length and must hear the number of
-columns; the layer itself stores only the survivors. A slot layer answers both: `logical` columns, and for every slot the
-column it holds, -1 for a hole.
-"""
+"""Dynamic cache layers whose slots come and go with the tokens."""
 
 from __future__ import annotations
 
@@ -16,85 +11,11 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from foveate.engine import compat
 from foveate.engine.projection import pack, take
+from foveate.engine.slots import PLAIN, PRUNED_WITHOUT_PLAN, REORDERED, Announcement, SlotLayer
 from foveate.errors import AttachError
 
-# Lineages: of a layer that no stage has touched, the step of a reordering, and negative numbers for a layer of its own.
-_PLAIN, REORDERED = 0, 1
+# Negative numbers: lineages of a layer of its own.
 _own_lineage = count(-1, -1)
-PRUNED_WITHOUT_PLAN = (
-    "this KV cache was pruned by foveate, but no plan is attached to the model that continues it: "
-    "attach the plan again, or start from an empty cache"
-)
-
-
-class Announcement:
-    """What the hook in front of a layer tells its cache layer about the states that are about to arrive.
-
-    Attributes:
-        positions: [B, n] column of each arriving state, -1 for a hole; None if they are the next columns in a row.
-        columns: how many columns the arriving states stand for.
-        all_valid: whether `positions` holds no -1.
-        lineage: equal numbers mean equal slots: layers behind the same stages share it, so masks are built once.
-        after: [B, P] columns of all slots once these states are stored, those that a gate rejected marked (`gate.mark`);
-            None where nothing is gated.
-    """
-
-    __slots__ = ("after", "all_valid", "columns", "lineage", "positions")
-
-    def __init__(
-        self, positions: Tensor | None, columns: int, all_valid: bool, lineage: int, after: Tensor | None = None
-    ) -> None:
-        self.positions, self.columns, self.all_valid, self.lineage = positions, columns, all_valid, lineage
-        self.after = after
-
-
-class SlotLayer:
-    """Mixed in front of a cache layer. Must be told what arrives (`announce`) before each `update`.
-
-    Attributes:
-        all_valid: no hole among the slots.
-        pad_free: no slot holds a padding column.
-        lineage: equal numbers mean equal slots.
-    """
-
-    keys: Tensor
-    values: Tensor
-    is_initialized: bool
-    is_sliding: bool
-    all_valid: bool
-    pad_free: bool
-    lineage: int
-    lent_mask: Any = None  # at a compiled step, the mask of this layer, for decoder layers that read its keys too
-    _announced: Announcement | None
-
-    def begin(self) -> None:
-        """Take over a layer that may hold states already."""
-        raise NotImplementedError
-
-    @property
-    def slots(self) -> int:
-        """Slots that hold states, or could."""
-        raise NotImplementedError
-
-    def positions(self, batch: int, device: torch.device) -> Tensor:
-        """[B, P] column of every stored slot, -1 for a hole."""
-        raise NotImplementedError
-
-    def visible_positions(self, new: Tensor) -> Tensor:
-        """Columns of the keys that `update` will return for arriving columns `new` [B, n], once they are announced."""
-        raise NotImplementedError
-
-    def announce(self, announcement: Announcement, batch: int, device: torch.device) -> None:
-        """Say what arrives with the next `update`."""
-        raise NotImplementedError
-
-    def first_key(self, queries: int) -> int | None:
-        """The column of the first key of the mask that transformers makes, None if it ends with the last column."""
-        return None
-
-    def _descend(self, step: int) -> None:
-        # One number and not a list of steps: a long beam search reorders at every step.
-        self.lineage = hash((self.lineage, step))
 
 
 class DynamicSlots(SlotLayer):
@@ -105,17 +26,16 @@ class DynamicSlots(SlotLayer):
     _prefix: Tensor | None
     _tail: int
     logical: int
-    # Tokens that arrived under a gate since its rejected slots were last taken away, whether any ever did, and whether slots
-    # can be taken away.
+    # Tokens that arrived under a gate since its rejected slots were last taken away.
     loose: int = 0
-    gated: bool = False
-    forgets: bool = True
+    cache = "dynamic"
+    forgets = True
 
     def begin(self) -> None:
         """Take over a layer that may hold states already: its slots are its last columns."""
         self._prefix, self._tail, self._announced = None, self.slots, None
         self.logical = super().get_seq_length()  # type: ignore[misc]
-        self.all_valid, self.pad_free, self.lineage = True, self._tail == 0, _PLAIN
+        self.all_valid, self.pad_free, self.lineage = True, self._tail == 0, PLAIN
 
     @property
     def slots(self) -> int:
@@ -220,7 +140,7 @@ class DynamicSlots(SlotLayer):
         """Empty the layer."""
         super().reset()  # type: ignore[misc]
         self._prefix, self._tail, self.logical = None, 0, 0
-        self.all_valid, self.pad_free, self.lineage, self.loose, self.gated = True, True, _PLAIN, 0, False
+        self.all_valid, self.pad_free, self.lineage, self.loose, self.gated = True, True, PLAIN, 0, False
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Permute rows, as beam search does."""

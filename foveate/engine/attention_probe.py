@@ -1,4 +1,4 @@
-"""Watching one attention module: measure, during its next call, what the stages behind it asked for."""
+"""A probe on one attention module: it measures, during its next call, what later stages asked for."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import StaticLayer
 
 from foveate.core.view import AttentionRows
-from foveate.engine import compat, forward, observe
-from foveate.engine.decoder import in_compiled_step, uncompiled
+from foveate.engine import attention_rows, compat, forward, observe
+from foveate.engine.cache_kinds import kind_of
+from foveate.engine.compiled import in_compiled_step, uncompiled
 from foveate.engine.forward import Pass
 from foveate.engine.projection import Alive
+from foveate.engine.raters import rater_columns
 
 
-class Watch:
+class AttentionProbe:
     """The hooks around one attention module.
 
     Args:
@@ -44,7 +45,7 @@ class Watch:
     @uncompiled
     def _arm(self, module: nn.Module, kwargs: dict[str, Any]) -> None:
         running = forward.current(self.owner)
-        if running is None or not running.spans:
+        if running is None or not running.chooses:
             return
         turn_back = self._turning_back(module, kwargs.get("position_embeddings"))
         cache = compat.cache_of(kwargs)
@@ -55,7 +56,7 @@ class Watch:
             with torch.no_grad():
                 for layer, wanted in self.wanted:
                     rows = self._rows(running, wanted, query, key, mask, turn_back, scaling, softcap, stored)
-                    running.observed[(layer, wanted)] = rows
+                    running.shared.observed[(layer, wanted)] = rows
 
         observe.arm(module, measure)
 
@@ -70,7 +71,7 @@ class Watch:
             return lambda states: states
         flat = compat.flat_rotary(module, embeddings)
         rotate = compat.rotation(module) if flat is embeddings else None
-        return partial(observe.without_rope, embeddings=flat, rotate=rotate)
+        return partial(attention_rows.without_rope, embeddings=flat, rotate=rotate)
 
     def _rows(
         self,
@@ -87,7 +88,8 @@ class Watch:
         """Attention [B, H, S] by column of the pass (or of the conversation): each sample's own raters, on its own columns."""
         alive = running.alive_on(query.device)
         arriving = query.shape[2]
-        order = _key_order(stored, key, arriving, running.past) if isinstance(stored, StaticLayer) else None
+        kind = kind_of(stored)
+        order = None if kind is None or not kind.compiles else _key_order(stored, key, arriving, running.past)
         if not wanted.rope:
             # Past keys carry rotations of positions that are gone by now, so the softmax runs over this pass.
             order = (torch.arange(key.shape[2], device=key.device) if order is None else order)[-arriving:]
@@ -97,12 +99,11 @@ class Watch:
         found: list[Tensor] = []
         for raters, valid in _raters(running, wanted, query):
             slots = raters if alive is None else alive.slot_of.gather(1, raters)
-            found.append(observe.attention_rows(query, key, mask, slots, valid, scaling, softcap, order))
+            found.append(attention_rows.attention_rows(query, key, mask, slots, valid, scaling, softcap, order))
         by_column = (
             found if self.whole_conversation else [_by_column(rows[..., -arriving:], alive, running.queries) for rows in found]
         )
-        assert running.layout is not None
-        samples = running.layout.samples
+        samples = running.left.layout.samples
         if samples is None:
             return by_column[0]
         own = samples.to(query.device, non_blocking=True)[:, None]
@@ -120,7 +121,7 @@ def _by_column(rows: Tensor, alive: Alive | None, columns: int) -> Tensor:
 _disarm = uncompiled(observe.disarm)
 
 
-def _key_order(stored: StaticLayer, key: Tensor, arriving: int, past: int) -> Tensor:
+def _key_order(stored: Any, key: Tensor, arriving: int, past: int) -> Tensor:
     """Slots of a static layer's keys, those that arrive with this pass last; of an empty cache only those that arrive."""
     slots = torch.arange(key.shape[2], device=key.device)
     if past == 0:
@@ -131,13 +132,12 @@ def _key_order(stored: StaticLayer, key: Tensor, arriving: int, past: int) -> Te
 
 def _raters(running: Pass, wanted: AttentionRows, query: Tensor) -> list[tuple[Tensor, Tensor]]:
     """For each sample of a row columns [B, R] of the raters within the pass, and which of them count [B, R]."""
-    assert running.layout is not None
     if running.queries == 1:
         return [_padded(running, [[0]] * query.shape[0], query)]
     # Without a cache generate() chooses anew at every step, and the newest token rates; a given answer never does.
-    talk = running.conversation
-    output_rates = not running.cached and running.labels is None and bool(talk.inputs)
-    by_row = observe.rater_columns(running.layout, wanted.query, output_rates)
+    conversation = running.conversation
+    output_rates = not running.cached and running.labels is None and bool(conversation.inputs)
+    by_row = rater_columns(running.left.layout, wanted.query, output_rates)
     return [
         _padded(running, [samples[number] if number < len(samples) else [] for samples in by_row], query)
         for number in range(max(map(len, by_row)))
@@ -148,13 +148,12 @@ def _padded(running: Pass, columns: list[list[int]], query: Tensor) -> tuple[Ten
     """Raters of each row, filled up to a common number, and which of them count."""
     width = max(len(row) for row in columns)
     # Filled up with a real rater: a padding column sees nothing, and 0 * nan is nan.
-    assert running.layout is not None
-    fill = [row[-1] if row else int(running.layout.real[number].nonzero()[-1]) for number, row in enumerate(columns)]
+    fill = [row[-1] if row else int(running.left.layout.real[number].nonzero()[-1]) for number, row in enumerate(columns)]
     padded = torch.tensor([row + [last] * (width - len(row)) for row, last in zip(columns, fill, strict=True)], device="cpu")
     valid = torch.arange(width, device="cpu")[None] < torch.tensor([len(row) for row in columns], device="cpu")[:, None]
     raters, valid = padded.to(query.device, non_blocking=True), valid.to(query.device, non_blocking=True)
-    if running.alive is not None and running.dead is not None:
+    if running.left.alive is not None:
         # A visual token that an earlier stage removed rates nothing. The last rater is always alive.
-        valid = valid & ~running.dead.to(query.device).gather(1, raters)
+        valid = valid & ~running.left.dead.to(query.device).gather(1, raters)
         raters = torch.where(valid, raters, raters[:, -1:])
     return raters, valid
