@@ -61,7 +61,7 @@ def study(questions: int, folder: Path | None) -> dict[str, Any]:
             [conversation(*pair) for pair in asked[start : start + BATCH]], add_generation_prompt=True, tokenize=True,
             return_dict=True, return_tensors="pt", processor_kwargs={"padding": True},
         )  # fmt: skip
-        found = foveate.attention(model, inputs, new_tokens=NEW_TOKENS)
+        found = foveate.attention(model, inputs, max_new_tokens=NEW_TOKENS)
         counts.append(found.token_counts().numpy())
         for kind in Raters:
             answered = [row for row in range(len(found.answers)) if found.has_answer(row)]

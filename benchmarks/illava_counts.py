@@ -59,7 +59,7 @@ def table() -> str:
 
 def _row(case: Case) -> tuple[str, ...]:
     plan = f"illava(preset={case.preset})"
-    workload: dict[str, Any] = dict(images=[case.size], frames=case.frames, text_tokens=case.text_tokens, new_tokens=0)
+    workload: dict[str, Any] = dict(images=[case.size], frames=case.frames, text_tokens=case.text_tokens, max_new_tokens=0)
     theirs = foveate.estimate(case.model, plan, convention="illava-v1", **workload)
     ours = foveate.estimate(case.model, plan, **workload)
     pairs = [cell for pair in zip(_cells(theirs), _cells(ours), strict=True) for cell in pair]

@@ -31,9 +31,9 @@ from benchmarks._timing import CHOOSING, Clock, Parts
 from foveate.api import attach
 from foveate.cost.estimate import CostEstimate
 from foveate.cost.flops import attention_flops
+from foveate.engine.cache_kinds import stored_bytes
 from foveate.engine.check import check_plan
 from foveate.engine.compat import cache_in
-from foveate.engine.cache_kinds import stored_bytes
 from foveate.errors import FoveateError
 from foveate.families import family_for
 from foveate.spec import parse

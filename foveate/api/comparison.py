@@ -17,9 +17,9 @@ from foveate.api.attachment import attach
 from foveate.api.memory import peak_memory
 from foveate.core.plan import Plan
 from foveate.cost.estimate import CostEstimate
+from foveate.engine.cache_kinds import lasting_bytes, stored_bytes
 from foveate.engine.carrying import unwrap
 from foveate.engine.compat import cache_in
-from foveate.engine.cache_kinds import lasting_bytes, stored_bytes
 from foveate.errors import InputError
 from foveate.families import family_for
 from foveate.spec import as_plan

@@ -124,9 +124,9 @@ def estimate(
     visual_tokens: int | None = None,
     frames: int | None = None,
     text_tokens: int = 64,
-    new_tokens: int = 128,
+    max_new_tokens: int = 128,
     batch: int = 1,
-    dtype: Any = "bf16",
+    dtype: Any = "bfloat16",
     convention: str = "exact",
 ) -> CostEstimate:
     """Estimate visual tokens, FLOPs and KV bytes under a plan. No weights are needed.
@@ -138,8 +138,8 @@ def estimate(
         visual_tokens: instead of images, the number of visual tokens; the vision encoder is then left out of the FLOPs
             unless it is the number of the model's usual image.
         frames: number of frames of one video whose frame size `images` gives.
-        text_tokens, new_tokens, batch: of the workload.
-        dtype: of the KV cache, e.g. "bf16" or torch.bfloat16.
+        text_tokens, max_new_tokens, batch: of the workload; an answer is counted at its full length.
+        dtype: of the KV cache, e.g. "bfloat16" or torch.bfloat16.
         convention: "exact", or a paper's own way of counting: "fastv", "dynamic-llava", "illava-v1". The last one counts what
             the authors' program does, also where the engine serves the plan otherwise or not at all.
 
@@ -151,11 +151,11 @@ def estimate(
     parsed = as_plan(plan)
     if convention_named(convention).program is None:
         check_plan(parsed, family, config)
-    for name, number, least in (("text_tokens", text_tokens, 0), ("new_tokens", new_tokens, 0), ("batch", batch, 1)):
+    for name, number, least in (("text_tokens", text_tokens, 0), ("max_new_tokens", max_new_tokens, 0), ("batch", batch, 1)):
         _check_count(name, number, least)
     dtype = str(dtype).removeprefix("torch.")
     if dtype not in DTYPE_BYTES:
         raise InputError(f"dtype '{dtype}' is not known." + did_you_mean(dtype, DTYPE_BYTES))
     media = media_of(family, config, images, visual_tokens, frames)
     shape = family.model_shape(config)
-    return estimate_cost(shape, parsed, media, text_tokens, new_tokens, batch, DTYPE_BYTES[dtype], convention)
+    return estimate_cost(shape, parsed, media, text_tokens, max_new_tokens, batch, DTYPE_BYTES[dtype], convention)

@@ -11,7 +11,7 @@ from foveate.engine.carrying import unwrap
 
 
 def attention(
-    model: Any, inputs: Mapping[str, Any], new_tokens: int = 32, layers: Sequence[int] | None = None
+    model: Any, inputs: Mapping[str, Any], max_new_tokens: int = 32, layers: Sequence[int] | None = None
 ) -> AttentionStudy:
     """Answer greedily and measure how attention is divided among system, visual, instruction and output tokens.
 
@@ -22,7 +22,7 @@ def attention(
     Args:
         model: what `attach` takes; nothing may be attached to it.
         inputs: what the processor returned; rows of unequal length are padded on the left.
-        new_tokens: longest answer; its tokens up to the end token rate.
+        max_new_tokens: longest answer; its tokens up to the end token rate.
         layers: decoder layers to measure, counted from 0; None for all.
 
     Raises:
@@ -30,4 +30,4 @@ def attention(
 
     Cost: one softmax row per head and layer at each step beyond generate() itself: O(H * S) memory.
     """
-    return attention_study.study(unwrap(model), inputs, new_tokens, layers)
+    return attention_study.study(unwrap(model), inputs, max_new_tokens, layers)

@@ -35,9 +35,11 @@ def plan(
         int | None, typer.Option(min=1, max=MOST_FRAMES, help="Frames of one video of the size --images gives, or of --video.")
     ] = None,
     text_tokens: Annotated[int, typer.Option(min=0, max=options.MOST_TOKENS, help="Text of the prompt.")] = 64,
-    new_tokens: Annotated[int, typer.Option(min=0, max=options.MOST_TOKENS, help="Tokens of the answer.")] = 128,
+    new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", "--new-tokens", min=0, max=options.MOST_TOKENS, help="Tokens of the answer.")
+    ] = 128,
     batch: Annotated[int, typer.Option(min=1, max=options.MOST_TOKENS, help="Prompts at once.")] = 1,
-    dtype: Annotated[str, typer.Option(help="Of the KV cache.")] = "bf16",
+    dtype: Annotated[str, typer.Option(help="Of the KV cache.")] = "bfloat16",
     convention: Annotated[str, typer.Option(help="exact, fastv, dynamic-llava or illava-v1.")] = "exact",
     show_grid: Annotated[bool, typer.Option("--grid", help="LLM prefill FLOPs over layer x keep, as a heat map.")] = False,
     vs: Annotated[str | None, typer.Option(help="A second model without a plan, beside it.")] = None,
@@ -71,13 +73,13 @@ def plan(
         visual_tokens=visual_tokens,
         frames=frames,
         text_tokens=text_tokens,
-        new_tokens=new_tokens,
+        max_new_tokens=new_tokens,
         batch=batch,
         dtype=dtype,
         convention=convention,
     )
     result = estimate(config, parsed, **workload)
-    other = None if vs is None else estimate(resolve_config(vs, trust_remote_code), Plan(), **workload)
+    other = None if vs is None else estimate(resolve_config(vs, trust_remote_code), parse("none"), **workload)
     cells = None
     if show_grid:
         family = family_for(config)

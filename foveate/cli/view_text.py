@@ -130,8 +130,8 @@ def _answers(
 ) -> tuple[AnswerText, str, tuple[int, int, int] | None]:
     """The gated answer, the plain model's text, and KV bytes: held, lasting, without the gate."""
     from foveate.api import attach
-    from foveate.engine.compat import cache_in
     from foveate.engine.cache_kinds import lasting_bytes, stored_bytes, ungated_bytes
+    from foveate.engine.compat import cache_in
     from foveate.viz.answer_text import AnswerText, pieces_of
 
     length = inputs["input_ids"].shape[1]

@@ -10,32 +10,22 @@ from weakref import ref
 
 from torch import Tensor, nn
 
-from foveate.core.learned import LearnedMethod
 from foveate.core.plan import Plan, Stage
 from foveate.core.trace import Trace
 from foveate.engine import compat, observe
 from foveate.engine.activity import Activity
-from foveate.engine.base import base_model
 from foveate.engine.carrying import ATTACHED, CHANGING, attachment_of, refuse_carried
 from foveate.engine.check import check_plan
 from foveate.engine.conversation import Conversation, close_block, open_block
 from foveate.engine.generating import NO_COPY, Generate
 from foveate.engine.hooks import Hooks
+from foveate.engine.learned_modules import checked, modules_of
 from foveate.engine.report import Report, estimate_of, report_of
 from foveate.engine.soft import SoftMode
 from foveate.errors import AttachError, InputError
 from foveate.families import family_for
 
 _MOST_TRACES = 1_000_000
-
-
-def _checked(modules: Any) -> dict[str, nn.Module]:
-    """The modules that a caller gave for learned methods; a plan need not use all of them."""
-    if modules is None:
-        return {}
-    if not isinstance(modules, Mapping) or not all(isinstance(module, nn.Module) for module in modules.values()):
-        raise AttachError("modules is a dict: the name of a learned method, and a torch module for it")
-    return dict(modules)
 
 
 class Attachment:
@@ -76,7 +66,7 @@ class Attachment:
         self.model, self.plan = model, plan
         self.family = family_for(model.config)
         compat.refuse_broken(self.family)
-        self._read, self._shortcut, self.soft, self._given = read, shortcut, soft, _checked(modules)
+        self._read, self._shortcut, self.soft, self._given = read, shortcut, soft, checked(modules)
         self._conversations: deque[Conversation] = deque(maxlen=keep_traces)
         self._installed = False
         self._own_generate: Any = None  # a generate that somebody else put on the instance
@@ -89,29 +79,16 @@ class Attachment:
 
     def _make_hooks(self, plan: Plan) -> Hooks:
         probes = check_plan(plan, self.family, self.model.config)
-        learned = [(stage, stage.method) for stage in plan.stages if isinstance(stage.method, LearnedMethod)]
-        modules = {stage: self._given.get(method.name) or self._build(method) for stage, method in learned}
+        modules = modules_of(plan, self.model, self.family, self._given)
         try:
             return Hooks(
-                self,
-                self.model,
-                self.family,
-                plan,
-                probes,
-                self._shortcut,
-                self._remember,
-                modules,
-                self._activity,
-                self.soft,
+                self, self.model, self.family, plan, probes, self._shortcut, self._remember, modules, self._activity, self.soft
             )
         except AttributeError as error:
             raise AttachError(
                 f"{type(self.model).__name__} is not laid out as {self.family.title}: {error}; attach the model with its head, "
                 "or compare the family file with this transformers"
             ) from None
-
-    def _build(self, method: LearnedMethod) -> nn.Module:
-        return method.build(base_model(self.model, self.family))
 
     def _remember(self, conversation: Conversation) -> None:
         if not any(known is conversation for known in self._conversations):
@@ -120,7 +97,10 @@ class Attachment:
     def _install(self, hooks: Hooks) -> None:
         compat.forget_compiled(self.model)
         hooks.install()
-        self._wrap_generate()
+        # generate() opens a conversation. On the instance, so that removing it restores the class's own.
+        generate = self.model.generate
+        self._own_generate = self.model.__dict__.get("generate")
+        self.model.__dict__["generate"] = Generate(self, generate)
         self._installed = True
 
     def _uninstall(self, hooks: Hooks) -> None:
@@ -131,13 +111,6 @@ class Attachment:
             if self._own_generate is not None:
                 self.model.__dict__["generate"] = self._own_generate
         self._installed = False
-
-    def _wrap_generate(self) -> None:
-        """Let generate() open a conversation. On the instance, so that removing it restores the class's own."""
-        generate = self.model.generate
-        self._own_generate = self.model.__dict__.get("generate")
-
-        self.model.__dict__["generate"] = Generate(self, generate)
 
     def detach(self) -> None:
         """Take everything back. Calling it twice does nothing. Calls that other threads are running end first.

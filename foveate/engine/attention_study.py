@@ -67,7 +67,7 @@ def _chosen(layers: Sequence[int] | None, total: int) -> tuple[int, ...]:
 def _prompt(model: nn.Module, family: Family, inputs: Mapping[str, Any], new_tokens: int) -> Layout:
     """The layout of the prompt, after everything that can be refused was."""
     if isinstance(new_tokens, bool) or not isinstance(new_tokens, int) or new_tokens < 1:
-        raise InputError(f"new_tokens={new_tokens!r}: write a whole number of at least 1")
+        raise InputError(f"max_new_tokens={new_tokens!r}: write a whole number of at least 1")
     attachment = attachment_of(model)
     if attachment is not None and attachment.is_installed:
         raise AttachError(

@@ -23,9 +23,9 @@ from foveate.core.plan import Plan
 from foveate.cost.conventions import dynamic_llava_layer_flops
 from foveate.cost.flops import decoder_prefill_flops, lm_head_flops
 from foveate.cost.tokens import visual_tokens_per_layer
+from foveate.engine.cache_kinds import lasting_bytes, stored_bytes
 from foveate.engine.carrying import unwrap
 from foveate.engine.compat import cache_in
-from foveate.engine.cache_kinds import lasting_bytes, stored_bytes
 from foveate.errors import InputError
 from foveate.evaluate.intervals import Mean, difference, mean_of
 from foveate.evaluate.overlap import OverlapScore

@@ -20,8 +20,8 @@ from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList
 
 from foveate.api import Attachment
 from foveate.core.plan import Effect
-from foveate.engine.compat import CACHE, cache_in
 from foveate.engine.cache_kinds import bytes_of_columns, lasting_bytes
+from foveate.engine.compat import CACHE, cache_in
 from foveate.errors import InputError
 
 # Inputs with an entry for each column that can be continued behind a prompt: new columns are real, and text.

@@ -109,7 +109,7 @@ def test_estimate_agrees_with_the_attached_run(model, inputs):
     with foveate.attach(model, "fastv(layer=2, keep=0.5)") as attachment:
         model.generate(**alone, max_new_tokens=1, do_sample=False)
         report = attachment.report()
-    theory = foveate.estimate(model, "fastv(layer=2, keep=0.5)", [(24, 24)], text_tokens=12, new_tokens=0, dtype="fp32")
+    theory = foveate.estimate(model, "fastv(layer=2, keep=0.5)", [(24, 24)], text_tokens=12, max_new_tokens=0, dtype="fp32")
     assert theory.kv_bytes.plan == report.prefill_kv_bytes
     assert theory.prefill_flops == report.estimate.prefill_flops
 

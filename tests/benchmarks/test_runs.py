@@ -53,7 +53,7 @@ def test_a_prefill_file_holds_every_time_and_theory(raw):
 def test_theory_is_the_estimate_of_the_very_prompt(raw):
     cells = {cell["model"]: cell for cell in json.loads(raw["prefill"].read_text())["cells"]}
     config = models.SCALED["smoke-llava"](4)
-    cost = estimate(config, "fastv(layer=2, keep=0.5)", [(56, 56)], text_tokens=64, new_tokens=1, dtype="fp32")
+    cost = estimate(config, "fastv(layer=2, keep=0.5)", [(56, 56)], text_tokens=64, max_new_tokens=1, dtype="fp32")
     row = cells["smoke-llava"]["rows"][2]
     assert row["theory"]["llm"] == pytest.approx(cost.llm_prefill_flops.ratio.plan)
     assert row["theory"]["llm_causal"] > row["theory"]["llm"]  # half of the squares is less of a saving
@@ -61,13 +61,13 @@ def test_theory_is_the_estimate_of_the_very_prompt(raw):
         for plain, row in zip([cell["rows"][0]] * 5, cell["rows"], strict=True):
             config = models.prompt_for(cell["model"], 16).config
             size = (112, 112) if "qwen" in cell["model"] else (56, 56)
-            cost = estimate(config, row["plan"], [size], text_tokens=64, new_tokens=1, dtype="fp32")
+            cost = estimate(config, row["plan"], [size], text_tokens=64, max_new_tokens=1, dtype="fp32")
             assert (plain["kv_bytes"], row["kv_bytes"]) == (cost.kv_bytes.plain, cost.kv_bytes.plan)
 
 
 def test_causal_theory_against_numbers_by_hand():
     prompt = models.prompt_for("smoke-llava", 16)
-    cost = estimate(prompt.config, "fastv(layer=2, keep=0.5)", [(56, 56)], text_tokens=64, new_tokens=1, dtype="fp32")
+    cost = estimate(prompt.config, "fastv(layer=2, keep=0.5)", [(56, 56)], text_tokens=64, max_new_tokens=1, dtype="fp32")
     square = 2 * 2 * 32  # per pair of tokens in one layer: two products of width 32, 2 FLOPs each
     token = 2 * (4 * 32 * 32 + 3 * 32 * 64)
     head = 2 * 32 * 8000

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.browser
 def study():
     maker = tiny.Maker("llava")
     row = tiny.Row([maker.text(9), maker.picture(), maker.picture(), maker.text(20)])
-    return foveate.attention(tiny.tiny_model("llava"), maker.inputs([row]), new_tokens=3)
+    return foveate.attention(tiny.tiny_model("llava"), maker.inputs([row]), max_new_tokens=3)
 
 
 def page_of(study) -> str:

@@ -6,17 +6,18 @@ import dataclasses
 
 import pytest
 
+import foveate
 from foveate.core.budget import Budget, Unit
 from foveate.core.layout import Role
 from foveate.core.plan import Effect, Plan, Scope, Stage, join_groups
 from foveate.core.shape import MediumShape
 from foveate.core.site import Site, SiteKind
-from foveate.errors import BudgetError, PlanError
+from foveate.errors import BudgetError, FoveateError, PlanError
 from foveate.methods.fastv import FastV
 from foveate.methods.pool import Pool
 from foveate.methods.random import Random
 from foveate.methods.uniform import Uniform
-from foveate.spec import Plan as WrittenPlan
+from foveate.spec import as_plan, parse
 
 HALF = Budget.of_ratio(0.5)
 IMAGE = MediumShape("image", (1, 6, 6))
@@ -48,13 +49,49 @@ def test_stages_are_a_tuple_whatever_sequence_was_given():
     assert hash(plan) == hash(Plan((uniform(2),)))
 
 
-def test_a_plan_that_can_be_written_equals_one_of_the_same_stages():
+def test_there_is_one_plan_however_it_was_made():
     for stages in ((), (uniform(2),), (uniform(0), uniform(2))):
-        plain, written = Plan(stages), WrittenPlan(stages)
-        assert plain == written and written == plain
-        assert hash(plain) == hash(written) and len({plain, written}) == 1
-    assert Plan() != WrittenPlan((uniform(2),))
+        plan = Plan(stages)
+        assert plan == as_plan(stages) == parse(str(plan)) and type(as_plan(stages)) is type(plan) is Plan
+        assert hash(plan) == hash(parse(repr(plan))) and len({plan, parse(str(plan))}) == 1
+    assert Plan() != Plan((uniform(2),))
     assert Plan() != () and Plan() != "none"
+
+
+def test_methods_make_stages_and_plans_are_joined():
+    plan = Random(3).at(site="pre_llm", keep="50%") | FastV(query="text").at(layer=2, keep=144)
+    assert repr(plan) == str(plan) == "random(site=pre_llm, keep=0.5, seed=3) | fastv(layer=2, keep=144, query=text)"
+    assert plan == parse(str(plan)) and repr(FastV()) == "fastv()" and repr(plan.stages[0]) == str(plan.stages[0])
+    assert plan | uniform(3) == Plan((*plan.stages, uniform(3)))
+    assert Random().at(site="pre_llm", keep=HALF) | foveate.Staged(layers=(4, 6), keep=(HALF, HALF)) == parse(
+        "random(site=pre_llm, keep=0.5) | staged(layers=[4, 6], keep=[0.5, 0.5])"
+    )
+    assert (foveate.Staged(layers=(4,), keep=(HALF,)) | uniform(6)) == parse(
+        "fastv(layer=4, keep=0.5) | uniform(layer=6, keep=0.5)"
+    )
+    assert Pool().at(layer=2).budget is None
+    with pytest.raises(TypeError):
+        plan | "uniform(layer=3, keep=0.5)"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ({"layer": 2}, "fastv needs keep"),
+        ({"layer": 2, "keep": 1}, "keep=1 is ambiguous"),
+        ({"layer": 2, "keep": 1.5}, "a ratio is at most 1"),
+        ({"layer": 0, "keep": 0.5}, "layer=0: no decoder layer has run yet"),
+        ({"keep": 0.5}, "fastv needs a place"),
+        ({"layer": 2, "keep": 0.5, "scope": "frames"}, "scope=frames is not known"),
+        ({"layer": 2, "keep": 0.5, "site": "vit"}, "site=vit is not known"),
+        ({"layer": 2, "keep": 0.5, "role": "output"}, "fastv does not touch output tokens"),
+        ({"layer": 2, "keep": 0.5, "effect": "hide"}, "effect=hide is not known"),
+    ],
+)
+def test_a_stage_that_cannot_be_made_is_refused_in_one_line(words, told):
+    with pytest.raises(FoveateError, match=told) as refused:
+        FastV().at(**words)
+    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("first", Scope)

@@ -21,7 +21,7 @@ NAMES = {"7B": "llava-1.5-7b", "13B": "llava-1.5-13b"}
 def estimated(size: str, keep: str | None, output: int, text_tokens: int = 56):
     """Under 115 of 576 visual tokens and a gate that stores the share `keep` of `output` tokens."""
     plan = "random(layer=2, keep=115)" + (f" | random_gate(layer=2, keep={keep})" if keep else "")
-    return foveate.estimate(NAMES[size], plan, text_tokens=text_tokens, new_tokens=output, convention="dynamic-llava")
+    return foveate.estimate(NAMES[size], plan, text_tokens=text_tokens, max_new_tokens=output, convention="dynamic-llava")
 
 
 TABLE_3 = [  # size, output tokens, share stored, TFLOPs of one pass over the output: plain, gated, gated as printed
@@ -96,7 +96,7 @@ def test_what_a_gate_saves_in_the_long_run(size, percent):
 )
 def test_table_8_tokens_of_13b(plan, text, output, total):
     """Tokens of all kinds that the deep layers hold."""
-    cost = foveate.estimate("llava-1.5-13b", plan, text_tokens=text, new_tokens=output + 1)
+    cost = foveate.estimate("llava-1.5-13b", plan, text_tokens=text, max_new_tokens=output + 1)
     per_token = 819_200 // 40
     lower = 2 if "gate" in plan else 3 if "fastv" in plan else 0
     full = 576 + text + output
@@ -129,7 +129,7 @@ def test_predictors_are_counted_as_torch_counts_them(name):
 def test_an_estimate_counts_the_predictor_among_the_choices(tmp_path):
     save_config(tmp_path, predictors(4096))
     path = f"'{tmp_path}'"
-    cost = foveate.estimate("llava-1.5-7b", f"dynamic_llava(path={path})", text_tokens=56, new_tokens=160)
+    cost = foveate.estimate("llava-1.5-7b", f"dynamic_llava(path={path})", text_tokens=56, max_new_tokens=160)
     assert cost.visual_tokens_per_layer[1][1:3] == (576, 115)
     assert round(cost.selection_flops / 1e9, 1) == 11.2
     assert cost.kv_bytes.plan == (2 * (576 + 56 + 159) + 30 * (115 + 56 + 80)) * 524_288 // 32

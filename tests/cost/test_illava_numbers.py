@@ -21,7 +21,7 @@ ONEVISION = families.get("llava_onevision").model_shape(resolve_config("llava-on
 
 
 def v1(model, plan, **workload):
-    return foveate.estimate(model, plan, convention="illava-v1", new_tokens=0, **workload)
+    return foveate.estimate(model, plan, convention="illava-v1", max_new_tokens=0, **workload)
 
 
 def onevision(plan, **workload):

@@ -5,7 +5,6 @@ from itertools import pairwise
 import numpy as np
 
 from foveate.demo.drawing import render
-from foveate.demo.labels import BAR_CLASS, CENTRE_PART, FIRST_LETTER_CLASS, PATCH_WORDS
 from foveate.demo.samples import make_sample
 from foveate.demo.scenes import (
     COLORS,

@@ -86,7 +86,7 @@ def check_against_eager(study, output, inputs, layers) -> None:
 @pytest.mark.parametrize("family", tiny.ALL_FAMILIES)
 def test_rows_equal_eager_attention_maps(model_of, family):
     model, inputs = model_of(family), prompts(family)
-    study = foveate.attention(model, inputs, new_tokens=TOKENS)
+    study = foveate.attention(model, inputs, max_new_tokens=TOKENS)
     output = eager_maps(model, inputs)
     assert study.layers == tuple(range(tiny.layer_count(family)))
     check_against_eager(study, output, inputs, study.layers)
@@ -99,7 +99,7 @@ def test_rows_equal_eager_attention_maps(model_of, family):
 @pytest.mark.parametrize("family", tiny.ALL_FAMILIES)
 def test_heat_maps_and_shares_equal_a_computation_from_eager_maps(model_of, family):
     model, inputs = model_of(family), prompts(family)
-    study = foveate.attention(model, inputs, new_tokens=TOKENS)
+    study = foveate.attention(model, inputs, max_new_tokens=TOKENS)
     output = eager_maps(model, inputs)
     batch, width = inputs["input_ids"].shape
     placeholders = list(families.get(family).placeholder_ids(model.config).values())
@@ -138,7 +138,7 @@ def test_tokens_of_video_are_measured_frame_after_frame(model_of, family):
     maker = tiny.Maker(family)
     inputs = maker.inputs([tiny.Row([maker.text(4), maker.picture(kind="video"), maker.text(6)])])
     model = model_of(family)
-    study = foveate.attention(model, inputs, new_tokens=TOKENS)
+    study = foveate.attention(model, inputs, max_new_tokens=TOKENS)
     check_against_eager(study, eager_maps(model, inputs), inputs, study.layers)
     (medium,) = study.layout.media
     assert medium.shape.kind == "video"
@@ -151,7 +151,7 @@ def test_tokens_of_video_are_measured_frame_after_frame(model_of, family):
 def test_every_backend_measures_the_same(model_of, emulated, family, backend):
     inputs = prompts(family)
     model = model_of(family, "eager") if backend == "eager" else emulated(family, backend)
-    study = foveate.attention(model, inputs, new_tokens=TOKENS)
+    study = foveate.attention(model, inputs, max_new_tokens=TOKENS)
     if backend == FLASH and family == "gemma3":  # flash cannot let an image's tokens see each other, so states differ
         assert_windows_hide(study)
         return
@@ -175,7 +175,7 @@ def long_prompt(family: str) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("backend", ["sdpa", FLASH])
 def test_tokens_outside_a_sliding_window_get_nothing(model_of, emulated, backend):
     model = model_of("gemma3") if backend == "sdpa" else emulated("gemma3", backend)
-    assert_windows_hide(foveate.attention(model, long_prompt("gemma3"), new_tokens=TOKENS))
+    assert_windows_hide(foveate.attention(model, long_prompt("gemma3"), max_new_tokens=TOKENS))
 
 
 def test_flash_windows_equal_the_masks_of_sdpa(model_of, emulated):
@@ -184,7 +184,7 @@ def test_flash_windows_equal_the_masks_of_sdpa(model_of, emulated):
     rows = {}
     for backend in ("sdpa", FLASH):
         model = model_of("gemma3") if backend == "sdpa" else emulated("gemma3", backend)
-        rows[backend] = foveate.attention(model, inputs, new_tokens=2, layers=[0]).rows[Raters.INSTRUCTION]
+        rows[backend] = foveate.attention(model, inputs, max_new_tokens=2, layers=[0]).rows[Raters.INSTRUCTION]
     # Layer 0 has seen no attention yet, so its queries and keys are the same under both.
     assert float((rows["sdpa"] - rows[FLASH]).abs().max()) < WEIGHTS
 
@@ -194,7 +194,7 @@ def test_flash_windows_equal_the_masks_of_sdpa(model_of, emulated):
 def test_the_study_changes_no_answer_and_leaves_no_trace(model_of, family):
     model, inputs = model_of(family), prompts(family)
     plain, before = tiny.generate(model, inputs, tokens=TOKENS), state_of(model)
-    study = foveate.attention(model, inputs, new_tokens=TOKENS)
+    study = foveate.attention(model, inputs, max_new_tokens=TOKENS)
     assert state_of(model) == before
     assert observe.PROBE not in ALL_ATTENTION_FUNCTIONS
     again = tiny.generate(model, inputs, tokens=TOKENS)
@@ -208,9 +208,9 @@ def test_a_row_in_a_batch_equals_the_row_alone(model_of, family):
     maker = tiny.Maker(family)
     rows = tiny.ragged_rows(maker, 2)
     model = model_of(family)
-    together = foveate.attention(model, maker.inputs(rows), new_tokens=TOKENS)
+    together = foveate.attention(model, maker.inputs(rows), max_new_tokens=TOKENS)
     for number, row in enumerate(rows):
-        alone = foveate.attention(model, maker.inputs([row]), new_tokens=TOKENS)
+        alone = foveate.attention(model, maker.inputs([row]), max_new_tokens=TOKENS)
         for raters in Raters:
             pad = together.layout.width - alone.layout.width
             assert float((together.rows[raters][:, number, pad:] - alone.rows[raters][:, 0]).abs().max()) < WEIGHTS
@@ -227,7 +227,7 @@ def test_an_answer_ends_with_its_end_token(model_of):
     output = eager_maps(model, inputs)
     model.generation_config.eos_token_id = [end, 98]
     try:
-        study = foveate.attention(model, inputs, new_tokens=TOKENS)
+        study = foveate.attention(model, inputs, max_new_tokens=TOKENS)
     finally:
         model.generation_config.eos_token_id = None
     assert [len(answer) for answer in study.answers] == lengths
@@ -241,7 +241,7 @@ def test_an_answer_without_tokens_has_no_raters(model_of):
     model, inputs = model_of("llava"), prompts("llava", 1)
     model.generation_config.eos_token_id = int(tiny.generate(model, inputs, tokens=1).sequences[0, -1])
     try:
-        study = foveate.attention(model, inputs, new_tokens=TOKENS)
+        study = foveate.attention(model, inputs, max_new_tokens=TOKENS)
     finally:
         model.generation_config.eos_token_id = None
     assert not study.has_answer(0)
@@ -252,13 +252,13 @@ def test_an_answer_without_tokens_has_no_raters(model_of):
 
 def test_what_the_checkpoint_says_about_generating_is_left_aside(model_of):
     model, inputs = model_of("gemma3"), prompts("gemma3", 2)
-    plain = foveate.attention(model, inputs, new_tokens=3)
+    plain = foveate.attention(model, inputs, max_new_tokens=3)
     said = dict(cache_implementation="static", num_beams=2, do_sample=True, prefill_chunk_size=16)
     before = {name: getattr(model.generation_config, name) for name in said}
     try:
         for name, value in said.items():
             setattr(model.generation_config, name, value)
-        study = foveate.attention(model, inputs, new_tokens=3)
+        study = foveate.attention(model, inputs, max_new_tokens=3)
     finally:
         for name, value in before.items():
             setattr(model.generation_config, name, value)
@@ -267,8 +267,8 @@ def test_what_the_checkpoint_says_about_generating_is_left_aside(model_of):
 
 def test_chosen_layers_are_measured_alone(model_of):
     model, inputs = model_of("llava"), prompts("llava", 1)
-    every = foveate.attention(model, inputs, new_tokens=2)
-    some = foveate.attention(model, inputs, new_tokens=2, layers=[3, 1])
+    every = foveate.attention(model, inputs, max_new_tokens=2)
+    some = foveate.attention(model, inputs, max_new_tokens=2, layers=[3, 1])
     assert some.layers == (1, 3)
     for raters in Raters:
         assert torch.equal(some.rows[raters], every.rows[raters][[1, 3]])
@@ -283,7 +283,7 @@ def test_nothing_of_the_size_of_an_attention_map_is_made(model_of):
     with LiveBytes(tokens * tokens) as plain:
         tiny.generate(model, inputs, tokens=TOKENS + 1)
     with LiveBytes(tokens * tokens) as measured:
-        foveate.attention(model, inputs, new_tokens=TOKENS)
+        foveate.attention(model, inputs, max_new_tokens=TOKENS)
     assert measured.flagged - plain.flagged == {}
     bounded = 4 * 4 * tokens * len(list(model.model.language_model.layers)) * 4
     assert measured.peak - plain.peak < bounded  # a few rows per head and layer
@@ -291,7 +291,7 @@ def test_nothing_of_the_size_of_an_attention_map_is_made(model_of):
 
 def test_other_threads_are_not_measured(model_of):
     model, inputs = model_of("llava"), prompts("llava", 1)
-    alone = foveate.attention(model, inputs, new_tokens=2)
+    alone = foveate.attention(model, inputs, max_new_tokens=2)
     other, ready = prompts("llava", 1, seed=5), []
 
     def meanwhile(*_: object) -> None:
@@ -303,7 +303,7 @@ def test_other_threads_are_not_measured(model_of):
 
     handle = model.model.language_model.layers[1].register_forward_hook(meanwhile)
     try:
-        study = foveate.attention(model, inputs, new_tokens=2)
+        study = foveate.attention(model, inputs, max_new_tokens=2)
     finally:
         handle.remove()
     assert ready
@@ -319,7 +319,7 @@ def test_an_interrupt_leaves_no_trace(model_of):
 
     handle = model.model.language_model.layers[2].self_attn.q_proj.register_forward_hook(interrupt)
     with pytest.raises(KeyboardInterrupt):
-        foveate.attention(model, inputs, new_tokens=2)
+        foveate.attention(model, inputs, max_new_tokens=2)
     handle.remove()
     assert state_of(model) == before
     assert observe.PROBE not in ALL_ATTENTION_FUNCTIONS
@@ -329,18 +329,18 @@ def test_a_plan_on_another_model_keeps_its_probe(model_of):
     first, second = model_of("llava"), model_of("gemma3")
     with foveate.attach(second, "fastv(layer=2, keep=0.4)") as attachment:
         pruned = tiny.generate(second, prompts("gemma3", 1))
-        foveate.attention(first, prompts("llava", 1), new_tokens=2)
+        foveate.attention(first, prompts("llava", 1), max_new_tokens=2)
         assert torch.equal(tiny.generate(second, prompts("gemma3", 1)).sequences, pruned.sequences)
         with pytest.raises(AttachError, match=r"attachment\.disabled"):
             foveate.attention(second, prompts("gemma3", 1))
         with attachment.disabled():
-            foveate.attention(second, prompts("gemma3", 1), new_tokens=2)
+            foveate.attention(second, prompts("gemma3", 1), max_new_tokens=2)
     assert observe.PROBE not in ALL_ATTENTION_FUNCTIONS
 
 
 def test_a_pipeline_is_unwrapped(model_of):
     model = model_of("llava")
-    study = foveate.attention(SimpleNamespace(model=model), prompts("llava", 1), new_tokens=1)
+    study = foveate.attention(SimpleNamespace(model=model), prompts("llava", 1), max_new_tokens=1)
     assert len(study.answers[0]) == 1
 
 
@@ -354,7 +354,7 @@ def refusals():
         (maker.inputs(tiny.ragged_rows(maker, 3), side="right"), {}, "padding_side='left'"),
         (maker.inputs([tiny.Row([maker.text(6)])]), {}, "no picture"),
         ({**good, "pixel_values": good["pixel_values"][:1]}, {}, "pixel values for 1"),
-        (good, dict(new_tokens=0), "new_tokens=0"),
+        (good, dict(max_new_tokens=0), "max_new_tokens=0"),
         (good, dict(layers=[]), "layers: none"),
         (good, dict(layers=[1, 99]), r"layers: 99; this model has \d decoder layers"),
         (good, dict(layers=[-1]), "layers: -1"),
@@ -371,7 +371,7 @@ def test_what_cannot_be_measured_is_refused(model_of, inputs, options, says):
 
 
 def test_a_medium_of_another_prompt_is_refused(model_of):
-    study = foveate.attention(model_of("llava"), prompts("llava", 1), new_tokens=1)
-    other = foveate.attention(model_of("llava"), prompts("llava", 1), new_tokens=1)
+    study = foveate.attention(model_of("llava"), prompts("llava", 1), max_new_tokens=1)
+    other = foveate.attention(model_of("llava"), prompts("llava", 1), max_new_tokens=1)
     with pytest.raises(InputError, match=r"study\.layout\.media"):
         study.received(Raters.OUTPUT, other.layout.media[0])

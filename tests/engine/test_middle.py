@@ -13,7 +13,7 @@ from foveate.core.plan import Plan
 from foveate.engine.attachment import Attachment
 from foveate.errors import PlanError, UnsupportedCombination
 from foveate.recipes.illava import Illava
-from foveate.spec import from_json, parse
+from foveate.spec import from_json, parse, to_json
 from tests import tiny
 from tests.engine.test_encoder import LOGITS, Case, case_of, stage_of
 from tests.spies import settled_state, state_of
@@ -128,7 +128,7 @@ def test_the_mlp_in_between_is_counted_at_its_length():
 def test_the_recipe_takes_the_authors_place_and_the_text_reads_back():
     plan = Plan(Illava(preset="onevision-image", point="mid").expand())
     assert all("point=mid" in str(plan).split(" | ")[number] for number in range(4))
-    assert parse(str(plan)) == plan and from_json(plan.to_json()) == plan
+    assert parse(str(plan)) == plan and from_json(to_json(plan)) == plan
 
 
 def test_places_that_have_no_middle_are_refused():

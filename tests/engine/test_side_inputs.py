@@ -93,7 +93,7 @@ def test_a_stage_sees_the_features_that_were_added_before_it(model_of, layer):
     (everything,) = parse("uniform(layer=1, keep=100%)").stages
     logits = []
     for stages in ((alone,), (everything, behind)):
-        with Attachment(model, Plan(stages), str, shortcut=False):
+        with Attachment(model, Plan(stages), shortcut=False):
             logits.append(model(**inputs).logits)
     assert torch.equal(*logits)
     assert all(torch.equal(a, b) for a, b in zip(alone.method.seen, behind.method.seen, strict=True))

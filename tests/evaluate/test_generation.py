@@ -66,7 +66,7 @@ def test_flops_are_those_of_the_estimate_and_of_equation_13(scores, model):
         visual = int((inputs["input_ids"] == model.config.image_token_id).sum())
         text = inputs["input_ids"].shape[1] - visual + one.output_tokens[0]
         for plan, score in (("none", one), (PRUNE, scores[PRUNE][SAMPLES.index(asked)])):
-            cost = foveate.estimate(model, plan, [(64, 64)], text_tokens=text, new_tokens=0)
+            cost = foveate.estimate(model, plan, [(64, 64)], text_tokens=text, max_new_tokens=0)
             assert cost.visual_tokens_per_layer[0][0] == visual
             assert score.last_pass_flops == cost.llm_prefill_flops.plan
         c = decoder.hidden

@@ -181,7 +181,7 @@ def test_a_sample_of_several_rounds_is_scored_as_the_mean_of_them(model_of):
     inputs, _ = whole("llava", rounds)
     visual = int((inputs["input_ids"] == model.config.image_token_id).sum())
     text = inputs["input_ids"].shape[1] - visual
-    cost = foveate.estimate(model, "none", [(64, 64)], text_tokens=text, new_tokens=0)
+    cost = foveate.estimate(model, "none", [(64, 64)], text_tokens=text, max_new_tokens=0)
     assert plain.last_pass_flops == cost.llm_prefill_flops.plan > gated.last_pass_flops
     said = gated.generated
     assert (

@@ -16,7 +16,7 @@ from foveate.convert.config import check_official, predictor_config
 from foveate.errors import FoveateError
 from foveate.predictors import IMAGE, TEXT
 from foveate.predictors.files import CONFIG, read_config
-from foveate.spec import from_json, load_plan, parse
+from foveate.spec import from_json, load_plan, parse, to_json
 from tests import tiny
 from tests.convert import official
 from tests.trained import random_predictors
@@ -50,7 +50,7 @@ def one_line(read: Any) -> Any:
 def check_spec(text: str) -> None:
     plan = one_line(lambda: parse(text))
     if plan is not None:
-        assert parse(str(plan)) == plan and from_json(plan.to_json()) == plan
+        assert parse(str(plan)) == plan and from_json(to_json(plan)) == plan
 
 
 def places(value: Any, so_far: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -79,10 +79,10 @@ def changes_of(data: Any) -> Any:
 
 
 def check_plan(changes: Any) -> None:
-    data = with_changes(PLAN.to_json(), changes)
+    data = with_changes(to_json(PLAN), changes)
     plan = one_line(lambda: from_json(data))
     if plan is not None:
-        assert from_json(json.loads(json.dumps(plan.to_json()))) == plan
+        assert from_json(json.loads(json.dumps(to_json(plan)))) == plan
 
 
 @given(SPECS)
@@ -98,14 +98,14 @@ def test_any_spec_is_read_or_refused_at_once_many_times(text):
     check_spec(text)
 
 
-@given(changes_of(PLAN.to_json()))
+@given(changes_of(to_json(PLAN)))
 @FEW
 def test_any_plan_in_json_is_read_or_refused_at_once(changes):
     check_plan(changes)
 
 
 @pytest.mark.full
-@given(changes_of(PLAN.to_json()))
+@given(changes_of(to_json(PLAN)))
 @MANY
 def test_any_plan_in_json_is_read_or_refused_at_once_many_times(changes):
     check_plan(changes)

@@ -10,7 +10,7 @@ import torch
 import foveate
 from foveate.errors import InputError, SpecError
 from foveate.predictors.files import CONFIG, IMAGE, TEXT, WEIGHTS, read_config
-from foveate.spec import from_json, parse
+from foveate.spec import from_json, parse, to_json
 from tests import tiny
 from tests.trained import config_for, random_predictors
 
@@ -39,7 +39,7 @@ def test_the_recipe_takes_layer_and_rates_from_the_file(model, tmp_path):
     )
     chosen = parse(f"dynamic_llava(path='{path}', keep=threshold:0.5, text=off)")
     assert str(chosen) == f'dynamic_image(layer=3, keep=threshold:0.5, path="{path}")'
-    assert parse(str(chosen)) == chosen and from_json(chosen.to_json()) == chosen
+    assert parse(str(chosen)) == chosen and from_json(to_json(chosen)) == chosen
 
 
 @pytest.mark.parametrize(

@@ -15,22 +15,22 @@ from hypothesis import strategies as st
 
 from foveate.core.plan import Plan
 from foveate.errors import BudgetError, FoveateError, PlanError, SpecError, UnknownName
-from foveate.spec import from_json, load_plan, parse
+from foveate.spec import from_json, load_plan, parse, save_plan, to_json
 
 PLAN = parse("random(site=pre_llm, keep=0.123456789012345678901, rounding=ceil) | fastv(layer=2, keep=144, query=text)")
-GOOD = PLAN.to_json()
+GOOD = to_json(PLAN)
 
 
 def test_a_plan_file_reads_back(tmp_path):
     path = tmp_path / "plan.json"
-    PLAN.save(path)
+    save_plan(PLAN, path)
     assert load_plan(path) == PLAN
     assert load_plan(str(path)) == PLAN
     assert path.read_text(encoding="utf-8").endswith("}\n")
 
 
 def test_the_format_of_the_file():
-    assert parse("fastv(layer=2, keep=0.5)").to_json() == {
+    assert to_json(parse("fastv(layer=2, keep=0.5)")) == {
         "format": 1,
         "stages": [
             {
@@ -45,8 +45,8 @@ def test_the_format_of_the_file():
             }
         ],
     }
-    assert parse("uniform(layer=2, keep=144)").to_json()["stages"][0]["keep"] == {"count": 144}
-    assert parse("pool(site=pre_llm)").to_json()["stages"][0]["keep"] is None
+    assert to_json(parse("uniform(layer=2, keep=144)"))["stages"][0]["keep"] == {"count": 144}
+    assert to_json(parse("pool(site=pre_llm)"))["stages"][0]["keep"] is None
 
 
 def test_a_ratio_that_a_float_would_round_is_a_text():
@@ -59,7 +59,7 @@ def test_files_that_cannot_be_read_or_written(tmp_path):
     with pytest.raises(SpecError, match=r".* is a folder: name a plan file"):
         load_plan(tmp_path)
     with pytest.raises(SpecError, match=r"the plan is not saved: cannot write .*: No such file"):
-        PLAN.save(tmp_path / "no" / "plan.json")
+        save_plan(PLAN, tmp_path / "no" / "plan.json")
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"fastv(layer=2, keep=0.5)", b"\xff\xfe\x00", b"[" * 100_000])
@@ -97,12 +97,12 @@ def test_what_is_no_file_of_a_plan_s_size_is_refused_without_being_read(tmp_path
 
 def test_a_plan_that_cannot_be_saved_leaves_the_old_one(tmp_path):
     path = tmp_path / "plan.json"
-    PLAN.save(path)
+    save_plan(PLAN, path)
     (tmp_path / "link.json").symlink_to(path)
-    Plan().save(tmp_path / "link.json")
+    save_plan(Plan(), tmp_path / "link.json")
     assert load_plan(path) == Plan() and (tmp_path / "link.json").is_symlink()
     with pytest.raises(SpecError):
-        PLAN.save(tmp_path)
+        save_plan(PLAN, tmp_path)
     assert sorted(one.name for one in tmp_path.iterdir()) == ["link.json", "plan.json"]
 
 
@@ -227,4 +227,4 @@ def test_any_value_anywhere_is_read_or_refused(place, value):
     data = changed(place, value)
     with contextlib.suppress(FoveateError):  # any other error fails the test
         plan = from_json(data)
-        assert from_json(plan.to_json()) == plan
+        assert from_json(to_json(plan)) == plan

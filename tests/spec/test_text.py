@@ -14,7 +14,7 @@ from foveate.methods.fastv import FastV
 from foveate.methods.pool import Pool
 from foveate.methods.random import Random
 from foveate.methods.uniform import Uniform
-from foveate.spec import as_plan, from_json, parse
+from foveate.spec import as_plan, from_json, parse, to_json
 from foveate.spec.grammar import Bare, parse_calls
 from foveate.spec.words import read_budget
 
@@ -108,7 +108,7 @@ def test_the_rounding_of_the_authors_programs_has_a_name():
     assert parse("fastv(layer=2, keep=0.5, rounding=half_even)").stages == (Stage(Site.llm_layer(2), FastV(), half_even),)
     staged = parse("staged(layers=[2, 8], keep=[0.5, 144], rounding=half_even)")
     assert [stage.budget for stage in staged.stages] == [half_even, Budget.of_count(144)]
-    assert parse(str(staged)) == staged and from_json(staged.to_json()) == staged
+    assert parse(str(staged)) == staged and from_json(to_json(staged)) == staged
     assert [stage.kept_of(49, None) for stage in staged.stages] == [24, 49]
 
 
@@ -132,5 +132,5 @@ def test_everything_that_is_a_plan_is_accepted():
 
 @pytest.mark.parametrize("wrong", [None, 3, ["fastv(layer=2, keep=0.5)"], [None]])
 def test_what_is_no_plan_is_refused(wrong):
-    with pytest.raises(SpecError, match="a plan is a spec string, a Plan or Stage objects, not"):
+    with pytest.raises(SpecError, match="a plan is a spec string, a Plan, a recipe or Stage objects, not"):
         as_plan(wrong)

@@ -32,7 +32,7 @@ PLANTED = {
     "methods imports families": ("foveate/methods/x.py", "import foveate.families.llava"),
     "families imports cost": ("foveate/families/x.py", "from foveate.cost.flops import matmul_flops"),
     "cost imports methods": ("foveate/cost/x.py", "def f():\n    from foveate.methods import fastv"),
-    "engine imports spec": ("foveate/engine/x.py", "from foveate.spec import Plan"),
+    "engine imports spec": ("foveate/engine/x.py", "from foveate.spec import parse"),
     "engine imports recipes": ("foveate/engine/x.py", "import foveate.recipes"),
     "recipes imports spec": ("foveate/recipes/x.py", "from foveate.spec.words import read_budget"),
     "spec imports api": ("foveate/spec/x.py", "from foveate.api import attach"),

@@ -35,7 +35,7 @@ def study_of():
             video = family in tiny.VIDEO_FAMILIES
             pieces = [maker.text(9), maker.picture(), maker.text(3), maker.picture(kind="video" if video else "image")]
             inputs = maker.inputs([tiny.Row([*pieces, maker.text(30)])])
-            known[family] = foveate.attention(tiny.tiny_model(family), inputs, new_tokens=4)
+            known[family] = foveate.attention(tiny.tiny_model(family), inputs, max_new_tokens=4)
         return known[family]
 
     return get
@@ -132,7 +132,7 @@ def test_an_empty_answer_is_drawn_without_its_rater(study_of):
     maker, model = tiny.Maker("llava"), tiny.tiny_model("llava")
     inputs = maker.inputs(tiny.ragged_rows(maker, 1))
     model.generation_config.eos_token_id = int(tiny.generate(model, inputs, tokens=1).sequences[0, -1])
-    study = foveate.attention(model, inputs, new_tokens=4)
+    study = foveate.attention(model, inputs, max_new_tokens=4)
     assert [rater["key"] for rater in data_of(page_of(study))["raters"]] == ["instruction"]
     with Image.open(io.BytesIO(allocation_plot(study, "?"))) as picture:
         assert picture.height < 800
