@@ -52,8 +52,7 @@ class Attachment:
             model: a Hugging Face model (see `unwrap`).
             plan: the plan.
             keep_traces: how many past conversations to remember.
-            shortcut: skip stages that keep everything. False sends them through gather, projection and slot cache, to
-                prove that those change nothing.
+            shortcut: skip stages that keep everything; False proves that gather, projection and slot cache change nothing.
             soft: keep every token, for training learned methods.
             modules: by name of a learned method, the module to use instead of the one that it would build.
             read: makes a plan of what `using` is given.
@@ -68,9 +67,8 @@ class Attachment:
         compat.refuse_broken(self.family)
         self._read, self._shortcut, self.soft, self._given = read, shortcut, soft, checked(modules)
         self._conversations: deque[Conversation] = deque(maxlen=keep_traces)
-        self._installed = False
+        self._activity, self._installed = Activity(), False
         self._own_generate: Any = None  # a generate that somebody else put on the instance
-        self._activity = Activity()
         with CHANGING:
             refuse_carried(model)
             self._hooks = self._make_hooks(plan)
@@ -98,9 +96,8 @@ class Attachment:
         compat.forget_compiled(self.model)
         hooks.install()
         # generate() opens a conversation. On the instance, so that removing it restores the class's own.
-        generate = self.model.generate
         self._own_generate = self.model.__dict__.get("generate")
-        self.model.__dict__["generate"] = Generate(self, generate)
+        self.model.__dict__["generate"] = Generate(self, self.model.generate)
         self._installed = True
 
     def _uninstall(self, hooks: Hooks) -> None:
@@ -184,8 +181,7 @@ class Attachment:
         self._require_attached()
         if prompt_length is not None and (not isinstance(prompt_length, int) or prompt_length < 1):
             raise InputError(f"prompt_length={prompt_length!r}: write the number of prompt columns, at least 1")
-        conversation = Conversation(self, prompt_length=prompt_length)
-        token = open_block(conversation)
+        token = open_block(conversation := Conversation(self, prompt_length=prompt_length))
         try:
             yield conversation
         finally:

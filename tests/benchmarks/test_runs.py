@@ -50,6 +50,7 @@ def test_a_prefill_file_holds_every_time_and_theory(raw):
             assert (row["kv_bytes"] < plain["kv_bytes"]) == (row["plan"] != "none")
 
 
+@pytest.mark.full
 def test_theory_is_the_estimate_of_the_very_prompt(raw):
     cells = {cell["model"]: cell for cell in json.loads(raw["prefill"].read_text())["cells"]}
     config = models.SCALED["smoke-llava"](4)

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from foveate.cli.main import main
+from tests.marks import one_and_more
 
 # Numbers that options get, and paths that no file has.
 NUMBERS = ["9" * 20, "9" * 400, "9" * 5000, "-" + "9" * 400, "nan", "inf", "-inf", "1e999", "", "0x10", "-1"]
@@ -38,7 +39,7 @@ def ends(capsys, *arguments: str) -> tuple[int, str]:
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("number", NUMBERS, ids=lambda text: text[:8])
+@pytest.mark.parametrize("number", one_and_more(NUMBERS, 3), ids=lambda text: text[:8])
 def test_numbers_are_bounded(capsys, place, picture, number):
     for option in COUNTS:
         assert ends(capsys, "plan", option, number)[0] == 2
@@ -51,7 +52,7 @@ def test_numbers_are_bounded(capsys, place, picture, number):
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("path", PATHS, ids=lambda text: text[:8])
+@pytest.mark.parametrize("path", one_and_more(PATHS, 3), ids=lambda text: text[:8])
 def test_paths_are_refused_before_any_work(capsys, place, picture, path):
     before = sorted(place.iterdir())
     for arguments in (
@@ -112,7 +113,7 @@ ITEM = st.fixed_dictionaries({"image": JSON, "question": JSON, "answer": JSON})
 
 
 @pytest.mark.timeout(120)
-@settings(max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.lists(JSON | CHAT | LLAVA | ITEM, min_size=1, max_size=2), st.sampled_from([".jsonl", ".json"]), st.booleans())
 @example([{"messages": [{"role": ["user"], "content": "x"}]}], ".jsonl", False)
 @example(
@@ -152,7 +153,7 @@ WORDS = st.sampled_from(
 
 
 @pytest.mark.timeout(120)
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.lists(WORDS, min_size=1, max_size=6))
 def test_any_words_end_in_0_or_2(capsys, place, words):
     if words[0] == "doctor":  # it measures for a while

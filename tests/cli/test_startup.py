@@ -11,6 +11,7 @@ import pytest
 
 from foveate.cli import startup
 from foveate.cost.presets import preset_names
+from tests.marks import one_and_more
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
@@ -20,6 +21,7 @@ SLOW = ("torch", "transformers", "numpy", "matplotlib", "av", "safetensors", "to
 PROGRAM = f"""
 import sys, time
 from foveate.cli.main import main
+from tests.marks import one_and_more
 code = 0
 try:
     main(sys.argv[1:])
@@ -64,21 +66,21 @@ def _run(arguments: list[str]) -> tuple[int, float, list[str], str]:
     return int(code), float(seconds), imported, done.stdout + "\n".join(said)
 
 
-@pytest.mark.parametrize("arguments", HELPS, ids=" ".join)
+@pytest.mark.parametrize("arguments", one_and_more(HELPS, 3), ids=" ".join)
 def test_a_help_text_imports_nothing_slow(arguments):
     code, seconds, imported, told = _run(arguments)
     assert code in (0, 2) and "Usage" in told
     assert imported == [] and seconds < MOST_CPU_SECONDS
 
 
-@pytest.mark.parametrize("arguments", ERRORS, ids=" ".join)
+@pytest.mark.parametrize("arguments", one_and_more(ERRORS, 2), ids=" ".join)
 def test_a_mistyped_command_is_refused_at_once(arguments):
     code, seconds, imported, _ = _run(arguments)
     assert code == 2
     assert imported == [] and seconds < MOST_CPU_SECONDS
 
 
-@pytest.mark.parametrize("arguments", QUICK, ids=" ".join)
+@pytest.mark.parametrize("arguments", one_and_more(QUICK, 6), ids=" ".join)
 def test_tables_and_costs_need_neither_torch_nor_transformers(arguments):
     code, seconds, imported, _ = _run(arguments)
     assert code == (2 if "fatsv" in " ".join(arguments) else 0)

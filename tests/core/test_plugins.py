@@ -4,14 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from tests.marks import one_and_more
 from tests.plugins import FAMILY, METHOD, RECIPE, install, python, runs
-
-
-def one_and_more(values):
-    """Each starts foveate anew, which takes a second: the first is in the short run."""
-    first, *more = values
-    return [first, *(pytest.param(value, marks=pytest.mark.full) for value in more)]
-
 
 BROKEN_MODULES = {
     "an import that fails": "import no_such_module_anywhere",
@@ -27,6 +21,7 @@ BROKEN_MODULES = {
     "a failing name": METHOD + "    @property\n    def name(self): raise RuntimeError('no name')",
     "another name": METHOD + "    name = 'other'",
 }
+SHADOWS = [("methods", "illava"), ("recipes", "fastv"), ("methods", "fastv"), ("recipes", "illava")]
 
 
 @pytest.mark.parametrize("text", one_and_more(BROKEN_MODULES.values()), ids=list(BROKEN_MODULES))
@@ -95,9 +90,9 @@ def test_entry_points_that_cannot_be_read_hide_nobody_else_s(tmp_path, lines):
     assert unknown.code == 2 and len(said) == 2 and "odd-pack" in said[0] and "Did you mean 'fastv'" in said[1]
 
 
-@pytest.mark.pairs(short="values")
-@pytest.mark.parametrize("name", ["fastv", "illava"])
-@pytest.mark.parametrize("group", ["methods", "recipes"])
+@pytest.mark.parametrize(
+    ("group", "name"), one_and_more([("methods", "illava"), ("recipes", "fastv"), ("methods", "fastv"), ("recipes", "illava")])
+)
 def test_ours_are_never_shadowed(tmp_path, group, name):
     install(tmp_path, "greedy-pack", {f"foveate.{group}": f"{name} = {name}:Mine"}, {name: "raise RuntimeError('loaded')"})
     plan = {"fastv": "fastv(layer=2, keep=0.5)", "illava": "illava(preset=qwen2-vl-7b)"}[name]
@@ -134,7 +129,6 @@ def test_a_name_cannot_be_a_method_of_one_and_a_recipe_of_another(tmp_path):
     assert "Traceback" not in done.err
 
 
-@pytest.mark.full
 def test_good_plugins_serve_as_ours_do(tmp_path):
     points = {
         "foveate.methods": "mine = mine:Mine",
@@ -142,13 +136,10 @@ def test_good_plugins_serve_as_ours_do(tmp_path):
         "foveate.families": "my = my:Mine",
     }
     install(tmp_path, "good-pack", points, {"mine": METHOD, "twice": RECIPE, "my": FAMILY})
-    (done,) = runs(tmp_path, ["methods"])
-    assert (done.code, done.err) == (0, "") and "mine" in done.out and "twice" in done.out
-    for plan in ("mine(layer=2, keep=0.5)", "twice()"):
-        (done,) = runs(tmp_path, ["plan", plan])
-        assert (done.code, done.err) == (0, "")
-    (done,) = runs(tmp_path, ["models"])
-    assert (done.code, done.err) == (0, "") and "minemodel" in done.out
+    plans = (["plan", plan] for plan in ("mine(layer=2, keep=0.5)", "twice()"))
+    listed, one, two, models = runs(tmp_path, ["methods"], *plans, ["models"])
+    assert [(done.code, done.err) for done in (listed, one, two, models)] == [(0, "")] * 4
+    assert "mine" in listed.out and "twice" in listed.out and "minemodel" in models.out
 
 
 LYING_FAMILIES = {

@@ -18,6 +18,7 @@ from foveate.files.folders import locked
 from foveate.train.checkpoints import last_checkpoint
 from tests.convert.official import Bomb
 from tests.faults import duration, killed
+from tests.marks import one_and_more
 from tests.train import runs
 
 
@@ -49,7 +50,7 @@ def refused(run: Path, words: str) -> None:
 FILES = ["optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "trained.safetensors"]
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", one_and_more(FILES))
 def test_a_checkpoint_that_lacks_a_file_is_refused_by_its_name(run, name):
     path = newest(run) / name
     whole = path.read_bytes()
@@ -61,7 +62,7 @@ def test_a_checkpoint_that_lacks_a_file_is_refused_by_its_name(run, name):
     assert not (run / "bomb").exists()
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", one_and_more(FILES))
 def test_a_hostile_checkpoint_is_refused_and_runs_nothing(run, name):
     """Whoever writes the list too can make it fit what they put there."""
     from foveate.train.checkpoints import WHOLE, _mark
@@ -135,7 +136,9 @@ def test_a_number_that_no_training_can_have_is_refused(name, value):
     assert f"--{name.replace('_', '-')}" in str(caught.value)
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(12, marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("kills", [12])
 def test_a_killed_training_goes_on_as_if_nothing_had_been(tmp_path, kills):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     took = duration(lambda: runs.train(whole, mode="predictors", save_every=1))

@@ -24,6 +24,7 @@ from foveate.train.config import DynamicLlavaConfig
 from foveate.train.module import SoftModel
 from foveate.train.parts import fresh_predictors
 from tests import tiny
+from tests.marks import one_and_more
 from tests.train import runs
 
 pytestmark = [
@@ -174,7 +175,7 @@ def test_predictors_begin_as_the_model_s_own_layers_do():
     assert not torch.equal(other[TEXT].output_mlp[1].weight, first[TEXT].output_mlp[1].weight)
 
 
-@pytest.mark.parametrize("mode", ["full", "predictors", "lora"])
+@pytest.mark.parametrize("mode", one_and_more(["predictors", "full", "lora"]))
 def test_the_result_loads_as_a_plan(tmp_path, mode):
     out = tmp_path / "run"
     outcome = runs.train(out, mode=mode, lora_rank=2, accumulate=2, eval_every=3)
@@ -214,7 +215,7 @@ def test_the_result_loads_as_a_plan(tmp_path, mode):
     assert [entry["step"] for entry in entries if "eval_loss" in entry] == [3, 6]
 
 
-@pytest.mark.parametrize("masks", ["random", "none"])
+@pytest.mark.parametrize("masks", one_and_more(["none", "random"]))
 def test_controls_leave_a_model_and_no_predictors(tmp_path, masks):
     outcome = runs.train(tmp_path / "run", masks=masks)
     assert outcome.spec == "" and outcome.model is not None
@@ -227,9 +228,14 @@ def test_controls_leave_a_model_and_no_predictors(tmp_path, masks):
 @pytest.mark.parametrize(
     ("stop_at", "changes"),
     [
-        (14, {"mode": "full", "eval_every": 2, "accumulate": 2}),  # in the middle of the second time the rows are seen
-        (8, {"mode": "predictors"}),  # behind its end
-        (8, {"masks": "random"}),
+        (8, {"mode": "predictors"}),  # past the end of the first time the rows are seen
+        *(
+            pytest.param(*case, marks=pytest.mark.full)
+            for case in (
+                (14, {"mode": "full", "eval_every": 2, "accumulate": 2}),  # in the middle of the second time
+                (8, {"masks": "random"}),
+            )
+        ),
     ],
 )
 def test_a_resumed_run_equals_one_that_never_stopped(tmp_path, stop_at, changes):
@@ -304,6 +310,7 @@ def test_several_passes_make_the_step_of_one(tmp_path):
 
 
 @pytest.mark.since((5, 23), "before, checkpointing replays hooks inside backward")
+@pytest.mark.full
 @pytest.mark.parametrize("mode", ["full", "predictors"])
 def test_checkpointing_changes_no_weight(tmp_path, mode):
     plain, saving = (
@@ -315,6 +322,7 @@ def test_checkpointing_changes_no_weight(tmp_path, mode):
         torch.testing.assert_close(first[key], second[key], atol=1e-5, rtol=1e-3)
 
 
+@pytest.mark.full
 def test_bfloat16_computes_over_float32_weights(tmp_path):
     outcome = runs.train(tmp_path / "run", steps=2, precision="bf16")
     assert all(part.dtype == torch.float32 for part in load_file(outcome.model / "model.safetensors").values())

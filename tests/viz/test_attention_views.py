@@ -20,6 +20,7 @@ from foveate.viz.attention_plot import allocation_plot, heat_map, layer_name, sc
 from foveate.viz.kept import kept_in, kept_stages
 from foveate.viz.parts import parts_of
 from tests import tiny
+from tests.marks import one_and_more
 
 # A picture in tiles, one with newline tokens, one with sliding layers, one with a video.
 SHOWN = ("llava", "internvl", "llava_next", "gemma3", "qwen2_5_vl")
@@ -63,7 +64,7 @@ def data_of(page: str):
     return json.loads(re.search(r"^const data = (.*);$", page, re.MULTILINE)[1])
 
 
-@pytest.mark.parametrize("family", SHOWN)
+@pytest.mark.parametrize("family", one_and_more(SHOWN))
 def test_pictures_have_sane_sizes(study_of, family):
     study = study_of(family)
     plots = [allocation_plot(study, "a question with $ and " + 30 * "many words ")]
@@ -75,6 +76,7 @@ def test_pictures_have_sane_sizes(study_of, family):
             assert len(set(picture.convert("L").resize((50, 50)).tobytes())) > 20
 
 
+@pytest.mark.full
 def test_extreme_pictures_and_many_layers_still_fit(study_of):
     study = study_of("llava")
     (medium, _), _ = media_of(study)
@@ -84,7 +86,7 @@ def test_extreme_pictures_and_many_layers_still_fit(study_of):
             assert 600 < picture.width < 2600 and 200 < picture.height < 2600
 
 
-@pytest.mark.parametrize("family", SHOWN)
+@pytest.mark.parametrize("family", one_and_more(SHOWN))
 def test_the_page_holds_the_numbers_of_the_study_exactly(study_of, family):
     study = study_of(family)
     data = data_of(page_of(study))
