@@ -211,7 +211,7 @@ class Attachment:
         Raises:
             AttachError: if no picture has passed the model yet.
         """
-        live = self.last.live
+        live = self.last.measured.live
         if live is None:
             raise AttachError("no prompt with a picture has been read since the plan was attached")
         return live

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from foveate.engine import compat
-from foveate.engine.conversation import Conversation, open_conversation
+from foveate.engine.conversation import Conversation, Place, open_conversation
 
 
 def conversation_of(owner: object, call: Mapping[str, Any], source: Tensor) -> Conversation:
@@ -22,35 +22,35 @@ def conversation_of(owner: object, call: Mapping[str, Any], source: Tensor) -> C
     open_one, cache = open_conversation(owner), compat.cache_of(call)
     if open_one is None:
         return Conversation(owner)
-    for known in (open_one, *open_one.nested):
-        if known.holds(cache):
+    for known in (open_one, *open_one.place.nested):
+        if known.place.holds(cache):
             return known
     if _belongs(open_one, cache, source):
         if cache is not None:
-            open_one.hold(cache)
+            open_one.place.hold(cache)
         return open_one
-    other = Conversation(owner, outer=open_one)
+    other = Conversation(owner, place=Place(outer=open_one))
     if cache is not None:
-        other.hold(cache)
-    open_one.nested.append(other)
+        other.place.hold(cache)
+    open_one.place.nested.append(other)
     return other
 
 
 def settle(conversation: Conversation, output: Any) -> None:
     """Note the cache that a call without one was given, behind the call. A call that has none is forgotten."""
-    if conversation.outer is not None and not conversation.has_cache:
+    if conversation.place.outer is not None and not conversation.place.has_cache:
         cache = compat.cache_in(output)
         if cache is None:
-            conversation.outer.nested.remove(conversation)
+            conversation.place.outer.place.nested.remove(conversation)
         else:
-            conversation.hold(cache)
+            conversation.place.hold(cache)
 
 
 def _belongs(conversation: Conversation, cache: Any, source: Tensor) -> bool:
     """Whether a call with a cache that nobody knows, or without one, is of the conversation that is open."""
     if not conversation.inputs:  # opened by hand, for the calls in its block
         return True
-    if conversation.has_cache:
+    if conversation.place.has_cache:
         return False
     given = compat.cache_of(conversation.inputs)
     if given is not None or cache is not None:

@@ -83,14 +83,14 @@ class _Function:
         if running is None or running.cached or not running.conversation.inputs:
             return self._encode(*args, **kwargs)
         conversation, told = running.conversation, _told(args, kwargs)
-        known = conversation.features.get(self._name)
+        known = conversation.encodings.features.get(self._name)
         if known is not None and known.are_of(told):
             return known.output
-        others = {name: features for name, features in conversation.features.items() if name != self._name}
+        others = {name: features for name, features in conversation.encodings.features.items() if name != self._name}
         output = self._encode(*args, **kwargs)
         if isinstance(output, ModelOutput):
             # Over what was noted meanwhile: some models encode videos by calling their function for images.
-            conversation.features = {**others, self._name: Features(told, _needed(output))}
+            conversation.encodings.features = {**others, self._name: Features(told, _needed(output))}
         return output
 
 

@@ -116,7 +116,7 @@ class EncoderCallHooks(ABC, Generic[_Path, _Call]):
 
     def _next(self, conversation: Conversation, rows: int) -> list[tuple[int, bool]]:
         """The next `rows` images, crops or frames of a conversation, as `EncoderCall` holds them."""
-        return layout.encoder_rows(self.layout_of(conversation), len(conversation.encoded), rows)
+        return layout.encoder_rows(self.layout_of(conversation), len(conversation.encodings.rows), rows)
 
     def _before_layer(self, index: int) -> Callable[..., Any]:
         def run(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -136,7 +136,7 @@ class EncoderCallHooks(ABC, Generic[_Path, _Call]):
         self._leave()
         if call is None or conversation is None or output is None:
             return None
-        conversation.encoded += self._rows(call)
+        conversation.encodings.rows += self._rows(call)
         return self._lengthen(call, output)
 
     # What stages choose by, and how many stay.

@@ -43,4 +43,4 @@ def ignore_lost(running: Pass) -> None:
     labels = running.labels
     lost = running.survivors.dead[:, :-1].to(labels.device) & (labels[:, 1:] != -100)
     labels[:, 1:].masked_fill_(lost, -100)
-    running.conversation.ignored.append(lost.sum())
+    running.conversation.measured.ignored.append(lost.sum())

@@ -16,13 +16,13 @@ def matched_rows(running: Pass) -> dict[int, list[EncodedRow]]:
     """
     conversation = running.conversation
     in_generate = bool(conversation.inputs) and conversation.layout is not None
-    pictures = conversation.pictures if in_generate else {}
-    if conversation.encoded:
-        rows = list(conversation.encoded)
-        conversation.encoded.clear()
+    pictures = conversation.encodings.matched if in_generate else {}
+    if conversation.encodings.rows:
+        rows = list(conversation.encodings.rows)
+        conversation.encodings.rows.clear()
         if in_generate:
             assert conversation.layout is not None
-            pictures = conversation.pictures = _dealt(rows, conversation.layout, conversation.copies)
+            pictures = conversation.encodings.matched = _dealt(rows, conversation.layout, conversation.copies)
         else:
             pictures = _dealt(rows, running.left.layout, 1)
     numbered = enumerate(running.left.layout.media, start=running.left.first_medium)

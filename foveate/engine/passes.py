@@ -135,7 +135,7 @@ class Passes:
         running.answers = Answers(answer_numbers(running, source, running.labels), call.get("input_ids"))
         if running.numbers is not None:
             self._remember(running.conversation)
-        elif running.conversation.prompt_end is None and running.labels is None and running.conversation.outer is None:
+        elif running.conversation.prompt_end is None and running.labels is None and running.conversation.place.outer is None:
             if running.past and running.queries == 1:
                 raise UnsupportedCombination(f"{gate.method.name}: {_NO_PROMPT_END}")
             if running.past or not self._on_media:
@@ -143,7 +143,7 @@ class Passes:
 
     def _remember(self, conversation: Conversation) -> None:
         """Show a conversation to users. A call within generate() does not take the place of the answer around it."""
-        if conversation.outer is None:
+        if conversation.place.outer is None:
             self.on_media(conversation)
 
     @uncompiled
@@ -159,9 +159,9 @@ class Passes:
         conversation.seen = running.past + running.queries
         belonging.settle(conversation, output)
         if running.survivors is not None or running.past < (conversation.prompt_end or 1):
-            conversation.prefill_kv_bytes = None if cache is None else stored_bytes(cache)
+            conversation.measured.prefill_kv_bytes = None if cache is None else stored_bytes(cache)
         if running.survivors is not None:
-            conversation.live = running.survivors.real & ~running.survivors.dead
+            conversation.measured.live = running.survivors.real & ~running.survivors.dead
 
     def _prepare(self, running: Pass, call: Mapping[str, Any], source: Tensor) -> None:
         """Find the media of a prefill pass."""
@@ -191,7 +191,7 @@ class Passes:
         """A decode step under effect=mask ranks the prompt's media anew."""
         conversation = running.conversation
         if conversation.layout is None:
-            if conversation.inputs or (conversation.outer is not None and conversation.seen is not None):
+            if conversation.inputs or (conversation.place.outer is not None and conversation.seen is not None):
                 return  # a text-only prompt
             raise UnsupportedCombination(OPEN_A_CONVERSATION)
         conversation.trace.clear()  # the last choice counts

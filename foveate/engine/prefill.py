@@ -144,7 +144,7 @@ def _view(
         coords=torch.stack([span.coords for span in spans]),
         grid=grid,
         sizes=torch.stack([span.sizes for span in spans]),
-        group_keys=tuple(span.number * FRAMES + span.frame for span in spans),
+        group_keys=tuple(span.origin.number * FRAMES + span.frame for span in spans),
         observed=observed,
         predictor=placed(running.modules.get(stage), features),
         asks=tuple(span.asks for span in spans) if any(span.asks for span in spans) else (),

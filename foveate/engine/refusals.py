@@ -97,7 +97,7 @@ class Refusals:
     def check_masked_turn(self, conversation: Conversation) -> None:
         """Several tokens behind a cache cannot have one choice, unless there is no picture to choose from."""
         if conversation.layout is None and not conversation.inputs:
-            if conversation.outer is not None and conversation.seen is not None:
+            if conversation.place.outer is not None and conversation.seen is not None:
                 return  # a text-only call within generate()
             raise UnsupportedCombination(OPEN_A_CONVERSATION)
         ids = conversation.inputs.get("input_ids")

@@ -69,7 +69,7 @@ def report_of(model: nn.Module, family: Family, plan: Plan, conversation: Conver
         plan=str(plan),
         media=media,
         estimate=estimate_of(model, family, plan, conversation),
-        prefill_kv_bytes=conversation.prefill_kv_bytes,
+        prefill_kv_bytes=conversation.measured.prefill_kv_bytes,
         ignored_labels=conversation.ignored_labels,
         saves_nothing=any(stage.effect is Effect.MASK for stage in plan.stages),
         answer=(sum(int(row.sum()) for row in gated), sum(len(row) for row in gated)) if gated else None,

@@ -12,16 +12,35 @@ from foveate.core.layout import Medium
 from foveate.core.plan import Scope, Stage
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Where the tokens of a span come from; of the first medium, frame or crop if there are several.
+
+    Attributes:
+        row: batch row.
+        sample: number of the sample among those packed into the row.
+        medium: number of the medium within its row.
+        number: the same within its sample.
+        kind: "image" or "video".
+        frame: number of the frame or crop within its medium.
+        frames: frames and crops of the whole medium.
+    """
+
+    row: int
+    sample: int
+    medium: int
+    number: int
+    kind: str
+    frame: int
+    frames: int
+
+
 @dataclass
 class Span:
     """Visual tokens that are ranked together: one crop or frame, one medium, or all media of a row. Tensors are on the device.
 
     Attributes:
-        row: batch row.
-        medium: number of the medium within its row; of the first one if there are several.
-        kind: "image" or "video"; of the first medium if there are several.
-        frame: number of the frame or crop within its medium; of the first one if there are several.
-        frames: frames and crops of the whole medium.
+        origin: where they come from.
         grid: (t, h, w) while the tokens are a whole grid in raster order, else None.
         owner: [n] long, key of each token's medium in the trace.
         columns: [n] long, column of each token in this pass.
@@ -29,15 +48,9 @@ class Span:
         sizes: [n] fp32, how many originals each token stands for.
         count: n, known on the host.
         asks: its last token is the last column of its sample, or of that one's prompt: it stays whatever a method says.
-        sample: number of the sample among those packed into the row.
-        number: as `medium`, counted within the sample.
     """
 
-    row: int
-    medium: int
-    kind: str
-    frame: int
-    frames: int
+    origin: Origin
     grid: tuple[int, int, int] | None
     owner: Tensor
     columns: Tensor
@@ -45,8 +58,21 @@ class Span:
     sizes: Tensor
     count: int
     asks: bool = False
-    sample: int = 0
-    number: int = 0
+
+    @property
+    def row(self) -> int:
+        """The batch row."""
+        return self.origin.row
+
+    @property
+    def medium(self) -> int:
+        """Number of the medium within its row."""
+        return self.origin.medium
+
+    @property
+    def frame(self) -> int:
+        """Number of the frame or crop within its medium."""
+        return self.origin.frame
 
     @staticmethod
     def join(spans: list[Span]) -> Span:
@@ -58,11 +84,7 @@ class Span:
         whole = len(grids) == len(spans) and len({grid[1:] for grid in grids}) == 1
         grid = (sum(t for t, _, _ in grids), *grids[0][1:]) if whole else None
         return Span(
-            first.row,
-            first.medium,
-            first.kind,
-            first.frame,
-            first.frames,
+            first.origin,
             grid,
             torch.cat([span.owner for span in spans]),
             torch.cat([span.columns for span in spans]),
@@ -70,8 +92,6 @@ class Span:
             torch.cat([span.sizes for span in spans]),
             sum(span.count for span in spans),
             spans[-1].asks,
-            first.sample,
-            first.number,
         )
 
     @staticmethod
@@ -80,7 +100,7 @@ class Span:
         parts, start, medium = [], 0, spans[0].medium
         for span, before in zip(spans, [spans[0], *spans], strict=False):
             if span.medium != medium:
-                start, medium = start + before.frames, span.medium
+                start, medium = start + before.origin.frames, span.medium
             parts.append(torch.cat([span.coords[:, :1] + start, span.coords[:, 1:]], dim=1))
         return torch.cat(parts)
 
@@ -90,16 +110,13 @@ def spans_of(medium: Medium, key: int, device: torch.device, by_piece: bool, ask
     shape = medium.shape
     columns = medium.columns.to(device, non_blocking=True)
     spans, start, frame = [], 0, 0
+    number = medium.index - medium.earlier
     for t, h, w in shape.pieces if by_piece else shape.grids:
         size = t * h * w
         token = torch.arange(size, device=device)
         spans.append(
             Span(
-                row=medium.row,
-                medium=medium.index,
-                kind=shape.kind,
-                frame=frame,
-                frames=len(shape.pieces),
+                origin=Origin(medium.row, medium.sample, medium.index, number, shape.kind, frame, len(shape.pieces)),
                 grid=(t, h, w),
                 owner=torch.full((size,), key, device=device),
                 columns=columns[start : start + size],
@@ -107,8 +124,6 @@ def spans_of(medium: Medium, key: int, device: torch.device, by_piece: bool, ask
                 sizes=torch.ones(size, device=device, dtype=torch.float32),
                 count=size,
                 asks=asks and start + size == len(columns),
-                sample=medium.sample,
-                number=medium.index - medium.earlier,
             )
         )
         start, frame = start + size, frame + t
@@ -123,9 +138,9 @@ def widen(spans: list[Span], stage: Stage) -> list[Span]:
     scope = stage.scope
     together: dict[tuple[int, int, int, int], list[Span]] = defaultdict(list)
     for span in spans:
-        alone = scope is Scope.CROP or (scope is Scope.FRAME and span.kind == "video")
+        alone = scope is Scope.CROP or (scope is Scope.FRAME and span.origin.kind == "video")
         medium = 0 if scope is Scope.SAMPLE else span.medium
-        together[(span.row, span.sample, medium, span.frame if alone else 0)].append(span)
+        together[(span.row, span.origin.sample, medium, span.frame if alone else 0)].append(span)
     widened = []
     for members in together.values():
         joined = Span.join(members)

@@ -203,14 +203,16 @@ def test_the_rows_of_the_prompt_are_all_that_is_held_and_only_without_a_cache(mo
     with foveate.attach(model, GATED.format(l=2)) as attachment:
 
         def look(step: int) -> None:
-            held.append([features.output for features in conversation.open_conversation(attachment).features.values()])
+            held.append(
+                [features.output for features in conversation.open_conversation(attachment).encodings.features.values()]
+            )
 
         tiny.generate(model, inputs, STEPS, use_cache=use_cache, logits_processor=LogitsProcessorList([Between(look)]))
-        assert attachment.last.features == {}
+        assert attachment.last.encodings.features == {}
         wrong = LogitsProcessorList([Between(lambda step: 1 / 0)])
         with pytest.raises(ZeroDivisionError):
             tiny.generate(model, inputs, STEPS, use_cache=use_cache, logits_processor=wrong)
-        assert attachment.last.features == {}
+        assert attachment.last.encodings.features == {}
     if use_cache:
         assert held == [[]] * STEPS
         return

@@ -193,7 +193,7 @@ def test_invariant_8_labels_of_a_failed_call_do_not_reach_the_next(model_of, fam
             model(**inputs, labels=labels)
         handle.remove()
         model.model(**prompts(family, 1))
-        assert attachment.last.ignored == []
+        assert attachment.last.measured.ignored == []
 
 
 @every_family

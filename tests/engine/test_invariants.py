@@ -120,7 +120,7 @@ def test_invariant_4_layers_below_the_cut_are_full_and_kv_bytes_shrink(model_of,
     plain = cache_in(tiny.generate(model, inputs, tokens=1))
     with foveate.attach(model, "fastv(layer=2, keep=0.25)") as attachment:
         cache = cache_in(tiny.generate(model, inputs, tokens=1))
-        measured = attachment.last.prefill_kv_bytes
+        measured = attachment.last.measured.prefill_kv_bytes
     windows = [getattr(layer, "sliding_window", None) for layer in plain.layers]
     slots = [layer.keys.shape[2] for layer in cache.layers]
     full = [width, width] + [kept] * (len(slots) - 2)

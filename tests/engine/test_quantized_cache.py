@@ -81,7 +81,7 @@ def test_removed_tokens_are_never_stored(model_of, backend):
     model, inputs = model_of("llava"), prompts("llava", 1)
     with foveate.attach(model, PLAN) as attachment, torch.no_grad():
         cache = cache_in(model(**inputs, **{CACHE: cache_of(model, backend)}, use_cache=True))
-        assert attachment.last.prefill_kv_bytes is None, "bytes of packed integers are not known from shapes"
+        assert attachment.last.measured.prefill_kv_bytes is None, "bytes of packed integers are not known from shapes"
     assert cache.get_seq_length() == 48
     # 36 visual tokens, 22 behind the first stage, 9 behind the second; 12 of text.
     assert [layer.slots for layer in cache.layers] == [34, 34, 21, 21, 21]
