@@ -27,7 +27,9 @@ def load_model(name: str | None, training_dtype: str | None = None, settings: Mo
     With a `training_dtype` ("float32", "auto") the model is on the CPU: each process of a training takes it to its own device.
     """
     settings = settings or ModelSettings()
-    options: dict[str, Any] = {"dtype": training_dtype} if training_dtype else settings.pretrained_options()
+    options: dict[str, Any] = settings.pretrained_options()
+    if training_dtype:
+        options = {name: value for name, value in options.items() if name != "device_map"} | {"dtype": training_dtype}
     if name is None:
         if options["dtype"] == "auto":
             options["dtype"] = torch.float32  # in bfloat16, as it is stored, it would be slow on most CPUs

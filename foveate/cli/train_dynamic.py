@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from foveate.cli import options, tables
+from foveate.cli.settings import ATTENTION, ModelSettings
 from foveate.errors import InputError
 
 # Published for 7 to 13 billion parameters; what the demo model of 4.5 million wants instead.
@@ -74,6 +75,9 @@ def dynamic_llava(
     save_every: Annotated[int | None, _share("Steps between two checkpoints", "500")] = None,
     eval_every: Annotated[int | None, _share("Steps between two validations", "never")] = None,
     report_to: Annotated[str | None, _share("Also report to, e.g. wandb", "none")] = None,
+    attn: Annotated[str | None, typer.Option(help=f"Attention: {', '.join(ATTENTION)}.")] = None,
+    max_pixels: Annotated[int | None, typer.Option(min=1, help="Larger pictures are shrunk to it.")] = None,
+    trust_remote_code: options.TrustRemoteCode = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out from its newest checkpoint.")] = False,
     smoke: options.Smoke = False,
 ) -> None:
@@ -81,6 +85,7 @@ def dynamic_llava(
     given = {name: value for name, value in locals().items() if value is not None}
     for name in ("out", "model", "data", "pictures", "eval_data", "no_text", "resume", "smoke"):
         given.pop(name, None)
+    loading = ModelSettings(**{name: given.pop(name) for name in ("attn", "max_pixels", "trust_remote_code") if name in given})
     if model is not None and data is None:
         raise InputError("--model needs --data: questions about generated pictures teach the demo model only")
     if no_text and text_keep is not None:
@@ -98,7 +103,14 @@ def dynamic_llava(
 
     dtype = "float32" if config.mode == FULL else "auto"
     outcome = train_dynamic_llava(
-        lambda: load_model(model, dtype), rows, out, config, validation=validation, data=name, resume=resume, console=console
+        lambda: load_model(model, dtype, loading),
+        rows,
+        out,
+        config,
+        validation=validation,
+        data=name,
+        resume=resume,
+        console=console,
     )
     if outcome.is_first_process:
         told = f"wrote {outcome.out}"

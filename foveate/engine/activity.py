@@ -57,7 +57,7 @@ class Activity:
     def _busy(self) -> bool:
         own = threading.get_ident()
         if any(thread == own for thread, _ in self._running(self._passes)):
-            raise AttachError("a forward call of the model is running: change or detach the plan behind it")
+            raise AttachError("a forward call of the model is running: change or detach the plan afterwards")
         others = {entry for entry in self._running(self._generates | self._passes) if entry[0] != own}
         if others & self._generates and any(thread == own for thread, _ in self._running(self._generates)):
             raise AttachError("other threads generate too: change or detach the plan outside of generate()")

@@ -152,7 +152,7 @@ class Attachment:
 
     @contextmanager
     def _swapped(self, plan: Plan, make: Callable[[], Hooks] | None) -> Iterator[None]:
-        """Other hooks inside the block, or none; those of before come back behind it."""
+        """Other hooks inside the block, or none; those of before come back afterwards."""
         with self._activity.settled(CHANGING):
             self._require_attached()
             before, hooks, was_installed = self.plan, self._hooks, self._installed

@@ -128,7 +128,7 @@ class _Meter:
         finally:
             for handle in handles:
                 handle.remove()
-            for module in modules:  # torch runs no hooks behind KeyboardInterrupt
+            for module in modules:  # torch runs no hooks after KeyboardInterrupt
                 observe.disarm(module)
             observe.disable(self)
             _current.reset(token)

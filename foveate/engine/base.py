@@ -1,4 +1,4 @@
-"""The model behind trained weights, recognized by its shape and a few of its own weights."""
+"""The model that trained weights belong to, recognized by its shape and a few of its own weights."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def conversation_of(owner: object, call: Mapping[str, Any], source: Tensor) -> C
 
 
 def settle(conversation: Conversation, output: Any) -> None:
-    """Note the cache that a call without one was given, behind the call. A call that has none is forgotten."""
+    """Note the cache that a call without one was given, after the call. A call that has none is forgotten."""
     if conversation.place.outer is not None and not conversation.place.has_cache:
         cache = compat.cache_in(output)
         if cache is None:

@@ -39,7 +39,7 @@ def _with_states(hidden: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) 
 
 
 class DecoderHooks:
-    """What runs in front of and behind the decoder layers.
+    """What runs before and after the decoder layers.
 
     Args:
         owner: the attachment, as the key of passes.
@@ -125,7 +125,7 @@ class DecoderHooks:
         alive = running.alive_on(hidden.device)
         gated = gate is not None and running.answers is not None and running.answers.rejected is not None
         if alive is None and not isinstance(stored, SlotLayer) and not gated:
-            # Nothing is gone, but what stands between two patches may have been laid out anew behind the encoder.
+            # Nothing is gone, but what stands between two patches may have been laid out anew after the encoder.
             return _with_states(hidden, args, kwargs)
         slots = None if cache is None else slot_layer(cache, index)
         if alive is not None:
@@ -151,7 +151,7 @@ class DecoderHooks:
         return args, {**kwargs, "attention_mask": mask}
 
     def _hide(self, running: Pass, index: int, hidden: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """effect=mask: hide key columns from the layers behind the stage. Nothing is shortened."""
+        """effect=mask: hide key columns from the layers after the stage. Nothing is shortened."""
         if not running.chooses:
             return None
         keys = running.past + running.queries
@@ -177,7 +177,7 @@ class DecoderHooks:
         return args, kwargs
 
     def after_decoder(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        """The hook behind the decoder: states go back to their columns."""
+        """The hook after the decoder: states go back to their columns."""
         if in_compiled_step(output[0], compat.cache_in(output)):
             return None
         return self._scatter(output)

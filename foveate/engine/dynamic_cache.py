@@ -21,7 +21,7 @@ _own_lineage = count(-1, -1)
 class DynamicSlots(SlotLayer):
     """Mixed in front of a dynamic cache layer: slots come and go with the tokens."""
 
-    # Columns [B, P0] of the first P0 slots, -1 for a hole; the `_tail` slots behind them hold the last columns in a row.
+    # Columns [B, P0] of the first P0 slots, -1 for a hole; the `_tail` slots after them hold the last columns in a row.
     # So a decode step only counts; tensors are built when somebody asks.
     _prefix: Tensor | None
     _tail: int

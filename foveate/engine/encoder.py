@@ -4,7 +4,7 @@ The encoder really gets shorter; what leaves it has its full number of rows agai
 
 Rows of tokens that are gone pass the projector as zeros and leave it as NaN: from there on nobody counts them, and whatever
 transformers does between the projector and the prompt (unpadding, splitting, scattering into placeholders) carries the mark
-along. In front of the first decoder layer the marked columns are dropped (`entrance.enter`). Where neighbours are mixed behind
+along. In front of the first decoder layer the marked columns are dropped (`entrance.enter`). Where neighbours are mixed after
 the projector, zeros leave it instead of marks, and the entrance knows from the rows what is left of a token.
 """
 

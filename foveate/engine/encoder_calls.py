@@ -1,5 +1,5 @@
 """What the hooks around every vision encoder share: which call of it is running, what is measured for its stages, and what is
-handed to the conversation behind it. How tokens are laid out, and so how a stage shortens them, is each encoder's own.
+handed to the conversation after it. How tokens are laid out, and so how a stage shortens them, is each encoder's own.
 """
 
 from __future__ import annotations

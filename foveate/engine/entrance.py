@@ -28,7 +28,7 @@ _OTHER_FEATURES = (
 def enter(running: Pass, hidden: Tensor, mixes: bool, check: bool) -> Tensor:
     """Drop the columns that the encoder's stages emptied; returns the states [B, n', D] of the others.
 
-    How many columns stay is needed on the host, for it is the length of everything behind. Where a row of the encoder is a grid
+    How many columns stay is needed on the host, for it is the length of all that follows. Where a row of the encoder is a grid
     of tokens, budgets and shapes say it, and nothing is waited for: the layout's is then the one wait of a prefill. Tiles with
     padding and grids that bilinear interpolation shrinks keep a number that depends on which patches stayed (those in padding
     make no token, and a token lives while one of its patches does). Only the encoder's answers know it, and they come long
@@ -91,7 +91,7 @@ def _refuse_unknown_end(running: Pass, media: Sequence[Medium]) -> None:
         if medium.shape.canvases and bool(running.left.layout.ends[medium.row, medium.columns[-1]]):
             raise UnsupportedCombination(
                 f"row {medium.row} ends with a {medium.shape.kind}, whose last token asks for the answer, but stages inside "
-                "this encoder may remove it: put text behind it, or choose in the language model (site=pre_llm or layer=k)"
+                "this encoder may remove it: put text after it, or choose in the language model (site=pre_llm or layer=k)"
             )
 
 

@@ -1,4 +1,4 @@
-"""What decoding stores: a step stage judges each generated token, and the layers behind it forget those it rejects.
+"""What decoding stores: a step stage judges each generated token, and the layers after it forget those it rejects.
 
 A rejected token attends to itself and is seen by no later one. Its slot is marked at once and taken away later, a few dozen
 steps at a time: marking needs nothing from the host, taking away needs to know how many are left. Several tokens of an answer
@@ -31,7 +31,7 @@ CLEAN_EVERY = 64
 def answer_numbers(running: Pass, source: Tensor, labels: Tensor | None) -> Tensor | None:
     """[B or 1, S] long, which token of its answer each column of a pass is, negative where it is none; None without any.
 
-    Generated columns are those behind the conversation's prompt; in training those that have a label.
+    Generated columns are those after the conversation's prompt; in training those that have a label.
     """
     length = running.conversation.prompt_end
     if length is not None:

@@ -1,4 +1,4 @@
-"""Stages on the instruction: the text behind a row's last image or video, without the prompt's last token."""
+"""Stages on the instruction: the text after a row's last image or video, without the prompt's last token."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from foveate.engine.projection import take
 
 
 def instruction_columns(layout: Layout) -> Tensor:
-    """[B, S] bool: instruction columns behind each row's last medium, but for the last; none in a row without media."""
+    """[B, S] bool: instruction columns after each row's last medium, but for the last; none in a row without media."""
     found = layout.is_role(Role.INSTRUCT)
     order = torch.arange(layout.width, device="cpu").expand_as(found)
     last_visual = torch.where(layout.is_role(Role.VISUAL), order, -1).max(1, keepdim=True).values

@@ -172,7 +172,7 @@ PACKING = ("position_ids", "cu_seq_lens_q")
 def packed_samples(inputs: Mapping[str, Any], codes: Tensor) -> Tensor | None:
     """[B, S] long, number of the sample that a column belongs to, where rows hold several; None where each row is one.
 
-    A sample begins where a real column's position is no longer behind the one before it. Where positions have three parts
+    A sample begins where a real column's position is no longer larger than the one before it. Where positions have three parts
     (M-RoPE), a picture's columns share some of them: there it begins where all parts start anew.
 
     Args:
@@ -200,7 +200,7 @@ FRAMES = 1 << 20
 
 
 def encoder_rows(layout: Layout | None, start: int, rows: int) -> list[tuple[int, bool]]:
-    """For each of `rows` images, crops or frames that the vision encoder is given, behind `start` earlier ones: a number, and
+    """For each of `rows` images, crops or frames that the vision encoder is given, following `start` earlier ones: a number, and
     whether its last token is a column that asks (`Layout.ends`).
 
     The number follows from the place within the own sample, so that seeded methods draw alike alone and in company. Where the

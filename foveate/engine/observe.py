@@ -1,7 +1,7 @@
 """Measuring attention rows from the queries and keys that a layer has anyway. No N x N tensor is ever made.
 
 During one call of one attention module, `module.config` is a stand-in that names our probe as the attention implementation.
-The probe sees queries and keys behind every norm and rotation that the architecture applies, measures, and calls the
+The probe sees queries and keys after every norm and rotation that the architecture applies, measures, and calls the
 implementation that would have run. The model's own config never changes, so masks keep their format. Which call is to be
 measured stands in a context variable: another thread that uses the model meanwhile sees its own implementation.
 """

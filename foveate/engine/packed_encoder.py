@@ -5,7 +5,7 @@ names is the ratio that comes out. Rotary positions go with their patches, seque
 mergers get their full number of rows back: NaN from the last one (see `encoder`), zeros from those that feed decoder layers.
 
 What is left of a sequence is known from shapes. Read from the device are the grids, before the encoder's first layer, and, once
-behind each stage, how many patches windows have left; transformers reads both too.
+after each stage, how many patches windows have left; transformers reads both too.
 """
 
 from __future__ import annotations

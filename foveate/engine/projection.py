@@ -62,7 +62,7 @@ class Alive:
         """From the columns that stay, [B, S] bool, how many each row has, and where shorter rows have their holes."""
         index, valid = pack(keep, lengths, pad_right)
         order = torch.arange(index.shape[1], device=index.device).expand_as(index)
-        # Holes write to a column behind the last one, which is cut off.
+        # Holes write to a column after the last one, which is cut off.
         target = torch.where(valid, index, keep.shape[1])
         slots = torch.zeros(keep.shape[0], keep.shape[1] + 1, dtype=torch.long, device=keep.device)
         return cls(index, valid, tuple(lengths), slots.scatter(1, target, order)[:, :-1])
@@ -168,7 +168,7 @@ def _build_mask(
     batch, key_count = positions.shape
     if "flash" in implementation:
         return good
-    # By column and not by slot: a static cache has empty slots behind the last token.
+    # By column and not by slot: a static cache has empty slots after the last token.
     asking = torch.arange(past, past + queries, device=positions.device).expand(batch, -1)
     asking = asking if alive is None else alive.columns(past)
     if "flex" in implementation:

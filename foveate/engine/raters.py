@@ -10,8 +10,8 @@ from foveate.core.layout import Layout, Role
 def rater_columns(layout: Layout, query: str, output_rates: bool = False) -> list[list[list[int]]]:
     """For each row and each sample in it the columns whose attention counts, ascending; at least the last real one.
 
-    `query` is "last", "text" (the instruction behind the sample's last medium), "all" or "window:w". Generated tokens rate only
-    if `output_rates`: assisted decoding puts guesses behind the prompt already in the first pass.
+    `query` is "last", "text" (the instruction after the sample's last medium), "all" or "window:w". Generated tokens rate only
+    if `output_rates`: assisted decoding puts guesses after the prompt already in the first pass.
     """
     return [
         [_raters(layout.roles[row], part, query, output_rates) for part in layout.parts(row) if len(part)]

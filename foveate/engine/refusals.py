@@ -86,7 +86,7 @@ class Refusals:
         if self.on_text:
             reason = "stages on text, gates and mode='soft' take one sample a row"
         elif "flash" in str(name):
-            reason = f"{name} tells samples apart by positions, which have gaps behind a stage; use sdpa"
+            reason = f"{name} tells samples apart by positions, which have gaps after a stage; use sdpa"
         elif self.family.bidirectional:
             reason = f"transformers does not keep samples of {self.family.title} apart"
         elif not own_mask and (mask is not None or running.cached or keeps_cache):
@@ -95,7 +95,7 @@ class Refusals:
             raise UnsupportedCombination(f"several samples are packed into one row (position_ids start anew): {reason}")
 
     def check_masked_turn(self, conversation: Conversation) -> None:
-        """Several tokens behind a cache cannot have one choice, unless there is no picture to choose from."""
+        """Several tokens on a cache cannot have one choice, unless there is no picture to choose from."""
         if conversation.layout is None and not conversation.inputs:
             if conversation.place.outer is not None and conversation.seen is not None:
                 return  # a text-only call within generate()
@@ -109,6 +109,6 @@ class Refusals:
         )
         if pictures:
             raise UnsupportedCombination(
-                "effect=mask chooses anew for every token: several tokens behind a cache (a second turn, assisted decoding, "
+                "effect=mask selects anew for every token: several tokens on a cache (a second turn, assisted decoding, "
                 "chunked prefill) would need several choices at once; use effect=drop"
             )

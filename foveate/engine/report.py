@@ -21,7 +21,7 @@ class Report:
         plan: canonical text.
         media: (sample, kind, visual tokens in, visual tokens kept) of each image or video; beams are counted once.
         estimate: theory for the conversation's first sample with media; None where the cost depends on more than shapes: a
-            turn behind a cache, or a threshold.
+            turn on a cache, or a threshold.
         answer: (tokens stored, tokens judged) of all answers where a gate decides that; None without one.
         prefill_kv_bytes: bytes in the cache of the whole batch after prefill, read off the cache; None without one, for a
             quantized one, and for a prompt without pictures.
@@ -43,7 +43,7 @@ class Report:
         lines += [f"row {row}: {kind}, {before} -> {after} visual tokens" for row, kind, before, after in self.media]
         lines.append(f"KV cache after prefill, whole batch: {self._measured()}")
         if self.answer is not None:
-            lines.append(f"answers: {self.answer[0]} of {self.answer[1]} tokens stored behind the gate")
+            lines.append(f"answers: {self.answer[0]} of {self.answer[1]} tokens stored after the gate")
         if self.saves_nothing:
             lines.append("effect=mask hides tokens but computes and stores all of them: nothing is saved")
         if self.ignored_labels:

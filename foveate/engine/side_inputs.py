@@ -113,7 +113,7 @@ class SideInputs:
         return args, changed
 
     def _add_features(self, number: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Add the features that belong behind layer `number`, in front of the next one and its stage."""
+        """Add the features that belong after layer `number`, in front of the next one and its stage."""
         running = forward.current(self.owner)
         if running is None or running.shared.stacked is None:
             return None

@@ -27,7 +27,7 @@ class Announcement:
         positions: [B, n] column of each arriving state, -1 for a hole; None if they are the next columns in a row.
         columns: how many columns the arriving states stand for.
         all_valid: whether `positions` holds no -1.
-        lineage: equal numbers mean equal slots: layers behind the same stages share it, so masks are built once.
+        lineage: equal numbers mean equal slots: layers after the same stages share it, so masks are built once.
         after: [B, P] columns of all slots once these states are stored, those that a gate rejected marked (`gate.mark`);
             None where nothing is gated.
     """

@@ -37,7 +37,7 @@ class StaticSlots(SlotLayer):
     reserved: int
     cache = "static"
     compiles = True
-    all_valid = False  # there are empty slots behind the last token
+    all_valid = False  # there are empty slots after the last token
     pad_free = False
     _visible: Tensor
 

@@ -145,7 +145,7 @@ def test_a_threshold_has_no_estimate_and_says_so(model_of, trained):
         answers(model, inputs)
         report = str(attachment.report())
         assert "not computed: more than shapes decide it" in report
-        assert "tokens stored behind the gate" in report
+        assert "tokens stored after the gate" in report
         assert str(attachment)
     with pytest.raises(BudgetError, match="no count before the scores are known"):
         foveate.estimate(model, PLANS[1].format(path=trained("llava")), visual_tokens=36)
