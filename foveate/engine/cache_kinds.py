@@ -59,7 +59,7 @@ def check_cache(cache: Cache, config: Any, masks: bool) -> None:
         if type(layer) is compat.DUMMY_LAYER:
             continue  # of a decoder layer that reads the keys of another
         if masks:
-            if kind is not None and kind.compiles:
+            if kind is not None and not kind.masks:
                 raise UnsupportedCombination("effect=mask chooses anew at every step: use a dynamic cache, or effect=drop")
         elif kind is None:
             raise UnsupportedCombination(_refusal(layer))

@@ -200,8 +200,8 @@ FRAMES = 1 << 20
 
 
 def encoder_rows(layout: Layout | None, start: int, rows: int) -> list[tuple[int, bool]]:
-    """For each of `rows` images, crops or frames that the vision encoder is given, following `start` earlier ones: a number, and
-    whether its last token is a column that asks (`Layout.ends`).
+    """For each of `rows` images, crops or frames that the vision encoder is given, following `start` earlier ones: a number,
+    and whether its last token is a column that asks (`Layout.ends`).
 
     The number follows from the place within the own sample, so that seeded methods draw alike alone and in company. Where the
     prompt is not known yet, pictures are counted.

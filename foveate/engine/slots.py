@@ -48,6 +48,7 @@ class SlotLayer:
         cache: what `generate(cache_implementation=...)` calls it.
         forgets: it can forget single tokens, as gates need.
         compiles: its slots are reserved, so that decode steps can be compiled; some are empty.
+        masks: effect=mask can choose among its slots anew at each step.
         measurable: the bytes of its keys and values can be read.
 
     Attributes:
@@ -60,6 +61,7 @@ class SlotLayer:
     cache: ClassVar[str] = ""
     forgets: ClassVar[bool] = False
     compiles: ClassVar[bool] = False
+    masks: ClassVar[bool] = True
     measurable: ClassVar[bool] = True
 
     keys: Tensor

@@ -37,6 +37,7 @@ class StaticSlots(SlotLayer):
     reserved: int
     cache = "static"
     compiles = True
+    masks = False
     all_valid = False  # there are empty slots after the last token
     pad_free = False
     _visible: Tensor
