@@ -14,10 +14,10 @@ from foveate.core.plan import Plan, Stage
 from foveate.core.trace import Trace
 from foveate.engine import compat, observe
 from foveate.engine.activity import Activity
-from foveate.engine.carrying import ATTACHED, CHANGING, attachment_of, refuse_carried
+from foveate.engine.carrying import ATTACHED, CHANGING, NO_COPY, attachment_of, refuse_carried
 from foveate.engine.check import check_plan
 from foveate.engine.conversation import Conversation, close_block, open_block
-from foveate.engine.generating import NO_COPY, Generate
+from foveate.engine.generating import Generate
 from foveate.engine.hooks import Hooks
 from foveate.engine.learned_modules import checked, modules_of
 from foveate.engine.report import Report, estimate_of, report_of

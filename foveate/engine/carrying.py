@@ -18,6 +18,11 @@ ATTACHED: WeakKeyDictionary[nn.Module, ref[Attachment]] = WeakKeyDictionary()
 # Attaching and detaching change a model's hooks: one thread at a time.
 CHANGING = RLock()
 
+NO_COPY = (
+    "this model carries a plan: detach it before copying or pickling it (save_pretrained works as it is), the copy would run "
+    "the original's hooks"
+)
+
 
 def attachment_of(model: nn.Module) -> Attachment | None:
     """The attachment that a model carries, if any."""

@@ -7,7 +7,7 @@ from functools import update_wrapper
 from typing import TYPE_CHECKING, Any
 
 from foveate.engine import cache_kinds
-from foveate.engine.carrying import CHANGING
+from foveate.engine.carrying import CHANGING, NO_COPY
 from foveate.engine.conversation import Conversation, close_block, open_block
 from foveate.errors import AttachError, FoveateError, UnsupportedCombination
 
@@ -16,10 +16,6 @@ if TYPE_CHECKING:
 
 # Older names of caches that can be pruned, as published checkpoints have them.
 _OLD_NAMES = (None, "dynamic_full", "hybrid", "hybrid_chunked", "sliding_window")
-NO_COPY = (
-    "this model carries a plan: detach it before copying or pickling it (save_pretrained works as it is), the copy would run "
-    "the original's hooks"
-)
 
 
 class Generate:

@@ -27,7 +27,6 @@ from foveate.engine.prompts import Prompts
 from foveate.engine.refusals import Refusals
 from foveate.engine.side_inputs import SideInputs
 from foveate.engine.soft import SoftHooks, SoftMode
-from foveate.errors import AttachError
 from foveate.families import Family
 
 
@@ -76,9 +75,6 @@ class Hooks:
             owner, model, base, plan, self.parts.gate, self.prompts, refusals, modules, activity, on_media, soft is not None
         )
         self.handles: list[RemovableHandle | EncodeOnce] = []
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        raise AttachError("this model carries a plan: detach it before copying or pickling it (save_pretrained works as it is)")
 
     @property
     def hooked(self) -> set[nn.Module]:

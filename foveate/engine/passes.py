@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from foveate.core.plan import Effect, Plan, Scope, Stage
 from foveate.engine import belonging, compat, forward, labels
 from foveate.engine.activity import Activity
 from foveate.engine.cache_kinds import check_gated_cache, stored_bytes
+from foveate.engine.carrying import NO_COPY
 from foveate.engine.compiled import in_compiled_step, uncompiled
 from foveate.engine.conversation import Conversation
 from foveate.engine.forward import Answers, Pass
@@ -23,7 +25,7 @@ from foveate.engine.notices import say_once
 from foveate.engine.prompts import Prompts, shift, source_of
 from foveate.engine.refusals import OPEN_A_CONVERSATION, Refusals
 from foveate.engine.survivors import Survivors
-from foveate.errors import UnsupportedCombination
+from foveate.errors import AttachError, UnsupportedCombination
 
 _NO_PROMPT_END = (
     "a bare call does not say where the prompt ends and the answer begins: run inside generate(), or inside "
@@ -66,35 +68,43 @@ class Passes:
     def install(self) -> list[RemovableHandle]:
         """Register the hooks."""
         of_model, of_base = _arguments(self.model), _arguments(self.base)
-
-        def before_model(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            if _named(of_model, args, kwargs).get("labels") is not None:
-                return _send_labels(of_model, args, kwargs)
-            return None
-
-        def after_model(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            if _named(of_model, args, kwargs).get("labels") is not None:
-                _take_labels()  # of a call that failed before its base took them
-
-        def before_base(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            call = _named(of_base, args, kwargs)
-            source = source_of(call)
-            # Without a source the model itself says what is missing. A compiled decode step finds what it needs in the cache.
-            if source is not None and not in_compiled_step(source, compat.cache_of(call)):
-                self._open(call, source)
-
-        def after_base(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            call = _named(of_base, args, kwargs)
-            source = source_of(call)
-            if source is not None and not in_compiled_step(source, compat.cache_of(call)):
-                self._close(output)
-
+        # Bound to this object, which says no to being pickled with the model.
+        before, after = partial(self._before_model, of_model), partial(self._after_model, of_model)
+        opens, closes = partial(self._before_base, of_base), partial(self._after_base, of_base)
         return [
-            self.model.register_forward_pre_hook(before_model, with_kwargs=True),
-            self.model.register_forward_hook(after_model, with_kwargs=True, always_call=True),
-            self.base.register_forward_pre_hook(before_base, with_kwargs=True),
-            self.base.register_forward_hook(after_base, with_kwargs=True, always_call=True),
+            self.model.register_forward_pre_hook(before, with_kwargs=True),
+            self.model.register_forward_hook(after, with_kwargs=True, always_call=True),
+            self.base.register_forward_pre_hook(opens, with_kwargs=True),
+            self.base.register_forward_hook(closes, with_kwargs=True, always_call=True),
         ]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise AttachError(NO_COPY)
+
+    def _before_model(self, names: list[str], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        has_labels = _named(names, args, kwargs).get("labels") is not None
+        return _send_labels(names, args, kwargs) if has_labels else None
+
+    def _after_model(
+        self, names: list[str], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> None:
+        if _named(names, args, kwargs).get("labels") is not None:
+            _take_labels()  # of a call that failed before its base took them
+
+    def _before_base(self, names: list[str], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        call = _named(names, args, kwargs)
+        source = source_of(call)
+        # Without a source the model itself says what is missing. A compiled decode step finds what it needs in the cache.
+        if source is not None and not in_compiled_step(source, compat.cache_of(call)):
+            self._open(call, source)
+
+    def _after_base(
+        self, names: list[str], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> None:
+        call = _named(names, args, kwargs)
+        source = source_of(call)
+        if source is not None and not in_compiled_step(source, compat.cache_of(call)):
+            self._close(output)
 
     @property
     def _masks(self) -> bool:

@@ -56,7 +56,7 @@ def reference(query: Tensor, key: Tensor, value: Tensor, policy: Tensor, seen: T
 
 @pytest.mark.parametrize("rows_at_once", [1 << 24, 5 * 2 * 4 * 9])
 def test_masked_softmax_and_its_gradients_are_those_of_autograd_in_float64(monkeypatch, rows_at_once):
-    monkeypatch.setattr(soft, "_SCORES_AT_ONCE", rows_at_once)
+    monkeypatch.setattr(soft_attention, "_SCORES_AT_ONCE", rows_at_once)
     monkeypatch.setattr(Tensor, "float", Tensor.double)  # the computation in float64, so that rounding hides nothing
     torch.manual_seed(0)
     shapes = [(2, 4, 9, 8), (2, 2, 9, 8), (2, 2, 9, 8), (2, 9)]
