@@ -66,9 +66,16 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     """Turn names of raw files and paths of the repository into links of the site."""
     up = "../" * page.file.src_uri.count("/")
+    # In a table GitHub wants a bar within code escaped, and this Markdown wants it plain.
+    markdown = re.sub(r"`[^`\n]*`", lambda found: found[0].replace(r"\|", "|"), markdown)
     markdown = re.sub(
         r"(?<!\[)`benchmarks/results/([\w.-]+\.json)`",
         lambda found: f"[`{found[0].strip('`')}`]({up}raw/{found[1]})" if (RESULTS / found[1]).is_file() else found[0],
+        markdown,
+    )
+    markdown = re.sub(
+        r"(?<![\w/`.-])(20\d\d-[\w.-]+\.json)\b",
+        lambda found: f"[{found[1]}]({up}raw/{found[1]})" if (RESULTS / found[1]).is_file() else found[0],
         markdown,
     )
     return markdown.replace("(../foveate/demo/assets/model/README.md)", f"({up}demo_model.md)")
@@ -152,13 +159,13 @@ def commands(path: str, command: Any) -> Iterator[str]:
         return
     yield f"## {path}"
     yield plain(command.help or "")
-    rows = ["| option | usual | what it is |", "|---|---|---|"]
+    rows = ["| option | default | what it is |", "|---|---|---|"]
     for parameter in command.params:
         is_option = parameter.param_type_name == "option"
         words = ", ".join(parameter.opts) if is_option else (parameter.metavar or parameter.name).upper()
         default = parameter.default
-        usual = "" if default in (None, False, (), []) or callable(default) else f"`{default}`"
-        rows.append(f"| `{words.replace('|', chr(92) + '|')}` | {usual} | {plain(getattr(parameter, 'help', None) or '')} |")
+        shown = "" if default in (None, False, (), []) or callable(default) else f"`{default}`"
+        rows.append(f"| `{words.replace('|', chr(92) + '|')}` | {shown} | {plain(getattr(parameter, 'help', None) or '')} |")
     if len(rows) > 2:
         yield "\n".join(rows)
 

@@ -141,13 +141,26 @@ def options_table(cls: type) -> str:
     for base in reversed(cls.__mro__):
         if base.__module__.startswith("foveate"):
             said |= described(base)[1]
-    rows = ["| option | usual | what it is |", "|---|---|---|"]
+    rows = ["| option | default | what it is |", "|---|---|---|"]
     for field in fields(cls):  # type: ignore[arg-type]
         default = shown_default(field.default if field.default is not MISSING else None)
         rows.append(f"| `{field.name}` | {default} | {linked(said.get(field.name, '')).replace('|', chr(92) + '|')} |")
     if len(rows) == 2:
-        return "None of its own. Every stage takes `keep`, `layer` or `site`, `scope`, `effect` and `rounding`."
-    return "\n".join(rows) + "\n\nEvery stage also takes `keep`, `layer` or `site`, `scope`, `effect` and `rounding`."
+        rows = ["None of its own."]
+    return "\n\n".join(["\n".join(rows), *stage_options(cls)])
+
+
+def stage_options(cls: type) -> list[str]:
+    """What a stage of a method takes besides."""
+    from foveate.core.method import Method, StepMethod, TokenMethod
+
+    if not issubclass(cls, Method):
+        return []
+    words = ["`layer`"] if issubclass(cls, StepMethod) else ["`layer` or `site`", "`scope`", "`effect`"]
+    counts_itself = issubclass(cls, TokenMethod) and cls().fixed_count((1, 4, 4)) is not None
+    if not counts_itself and getattr(cls, "takes_keep", True):
+        words = ["`keep`", *words, "`rounding`"]
+    return [f"Its stage also takes {', '.join(words)} ([plans as text](../plans.md))."]
 
 
 def shown_default(value: Any) -> str:
