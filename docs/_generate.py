@@ -78,6 +78,8 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
         lambda found: f"[{found[1]}]({up}raw/{found[1]})" if (RESULTS / found[1]).is_file() else found[0],
         markdown,
     )
+    if page.file.src_uri in OUTSIDE:
+        markdown = re.sub(r"\(docs/([\w/]+)\.(?:md|ipynb)\)", r"(\1.md)", markdown)
     return markdown.replace("(../foveate/demo/assets/model/README.md)", f"({up}demo_model.md)")
 
 
