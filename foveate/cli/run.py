@@ -87,6 +87,7 @@ def _controls(
     """Random, uniform and downsampling with the budget of the plan's last stage."""
     from foveate.api import Candidate
     from foveate.cli import loading
+    from foveate.core.plan import Plan
 
     if not plan.stages:
         return []
