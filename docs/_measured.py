@@ -82,10 +82,13 @@ def quality(name: str, wanted: Sequence[str]) -> str:
         "On the [demo model](../demo_model.md), a small model on drawn pictures: it says how methods compare, not what a 7B "
         f"model loses. Intervals and controls are in the studies. Raw files: {raws}. On real checkpoints: not measured."
     )
+    head, body = lines[:2], lines[2:]
     if len(rows) <= MOST_ROWS:
         return words + "\n\n" + "\n".join(lines)
-    inside = "\n".join(f"    {line}" for line in lines)
-    return f'{words}\n\n??? note "All {len(rows)} measured plans"\n\n{inside}'
+    halves = [line for line in body if re.search(r"keep=0\.5\b", line)][:MOST_ROWS]
+    shown = "\n".join([*head, *halves])
+    folded = "\n".join(f"    {line}" for line in lines)
+    return f'{words}\n\n{shown}\n\n??? note "All {len(rows)} measured plans"\n\n{folded}'
 
 
 def beside(name: str) -> str:

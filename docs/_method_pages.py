@@ -7,9 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields, replace
 from functools import cache
 from inspect import cleandoc, getdoc, getmodule
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from _measured import quality
+
+if TYPE_CHECKING:
+    from foveate.recipes import Recipe
 
 COST_MODEL, COST_KEEP = "llava-1.5-7b", 0.5
 
@@ -51,11 +54,12 @@ def index_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-def recipe_class(name: str) -> type:
+def recipe_class(name: str) -> type[Recipe]:
     """The class of a recipe."""
     from foveate import recipes
 
-    return recipes.get(name)
+    found: type[Recipe] = recipes.get(name)
+    return found
 
 
 def method_page(name: str) -> str:
@@ -142,7 +146,7 @@ def options_table(cls: type) -> str:
         if base.__module__.startswith("foveate"):
             said |= described(base)[1]
     rows = ["| option | default | what it is |", "|---|---|---|"]
-    for field in fields(cls):  # type: ignore[arg-type]
+    for field in fields(cls):
         default = shown_default(field.default if field.default is not MISSING else None)
         rows.append(f"| `{field.name}` | {default} | {linked(said.get(field.name, '')).replace('|', chr(92) + '|')} |")
     if len(rows) == 2:
@@ -240,9 +244,7 @@ def cost_table(plans: Sequence[tuple[str, Any]]) -> str:
         f"Theory, by `foveate.estimate` on {COST_MODEL}: one image of 576 visual tokens, 64 text tokens, an answer of 128 "
         "tokens, as shares of the plain model's. What of it becomes time: [results](../results.md)."
     )
-    table = (
-        [words, "\n".join(rows)] if len(rows) > 2 else ["Not computed: no plan of it fits the model that costs are given for."]
-    )
+    table = [words, "\n".join(rows)] if len(rows) > 2 else ["Not computed."]
     return "\n\n".join([*table, *refused])
 
 
