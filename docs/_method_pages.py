@@ -245,6 +245,8 @@ def cost_table(plans: Sequence[tuple[str, Any]]) -> str:
         "tokens, as shares of the plain model's. What of it becomes time: [results](../results.md)."
     )
     table = [words, "\n".join(rows)] if len(rows) > 2 else ["Not computed."]
+    if any("path=demo" in text for text, _ in plans):
+        table.append("Choosing is counted with the demo model's small predictors; those of a 7B model are larger.")
     return "\n\n".join([*table, *refused])
 
 
