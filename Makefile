@@ -1,4 +1,4 @@
-# make demo | test | test-full | test-rest | test-nightly | test-versions | test-gpu | check | capabilities.   Everything is installed into .venv on the first call.
+# make demo | test | test-full | test-rest | test-nightly | test-versions | test-gpu | check | capabilities | docs.   Everything is installed into .venv on the first call.
 PYTHON ?= python3
 BIN := .venv/bin
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
@@ -15,7 +15,7 @@ trap "kill $$beat 2>/dev/null" INT TERM; \
 $(2); status=$$?; kill $$beat 2>/dev/null; exit $$status
 endef
 
-.PHONY: demo test test-full test-rest test-nightly test-versions test-gpu check capabilities install clean
+.PHONY: demo test test-full test-rest test-nightly test-versions test-gpu check capabilities docs install clean
 
 # Tests that open pages in a browser belong to the whole matrix: make test-full BROWSER=no leaves them out.
 BROWSER ?= yes
@@ -63,9 +63,18 @@ test-gpu: install
 	$(BIN)/python -m pytest -m gpu tests/gpu
 
 check: install
-	$(BIN)/ruff format --check foveate tests
-	$(BIN)/ruff check foveate tests
+	$(BIN)/ruff format --check foveate tests docs/*.py
+	$(BIN)/ruff check foveate tests docs/*.py
 	$(BIN)/mypy
+
+# The site, into site/: a broken link or a name without a page is an error.
+docs: .venv/.docs
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "built: site/index.html; $(BIN)/python -m mkdocs serve shows it while you write"
+
+.venv/.docs: .venv/.ready
+	@$(BIN)/python -m pip install $(PIP) -c constraints.txt -e ".[docs]"
+	@touch $@
 
 install: .venv/.ready
 
@@ -78,10 +87,10 @@ install: .venv/.ready
 	@touch $@
 	@echo "installed; try: $(BIN)/foveate --help"
 
-# What works with what, measured anew for `foveate methods`, `foveate models` and the README; takes two minutes.
+# What works with what, measured anew for `foveate methods`, `foveate models` and docs/models.md; takes two minutes.
 capabilities: install
 	@$(BIN)/python -c "from foveate.api.capabilities import write_table; write_table()"
 	@$(BIN)/foveate models --markdown
 
 clean:
-	rm -rf .venv demo-output .pytest_cache .mypy_cache .ruff_cache build *.egg-info
+	rm -rf .venv demo-output site .pytest_cache .mypy_cache .ruff_cache build *.egg-info

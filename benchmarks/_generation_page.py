@@ -29,7 +29,7 @@ PAGE = """# Long answers, measured
 
 Made by `python -m benchmarks.generation`; raw file with the numbers of every sample: `{raw}`. What a plan costs and saves
 when answers are long, on the demo model, as Dynamic-LLaVA's Table 3 measures it (arXiv 2412.00876). Plans choose before decoder
-layer {layer}: a share of {keep} of the picture, or what of the answer the layers behind it store. *Learned* are the trained
+layer {layer}: a share of {keep} of the picture, or what of the answer the later layers store. *Learned* are the trained
 predictors of Dynamic-LLaVA ({trained}); *as much*: controls that store the share of the answer that the learned gate stores
 ({share:.1%} of a caption). Random draws one of {seeds} seeds per sample. Perplexities are close to 1 because the demo's
 captions follow a grammar: compare plans, not values with those of other models.
@@ -43,9 +43,9 @@ captions follow a grammar: compare plans, not values with those of other models.
 - **PPL**: of the true caption and its end token, read by teacher forcing through the KV cache; mean over samples of exp(mean
   loss). Changes are plan - plain [paired 95 % bootstrap over samples].
 - **{overlap}**: of the caption that the model writes itself under the plan, greedily, with the true one.
-- **Output tokens**: read, and computed by the layers behind the gate in a last pass without a cache (the stored ones and the
+- **Output tokens**: read, and computed by the layers after the gate in a last pass without a cache (the stored ones and the
   newest).
-- **KV cache**: keys and values of prompt and true caption, read off the cache behind the last token, float32, without slots
+- **KV cache**: keys and values of prompt and true caption, read off the cache after the last token, float32, without slots
   that a gate rejected and that wait to be taken away; then those of the caption alone. In brackets the share of the plain
   model's.
 - **FLOPs without a cache**: of decoder and LM head in one pass over prompt and caption, and of the paper's Eq. 13 over the
@@ -60,7 +60,7 @@ Bars: 95 % intervals of the means, over samples. Against controls that keep as m
 ## Other long tasks
 
 {others} of each task. Perplexity, and in brackets {overlap} of the generated answers. For `follow_up` the perplexity is the
-mean over its two rounds, the second read behind the true first one on its gated cache; the generated answer is that of the
+mean over its two rounds, the second read after the true first one on its gated cache; the generated answer is that of the
 second, asked with the first round in the prompt, which no gate judges. Bold: the paired interval against plain leaves zero out.
 
 {tasks}
@@ -196,7 +196,7 @@ def plot(own: dict[str, Any], overlap: str, path: Path) -> None:
             axis.errorbar(
                 left, mean.value, spread, color=color, marker=marker, linestyle="", markersize=7, label=name, capsize=2
             )
-        axis.set_xlabel("KV cache behind the caption, % of the plain model's")
+        axis.set_xlabel("KV cache after the caption, % of the plain model's")
         axis.set_ylabel(label)
         axis.grid(alpha=0.3)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=8, frameon=False)

@@ -66,7 +66,7 @@ class Clock:
 
 @dataclass
 class Parts:
-    """Time within groups of modules and of functions, while active. Enter it behind a plan's hooks to include them.
+    """Time within groups of modules and of functions, while active. Enter it after a plan's hooks to include them.
 
     Args:
         clock: whose moments.

@@ -100,8 +100,8 @@ def write_page(report: dict[str, Any], raw: Path, page: Path, question: str) -> 
         f"The answer's tokens give the picture {100 * min(visual):.0f} to {100 * max(visual):.0f} % of their attention, most "
         f"in layer {int(np.argmax(visual))}, least in layer {int(np.argmin(visual))}. One instruction token gets "
         f"{min(ratio):.1f} to {max(ratio):.1f} times as much as one visual token.\n\n"
-        "The paper found that the visual share of LLaVA-1.5-7B collapses behind the first two layers. Here it is "
-        f"{100 * early:.0f} % in layers 0 and 1 and {100 * late:.0f} % on average behind them: "
+        "The paper found that the visual share of LLaVA-1.5-7B collapses after the first two layers. Here it is "
+        f"{100 * early:.0f} % in layers 0 and 1 and {100 * late:.0f} % on average after them: "
         f"it {'collapses too' if late < early / 2 else 'does **not** collapse'}."
     )
     page.parent.joinpath("pictures").mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Time per output token behind a pruned prompt, and the KV cache that is stored.
+"""Time per output token after a pruned prompt, and the KV cache that is stored.
 
     python -m benchmarks.decode run --budget-minutes 3 --tokens 1024
     python -m benchmarks.decode run --device cuda --new-tokens 1024 --batch 1 8
@@ -10,7 +10,7 @@ Random-weight models generate a fixed number of tokens; whole answers of the pla
 run. `tpot` of an answer is the mean over all tokens but the first, `first_half` and `second_half` are those of its halves,
 which differ where a plan acts on what was generated. Theory, `tpot`: a step reads all weights of the decoder once and every
 stored key and value, so its time goes with those bytes; `tpot_flops`: its FLOPs. `--plans` takes any plan, with a gate too;
-theory is left out where a stage cannot be counted yet. Behind a gate theory counts what is stored; a step also reads rejected
+theory is left out where a stage cannot be counted yet. After a gate theory counts what is stored; a step also reads rejected
 slots that wait to be taken away, up to 64 of them. KV bytes are read off the cache when the answer is complete: `kv_bytes` all
 that is held, `kv_bytes_lasting` without those rejected slots. `answer_stored`: tokens that a gate stored and judged.
 """
@@ -58,7 +58,7 @@ class Decode(Benchmark):
 
     name = "decode"
     what = (
-        "milliseconds per generated token behind the first, with a KV cache, random weights; whole answers of plans and of the "
+        "milliseconds per generated token after the first, with a KV cache, random weights; whole answers of plans and of the "
         "plain model take turns; ratios are medians over rounds of plan / plain, with a 95 % bootstrap over rounds"
     )
     keeps = ("0.5", "0.25", "0.1")
@@ -100,7 +100,7 @@ class Decode(Benchmark):
         decoder = model.get_submodule(family_for(model.config).decoder)
         embedded = model.get_input_embeddings().weight.nbytes  # one row of it is read
         weights = sum(parameter.nbytes for parameter in decoder.parameters()) - embedded + model.lm_head.weight.nbytes
-        # Bytes of the cache in the middle of the answer; behind a gate it grows by what is stored.
+        # Bytes of the cache in the middle of the answer; after a gate it grows by what is stored.
         start = _run.theory_of(prompt, plan, Decode(1), batch, str(model.dtype))
         assert start is not None
         plain, planned = (

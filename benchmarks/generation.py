@@ -86,7 +86,7 @@ def measured(
 ) -> dict[str, list[float]]:
     """The numbers of every sample under a plan, by name; random choices have one of several seeds.
 
-    Answers are generated in batches, the question behind the earlier turns in one prompt.
+    Answers are generated in batches, the question after the earlier turns in one prompt.
     """
     numbers = range(len(asked.samples))
     groups = [numbers] if seeded(plan, 0) == plan else [numbers[seed::RANDOM_SEEDS] for seed in range(RANDOM_SEEDS)]

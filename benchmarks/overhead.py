@@ -6,7 +6,7 @@ A random-weight LLaVA of about 100M parameters reads one picture of 1,024 visual
 in turns, plain and attached, in this process; numbers are medians of process time on one thread, so that other work on the
 machine disturbs them little. The attached plans keep everything, or all tokens but one: the price is measured, not the gain.
 
-Decode: fastv(layer=2, keep=1023) puts a shorter slot layer behind every decoder layer from 2 on.
+Decode: fastv(layer=2, keep=1023) puts a shorter slot layer at every decoder layer from 2 on.
 Prefill: fastv(layer=2, keep=100%), forced through attention rows, ranking, gather, projection and slot cache.
 Choosing alone (attention rows, ranking, gather) is also timed where it happens, with fastv(layer=2, keep=0.5): a difference of
 two whole prefills is lost in their noise.

@@ -115,7 +115,7 @@ PAGE = """# Trained predictors, measured
 
 Made by `python -m benchmarks.predictors`; raw file with every answer: `{raw}`. Dynamic-LLaVA (arXiv 2412.00876) on the demo
 model: before decoder layer {layer} a trained predictor keeps {keep:.0%} of each picture's tokens, and another decides which
-tokens of the answer the layers behind it store, trained to {stored}. Exact match on {count:,} held-out questions ({per_task} of
+tokens of the answer the later layers store, trained to {stored}. Exact match on {count:,} held-out questions ({per_task} of
 each task); in brackets the difference in points to the plain model and its paired 95 % bootstrap. *Long*: {long}. Random draws
 one of five seeds per batch. Trained as: {trained}.
 

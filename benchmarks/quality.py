@@ -173,7 +173,7 @@ def position_bias(model: Any, processor: Any, asked: Sequence[tuple[Sample, Ques
 
 
 def run(questions: int, out: Path, folder: Path | None) -> None:
-    """Measure every row that the file does not hold yet, and write the file behind each."""
+    """Measure every row that the file does not hold yet, and write the file after each."""
     model, processor = load_demo(folder)
     samples = held_out_samples(questions, SEED)
     asked = [(sample, question) for sample in samples for question in sample.questions]

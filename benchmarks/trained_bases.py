@@ -83,7 +83,7 @@ PAGE = """# Bases trained along, measured
 
 Made by `python -m benchmarks.trained_bases`; raw file with every answer: `{raw}`. Exact match of the demo model on {count:,}
 held-out questions ({per_task} of each task). Every column is a plan: before decoder layer {layer} {keep:.0%} of each picture's
-tokens stay (*image*), or the layers behind it store a part of the answer (*answer*; in brackets how much of long answers).
+tokens stay (*image*), or the later layers store a part of the answer (*answer*; in brackets how much of long answers).
 Controls store {stored:.0%}. A cell's interval is a paired 95 % bootstrap of the difference, in points, to the shipped base
 without a plan. *Long* answers: {long}.
 

@@ -28,7 +28,7 @@ _CACHES = ("dynamic", "static", "quantized")
 
 
 def write_table() -> None:
-    """Measure everything of ours and put it into the package, for `foveate methods`, `foveate models` and the README."""
+    """Measure everything of ours and put it into the package, for `foveate methods`, `foveate models` and docs/models.md."""
     import transformers
 
     table = CapabilityTable(
@@ -170,7 +170,7 @@ def family_capabilities(names: Sequence[str] | None = None) -> Iterator[FamilyCa
 
 
 def _decodes(model: Any, inputs: dict[str, torch.Tensor], kind: str) -> bool:
-    """Whether two tokens can be generated behind a pruned prompt in a kind of cache."""
+    """Whether two tokens can be generated after a pruned prompt in a kind of cache."""
     from transformers import QuantizedCache
 
     stage = _probe_stage(SiteKind.LLM_LAYER)

@@ -26,7 +26,7 @@ _MOST, _MOST_IMAGES = 10_000_000, 4_096
 
 
 def resolve_config(model: Any, trust_remote_code: bool = False) -> Any:
-    """The Hugging Face config behind a model, a config, a preset name, a folder or a hub id.
+    """The Hugging Face config of a model, a config, a preset name, a folder or a hub id.
 
     Args:
         model: one of those.
@@ -73,7 +73,7 @@ def _check_count(name: str, number: Any, least: int, most: int = _MOST) -> None:
 
 
 def default_plan(config: Any, keep: float = 0.5) -> Plan:
-    """FastV at the paper's layer 2, or at the first layer behind a full-attention one if that comes later."""
+    """FastV at the paper's layer 2, or at the first layer after a full-attention one if that comes later."""
     windows = family_for(config).decoder_windows(config)
     first_full = next((layer for layer, window in enumerate(windows) if window is None), 0)
     return parse(f"fastv(layer={min(max(2, first_full + 1), len(windows) - 1)}, keep={keep})")

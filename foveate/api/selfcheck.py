@@ -110,7 +110,7 @@ def _check(name: str) -> None:
 
 
 def _second_turn(model: Any, inputs: dict[str, Tensor], out: Any, family: families.Family, config: Any) -> None:
-    """More text on the pruned cache, against the whole conversation read anew."""
+    """More text on the pruned cache, against the whole conversation read again."""
     ids = torch.cat([out.sequences, torch.tensor([[5, 6, 7], [8, 9, 10]])], dim=1)
     mask = torch.cat([inputs["attention_mask"], torch.ones(2, ids.shape[1] - inputs["attention_mask"].shape[1]).long()], dim=1)
     both = {"input_ids": ids, "attention_mask": mask}

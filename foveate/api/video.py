@@ -62,7 +62,7 @@ def load_video(
             all are read, and a warning says so if they were asked for.
         fps: instead, frames for each second, from the first on.
         max_frames: with `fps`, spread this many evenly over what would be more.
-        start, end: seconds; only frames that are shown at or behind `start` and before `end` count.
+        start, end: seconds; only frames that are shown at or after `start` and before `end` count.
 
     Returns:
         The frames, turned upright where the file says how the camera was held, and their times.
@@ -114,7 +114,7 @@ def _check(frames: int | None, fps: float | None, max_frames: int, start: float,
     if not 0 <= start < math.inf:
         raise InputError(f"start={start:g}: write seconds, at least 0")
     if end is not None and not end > start:
-        raise InputError(f"end={end:g}: the end lies behind the start, {start:g} s")
+        raise InputError(f"end={end:g}: the end must be later than the start, {start:g} s")
 
 
 def _check_file(path: Path) -> None:

@@ -82,7 +82,7 @@ def _recipes(rows: Iterable[RecipeCapability]) -> Table:
 
 def models(
     as_json: options.AsJson = False,
-    markdown: Annotated[bool, typer.Option("--markdown", help="As in the README.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="As on the page of supported models.")] = False,
     probe: Annotated[bool, typer.Option("--probe", help="Try all of them here and now; it takes a minute or two.")] = False,
 ) -> None:
     """List the model families: what was tried on a tiny random model of each."""
@@ -151,7 +151,7 @@ def _not_served() -> Table:
 
 
 def markdown_table(rows: Iterable[FamilyCapability]) -> str:
-    """The family table of the README."""
+    """The family table of docs/models.md."""
     lines = ["| family | `model_type` | sites | backends | caches | video | notes |", "|---|---|---|---|---|---|---|"]
     for row in rows:
         cells = (

@@ -69,7 +69,7 @@ def doctor(
         reasons.setdefault(reason, []).append(kind.value)
     for reason, refused in reasons.items():
         console.print(f"refused: {', '.join(refused)} - {reason}")
-    console.print("caches: dynamic, static and quantized behind a pruned prompt; stages at decode need a dynamic one")
+    console.print("caches: dynamic, static and quantized after a pruned prompt; stages at decode need a dynamic one")
     console.print(f"suggested plan: [bold]{suggested}[/]")
     console.print(f"in theory, {picture.width} x {picture.height}, 64 text and 128 new tokens: {theory.summary()}")
     if loaded is None:

@@ -58,7 +58,7 @@ def with_parts(
 
 
 def stage_table(plan: Plan, shown: Sequence[Shown], drawn: Sequence[tuple[MediumTrace, list[Part]]]) -> Table:
-    """How many tokens of each picture and video are left behind each stage."""
+    """How many tokens of each picture and video are left after each stage."""
     table = Table(title=escape(str(plan)), title_justify="left")
     stages = [text for text, _ in drawn[0][0].stages]
     for heading in ("picture", "visual tokens", *map(escape, stages)):

@@ -32,12 +32,12 @@ _PLANS = ("random_gate(layer=2, keep=0.5)", "stride_gate(layer=2, keep=0.5)")
 _DEMO_SAMPLES = 50
 _PROTOCOL = (
     "perplexity of the reference and its end token by teacher forcing with a KV cache: mean over samples of exp(mean loss), of "
-    "several rounds the mean, each behind the true rounds before it and on their cache; "
+    "several rounds the mean, each after the true rounds before it and on their cache; "
     "differences are plan - plain with a paired 95 % bootstrap over samples"
 )
 _NOTES = (
     "PPL: mean over samples of exp(mean loss) of the reference, by teacher forcing; changes with paired 95 % intervals; output "
-    "tokens: read, and computed behind the gate; FLOPs: of the last pass without a cache; Eq. 13: the paper's count of it, "
+    "tokens: read, and computed after the gate; FLOPs: of the last pass without a cache; Eq. 13: the paper's count of it, "
     "over the output alone; KV cache: without rejected slots, of everything and of the output alone"
 )
 

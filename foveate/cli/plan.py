@@ -54,6 +54,7 @@ def plan(
 ) -> None:
     """Visual tokens, FLOPs and KV bytes of a plan on a model, from its config alone."""
     from foveate.api.cost import default_plan, estimate, media_of, resolve_config
+    from foveate.core.plan import Plan
     from foveate.cost.estimate import grid
     from foveate.families import family_for
     from foveate.spec import parse

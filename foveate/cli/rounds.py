@@ -28,7 +28,7 @@ def check_rounds(messages: Messages, where: str) -> None:
     if not roles or roles != ["user", "assistant"] * (len(roles) // 2):
         raise InputError(f"{where}: the user and the assistant must take turns, and the assistant has the last word")
     if any(part["type"] != "text" for message in spoken[1:] for part in message["content"]):
-        raise InputError(f"{where}: a picture behind the first question: later rounds are read as text, put it in front")
+        raise InputError(f"{where}: a picture after the first question: later rounds are read as text, put it in front")
     if not all(answer.strip() for answer in answers_of(messages)):
         raise InputError(f"{where}: an answer without text")
 
@@ -59,7 +59,7 @@ def read_messages(model: Any, processor: Any, messages: Messages) -> Rounds:
 
     def ids_of(part: Sequence[dict[str, Any]], is_prompt: bool) -> list[int]:
         text = processor.apply_chat_template(list(part), add_generation_prompt=is_prompt, tokenize=False)
-        # Some templates write a space or a line end behind an answer; the model would end there.
+        # Some templates write a space or a line end after an answer; the model would end there.
         return list(tokenizer(text if is_prompt else text.rstrip(), add_special_tokens=False)["input_ids"])
 
     known = getattr(model.generation_config, "eos_token_id", None)

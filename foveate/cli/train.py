@@ -18,7 +18,7 @@ app.command("dynamic-llava")(train_dynamic.dynamic_llava)
 @app.command("demo")
 def demo(
     out: Annotated[Path, typer.Option(help="Folder of the run; a stopped run in it is continued.")] = Path("runs/demo"),
-    steps: Annotated[int | None, typer.Option(min=1, help="Steps with questions, behind those of the vision encoder.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps with questions, after those of the vision encoder.")] = None,
     seed: Annotated[int, typer.Option(help="Decides weights and data.")] = 1,
     threads: Annotated[int, typer.Option(min=1, max=256, help="CPU threads.")] = 1,
     precision: Annotated[str, typer.Option(help="bfloat16, or float32 for a CPU without AVX512-BF16 or AMX.")] = "bfloat16",

@@ -47,7 +47,7 @@ def dynamic_llava(
     least_answer: Annotated[int | None, _share("Shorter answers are kept whole in training", "50; demo 10")] = None,
     penalty_weight: Annotated[float | None, _share("Lambda: weight of missing the shares", "100")] = None,
     tau_start: Annotated[float | None, _share("Temperature of the first step", "1")] = None,
-    tau_end: Annotated[float | None, _share("Temperature behind the last step", "0.1")] = None,
+    tau_end: Annotated[float | None, _share("Temperature after the last step", "0.1")] = None,
     predictor_rate: Annotated[float | None, _share("Learning rate of the predictors", "2e-4; demo 1e-3")] = None,
     base_rate: Annotated[float | None, _share("Learning rate of the rest", "5e-6; demo 3e-5")] = None,
     predictor_decay: Annotated[float | None, _share("Weight decay of the predictors", "0")] = None,

@@ -50,7 +50,7 @@ def view_text(
     end: options.End = None,
     settings: ModelSettings = DEFAULTS,
 ) -> None:
-    """Show which tokens of an answer the layers behind a gate stored: those strong, rejected ones pale."""
+    """Show which tokens of an answer the layers after a gate stored: those strong, rejected ones pale."""
     from foveate.spec import parse
 
     parsed = parse(plan)

@@ -112,7 +112,7 @@ def _shown(value: Any) -> str:
 def llava_config(official: Mapping[str, Any], entries: Mapping[str, Entry]) -> Any:
     """The `LlavaConfig`; sizes of the vision encoder are read off its tensors, which the official config leaves to a hub id.
 
-    The image token is the first id behind the official vocabulary.
+    The image token is the first id after the official vocabulary.
 
     Raises:
         InputError: if the encoder's tensors are missing.

@@ -253,7 +253,7 @@ def _renamed(entry: Entry, name: str, hub: str, rows: int) -> Entry:
 
 
 def _padded(tensor: Tensor, name: str, rows: int) -> Tensor:
-    """Embeddings and head with rows for ids behind the vocabulary: zeros, and the mean of all rows."""
+    """Embeddings and head with rows for ids past the vocabulary: zeros, and the mean of all rows."""
     if name not in (names.EMBEDDING, names.HEAD):
         return tensor
     filler = tensor.mean(0, dtype=torch.float32).to(tensor.dtype) if name == names.HEAD else tensor.new_zeros(tensor.shape[1])

@@ -35,7 +35,7 @@ class AttentionStudy:
     Attributes:
         layers: the decoder layers that were measured, L of them, ascending.
         windows: the sliding window of each of these layers in tokens, None for full attention.
-        layout: roles of the prompt's columns and of the answer's, S in all. Padding behind a shorter answer is padding.
+        layout: roles of the prompt's columns and of the answer's, S in all. Padding after a shorter answer is padding.
         answers: [B] tensors of token ids, without the end token.
         rows: for each kind of rater [L, B, S] fp32, each row a mean of softmax rows: it sums to 1, or to 0 where the
             answer has no token that could rate.

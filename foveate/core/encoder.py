@@ -14,12 +14,12 @@ class EncoderPath:
     Attributes:
         towers: the modules whose output holds the features, with the full number of tokens; several, of one shape, where
             images and videos have encoders of their own.
-        projector: the module behind it whose output rows are visual tokens.
+        projector: the module after it whose output rows are visual tokens.
         attention: the attention module within an encoder layer.
         grid: (h, w) patches of each row.
         prefix: tokens in front of the patches (a class token), which always stay.
         unit: side of the square of patches that becomes one visual token; decisions are made on whole squares.
-        used: how many of its layers the language model's features pass; a stage behind them would change nothing.
+        used: how many of its layers the language model's features pass; a stage after them would change nothing.
         pooler: a module in front of the projector that shrinks each row it gets, as `pooled` says; not all rows pass it.
         pooled: what it makes of a row.
         middle: the second norm and the MLP within a layer that computes x + attention(norm(x)), then x + mlp(norm(x)); None

@@ -133,7 +133,7 @@ class Layout:
 
     @property
     def pads_right(self) -> bool:
-        """Whether shorter rows have their padding behind the text, as in training."""
+        """Whether shorter rows have their padding after the text, as in training."""
         return bool((~self.real[:, -1] & self.real[:, 0]).any())
 
     def is_role(self, role: Role) -> Tensor:

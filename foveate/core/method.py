@@ -87,7 +87,7 @@ class Method:
 
     @property
     def weighs_sizes(self) -> bool:
-        """Whether attention behind the stage counts a token as often as there are original tokens in it."""
+        """Whether attention after the stage counts a token as often as there are original tokens in it."""
         return False
 
     def fixed_count(self, grid: tuple[int, int, int]) -> int | None:
@@ -124,7 +124,7 @@ class ScoreMethod(TokenMethod):
 
 @dataclass(frozen=True)
 class StepMethod(Method, ABC):
-    """Decides for each generated token whether the layers behind the stage store its keys and values.
+    """Decides for each generated token whether the layers after the stage store its keys and values.
 
     A token attends to itself in any case. A token that is not stored is seen by no later one (Dynamic-LLaVA,
     arXiv 2412.00876, Eq. 6).

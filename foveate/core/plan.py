@@ -34,7 +34,7 @@ _SCOPES = [Scope.CROP, Scope.FRAME, Scope.MEDIUM, Scope.SAMPLE]
 
 
 class Effect(str, Enum):
-    """DROP removes tokens. MASK hides them from the layers behind the stage and decides anew at each step."""
+    """DROP removes tokens. MASK hides them from the layers after the stage and decides again at each step."""
 
     DROP = "drop"
     MASK = "mask"
@@ -249,7 +249,7 @@ class Plan:
     def leave_pieces(self, shape: MediumShape) -> list[int]:
         """How many visual tokens of each piece of a medium leave the vision encoder, from shapes alone.
 
-        Where padding is cut away behind the encoder, what is left is taken to hold its share of the patches that stay; which
+        Where padding is cut away after the encoder, what is left is taken to hold its share of the patches that stay; which
         do is known at run time only. Without padding the count is exact.
         """
         if shape.canvases:

@@ -35,7 +35,7 @@ class Kind:
         package: the folder; its dotted name is the entry-point group.
         base: the class that each file subclasses once.
         word: what one is called in messages.
-        check: raises for a plugin's class, given behind its name, that could not serve: it makes one and looks at it.
+        check: raises for a plugin's class, given after its name, that could not serve: it makes one and looks at it.
     """
 
     package: ModuleType

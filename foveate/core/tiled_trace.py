@@ -1,7 +1,7 @@
 """Provenance of encoder stages where the model makes its visual tokens of several rows of the encoder, or shrinks them.
 
-Stages choose patches, the trace speaks of visual tokens. Behind each stage a token lives while a patch that it shows lives;
-behind the last one the tokens that the language model really gets. What a token is made of is computed exactly, patch by patch
+Stages choose patches, the trace speaks of visual tokens. After each stage a token lives while a patch that it shows lives;
+after the last one the tokens that the language model really gets. What a token is made of is computed exactly, patch by patch
 through all stages, and then told in tokens: patches that it shows anyway count for itself, others, which were merged into
 those, for the token in whose place they lie (the one they weigh most in). Patches in padding lie in no token's place; what a
 token has of them is left out, so its weights then sum to less than 1.
@@ -38,7 +38,7 @@ class EncoderRecord:
 
 
 def tiled_stages(shape: MediumShape, record: EncoderRecord) -> list[tuple[str, Tensor, Tensor]]:
-    """(text, matrix [K, grid tokens], kept tokens [K]) behind each stage."""
+    """(text, matrix [K, grid tokens], kept tokens [K]) after each stage."""
     shown = block_diagonal([canvas.weights() for canvas in shape.canvases])  # [tokens, patches of the rows that show something]
     rows = record.rows[: sum(canvas.rows for canvas in shape.canvases)]
     alive, whole = torch.arange(shown.shape[1], device="cpu"), None

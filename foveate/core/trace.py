@@ -41,7 +41,7 @@ class MediumTrace:
         medium: row, index, grid and columns.
         stages: (text of the stage, matrix [K, N]) where N counts the medium's original grid tokens and row i of the
             matrix says which originals, with which weights, kept token i is made of. Sparse, on the CPU. Where a model
-            lays patches out anew behind its encoder, see `tiled_trace`.
+            rearranges patches after its encoder, see `tiled_trace`.
         kept: for each stage the original indices [K] of the surviving tokens, ascending.
     """
 
@@ -51,7 +51,7 @@ class MediumTrace:
 
     @property
     def kept_index(self) -> Tensor:
-        """Original indices [K] of the tokens alive behind the last stage."""
+        """Original indices [K] of the tokens alive after the last stage."""
         return self.kept[-1] if self.kept else torch.arange(self.medium.shape.grid_tokens, device="cpu")
 
     def sources(self, token: int, stage: int = -1) -> tuple[Tensor, Tensor]:
@@ -77,7 +77,7 @@ class Trace:
         self._dropped_text: list[tuple[int, Tensor]] = []
 
     def clear(self) -> None:
-        """Forget everything, for a call that chooses anew."""
+        """Forget everything, for a call that recomputes its choice."""
         self._media, self._records, self._encoded, self._built = [], [], [], None
         self._gated, self._dropped_text = [], []
 
@@ -95,7 +95,7 @@ class Trace:
     def add_gate(self, past: int, stored: Tensor, answer: Tensor) -> None:
         """Note what a gate decided about the columns `past`.. of a pass: [B, S] bool, and which of them are an answer's."""
         if past == 0:
-            self._gated = []  # without a cache every step decides anew; the last decision counts
+            self._gated = []  # without a cache every step recomputes the decision; the last decision counts
         self._gated.append((past, stored, answer))
 
     def add_dropped_text(self, past: int, dropped: Tensor) -> None:
@@ -135,7 +135,7 @@ class Trace:
         return [own[there] for own, there in zip(kept, known, strict=True)]
 
     def add_encoded(self, record: EncoderRecord) -> None:
-        """Note the encoder's stages of one medium, whose tokens are laid out anew behind the encoder."""
+        """Note the encoder's stages of one medium, whose tokens are rearranged after the encoder."""
         self._built = None
         self._encoded.append(record)
 

@@ -69,7 +69,7 @@ def decode_flops(decoder: DecoderShape, cached_per_layer: Sequence[int], steps: 
     """FLOPs of `steps` decode steps over a KV cache that holds `cached_per_layer[i]` tokens of layer i when they begin.
 
     Each step: projections and MLP for one token in each layer, attention over the layer's cache including the token itself
-    (a sliding layer sees at most its window), and the LM head once. Behind a gate the cache grows by the share that it stores;
+    (a sliding layer sees at most its window), and the LM head once. After a gate the cache grows by the share that it stores;
     a sliding layer is counted as without a gate.
     """
     attention = sum(
@@ -94,8 +94,8 @@ def encoder_flops(encoder: EncoderShape, medium: MediumShape, plan: Plan = _PLAI
 
     Full layers attend within `encoder_sequences` (all encoder tokens as one sequence if none are given), windowed layers
     within `encoder_windows`: one square per segment, as packed eager attention runs them. All layers count, also those
-    behind the feature layer that a projector reads, because Hugging Face models run them. A stage inside the encoder shortens
-    the sequences of its layer and of those behind it; windows are taken to shrink in proportion, though each loses its own.
+    after the feature layer that a projector reads, because Hugging Face models run them. A stage inside the encoder shortens
+    the sequences of its layer and of later ones; windows are taken to shrink in proportion, though each loses its own.
 
     Raises:
         InputError: if the encoder has windowed layers and the medium does not say its windows.

@@ -4,7 +4,7 @@
   a plan that is the stage in front of the next block.
 - LLaVA-OneVision: the n survivors of a crop are laid out as a square of sqrt(n) cells, although they are scattered; unpadding,
   shrinking to nine tiles, pooling and newlines are its own. Newlines of a tiled image are ranked and merged with the
-  visual tokens; the one behind a lone crop or a video is not.
+  visual tokens; the one after a lone crop or a video is not.
 - Qwen2-VL removes a share of the patches, rounded down to whole groups; Qwen3-VL (2026) keeps a share, rounded down to groups.
 - A stage in front of a decoder layer removes round(n (1 - keep)) of n tokens, in floating point. Each medium is ranked alone.
 """
@@ -76,7 +76,7 @@ def visual_tokens(shape: ModelShape, plan: Plan, media: Sequence[MediumShape]) -
 
 
 def kept_of_all(shape: ModelShape, budget: Budget, media: Sequence[MediumShape]) -> int:
-    """Visual tokens of all media, newlines included, that stay behind one decoder stage."""
+    """Visual tokens of all media, newlines included, that stay after one decoder stage."""
     return sum(_kept(budget, ranked) + fixed for ranked, fixed in (_span(shape, Plan(), medium) for medium in media))
 
 

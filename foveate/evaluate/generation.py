@@ -47,7 +47,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Generated:
-    """What the model says itself, greedily, in each round behind the true answers of the rounds before it.
+    """What the model says itself, greedily, in each round after the true answers of the rounds before it.
 
     Attributes:
         answers: the texts.

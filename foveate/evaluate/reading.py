@@ -2,7 +2,7 @@
 
 Dynamic-LLaVA's protocol for generation (arXiv 2412.00876, Tab. 3): the loss of every token of an answer and of the end token,
 given the prompt and the answer before it, with what the plan drops dropped and what its gate rejects not stored. Several rounds
-are read behind each other, each behind the given answers of those before it, on one cache.
+are read one after another, each after the given answers of those before it, on one cache.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from foveate.engine.cache_kinds import bytes_of_columns, lasting_bytes
 from foveate.engine.compat import CACHE, cache_in
 from foveate.errors import InputError
 
-# Inputs with an entry for each column that can be continued behind a prompt: new columns are real, and text.
+# Inputs with an entry for each column that can be continued after a prompt: new columns are real, and text.
 _CONTINUED = {"input_ids": None, "attention_mask": 1, "mm_token_type_ids": 0}
 # Those with which generate() can begin a later round.
 _LATER = {**_CONTINUED, "token_type_ids": 0}
@@ -37,7 +37,7 @@ class Rounds:
     Attributes:
         inputs: of the first prompt, as the processor makes them: [1, S] ids. Every picture belongs to it.
         answers: ids [n] of each round's answer, n >= 1, end token last.
-        turns: ids [m] of each later round, one fewer than answers: everything behind the token before the last of an answer, up
+        turns: ids [m] of each later round, one fewer than answers: everything after the token before the last of an answer, up
             to the next answer. The end token of the answer comes first, if the chat template writes it.
     """
 
@@ -53,7 +53,7 @@ class Reading:
     Attributes:
         losses: [n] float64, cross-entropy of each token of the answer, the end token last.
         stored: [n - 1] bool, which tokens the gated layers stored; the end token is never read. None without a gate.
-        kv_bytes: of the cache behind the answer, read off it, without slots that a gate rejected; None if quantized.
+        kv_bytes: of the cache after the answer, read off it, without slots that a gate rejected; None if quantized.
         answer_kv_bytes: of that, what holds tokens of this answer and of those before it; None too for a static cache.
     """
 
@@ -96,7 +96,7 @@ def read_rounds(
     """Read the answers of a conversation.
 
     Each in one pass where that is the same as decoding: what is stored is masked as if tokens came one by one. Token by token
-    under flash attention, whose masks cannot say that, under effect=mask, which chooses anew at every step, and for models
+    under flash attention, whose masks cannot say that, under effect=mask, which chooses again at every step, and for models
     with other inputs for each column. Later rounds find the cache as the rounds before them left it, as in a chat.
 
     Args:
@@ -173,7 +173,7 @@ def _fits_one_pass(model: Any, inputs: Mapping[str, Any], attachment: Attachment
     if any(name not in _CONTINUED for name in columns):
         return False
     if known and not bool(inputs.get("attention_mask", torch.ones(1)).all()):
-        return False  # behind a cache positions follow from the columns alone, see `_at_once`
+        return False  # after a cache positions follow from the columns alone, see `_at_once`
     if attachment is None:
         return True
     masks = any(stage.effect is Effect.MASK for stage in attachment.plan.stages)
@@ -184,7 +184,7 @@ def _fits_one_pass(model: Any, inputs: Mapping[str, Any], attachment: Attachment
 def _at_once(
     model: Any, inputs: Mapping[str, Any], answer: Tensor, attachment: Attachment | None, cache: Any, known: int
 ) -> tuple[Tensor, Any]:
-    """One pass over the columns behind the `known` ones in the cache."""
+    """One pass over the columns after the `known` ones in the cache."""
     length = inputs["input_ids"].shape[1]
     longer = dict(inputs)
     for name, filler in _CONTINUED.items():

@@ -88,7 +88,7 @@ def family_for(config: Any) -> Family:
 
 
 def _covers(name: str, family: Family, config: Any) -> bool:
-    """Whether another package's family covers a config; one that fails here does not hide those behind it."""
+    """Whether another package's family covers a config; one that fails here does not hide those after it."""
     try:
         return bool(family.covers(config))
     except KeyboardInterrupt:

@@ -51,7 +51,7 @@ class TinyMedium:
 
 @dataclass(frozen=True)
 class StackedFeatures:
-    """Features of visual tokens that a decoder adds to its states behind each of its first layers (DeepStack).
+    """Features of visual tokens that a decoder adds to its states after each of its first layers (DeepStack).
 
     Attributes:
         features: the decoder's argument that holds them, a list with one [N, D] for each of these layers.

@@ -18,7 +18,7 @@ def resized(
     together: int = 1,
     enlarges_thin: bool = False,
 ) -> tuple[int, int]:
-    """(height, width) in pixels behind the resize of an image or of a video's frames.
+    """(height, width) in pixels after the resize of an image or of a video's frames.
 
     Args:
         size: (width, height) in pixels.

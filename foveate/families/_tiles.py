@@ -36,7 +36,7 @@ class TiledFamily(Family):
         """Tiles, a thumbnail included, of an image of this size in pixels after default preprocessing."""
 
     def tiles_of_images(self, ids: Tensor, starts: list[int], ends: list[int], tokens: int) -> list[int]:
-        """Tiles of each image of a prompt [S] with runs of placeholders at `starts` and behind them `ends`; one run each."""
+        """Tiles of each image of a prompt [S] with runs of placeholders at `starts`, which end at `ends`; one run each."""
         return [(end - start) // tokens for start, end in zip(starts, ends, strict=True)]
 
     def media(self, config: Any, inputs: Mapping[str, Any], columns: Mapping[str, int]) -> dict[str, list[MediumShape]]:

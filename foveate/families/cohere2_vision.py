@@ -1,4 +1,4 @@
-"""Command A Vision: tiles and a thumbnail, a line break behind each; sliding and full layers in the decoder."""
+"""Command A Vision: tiles and a thumbnail, a line break after each; sliding and full layers in the decoder."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ class Gemma4(Family):
         sources = " and ".join(str(source) for source in sorted(set(shared.values())))
         return (
             f"layers {min(shared)} to {max(shared)} read the keys and values of layers {sources} and run for the prompt's last "
-            f"token alone, so a cut behind layer {min(shared.values())} would save next to nothing; the largest valid layer is "
+            f"token alone, so a cut after layer {min(shared.values())} would save next to nothing; the largest valid layer is "
             f"{min(shared.values())}"
         )
 

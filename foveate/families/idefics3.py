@@ -1,4 +1,4 @@
-"""Idefics3: an image is cut into square tiles in rows, each behind a marker, and a small copy of the whole image comes last."""
+"""Idefics3: an image is cut into square tiles in rows, each after a marker, and a small copy of the whole image comes last."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Idefics3(Family):
                     f"a tile fills {tokens} image placeholder tokens, but {end - start} follow each other; "
                     "let the model's own processor expand the prompt"
                 )
-        # Behind every image stands <around>, in front of every tile <around> and a marker, and newlines between rows. Which
+        # After every image stands <around>, in front of every tile <around> and a marker, and newlines between rows. Which
         # ids these are depends on the checkpoint and stands in no config, so <around> is read off the end of the last image.
         around = ids[ends[-1]] if ends and ends[-1] < len(ids) else None
         images = [1] * bool(starts)

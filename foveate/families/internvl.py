@@ -1,4 +1,4 @@
-"""InternVL: tiles and a thumbnail behind each other in one run of placeholders, 2 x 2 patches shuffled into one token."""
+"""InternVL: tiles, then a thumbnail, in one run of placeholders, 2 x 2 patches shuffled into one token."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ class Llava(FixedGridFamily):
     def projector(self, config: Any, rows_per: RowsPer, kind: str | None = None) -> tuple[LinearShape, ...]:
         """The two layers between encoder and decoder."""
         hidden, layer = config.get_text_config().hidden_size, config.vision_feature_layer
-        # Layers behind the feature layer still run: Hugging Face computes all of them and picks a hidden state.
+        # Layers after the feature layer still run: Hugging Face computes all of them and picks a hidden state.
         features = config.vision_config.hidden_size * (1 if isinstance(layer, int) else len(layer))
         return LinearShape(features, hidden, rows_per, kind), LinearShape(hidden, hidden, rows_per, kind)
 

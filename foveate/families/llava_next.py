@@ -141,7 +141,7 @@ def _unpadded(h: int, w: int, height: int, width: int) -> tuple[int, int, int, i
 
 
 def _padded(medium: TinyMedium, tiles: int) -> TinyMedium:
-    """The medium with empty tiles behind its own, as processors stack images of several sizes."""
+    """The medium with empty tiles after its own, as processors stack images of several sizes."""
     import torch
 
     pixels = medium.inputs["pixel_values"]

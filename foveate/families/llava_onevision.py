@@ -26,7 +26,7 @@ class LlavaOnevision(LlavaNextVideo):
     notes = "anyres images of bounded size, several images without tiles, pooled frames, newline tokens"
 
     def encoder(self, config: Any) -> EncoderPath | None:
-        # Tiles beyond the bound and all frames are shrunk behind the projector.
+        # Tiles beyond the bound and all frames are shrunk after the projector.
         return replace(vit_path(config, self._side(config)), mixes=True)
 
     def _of_call(self, config: Any, sizes: list[tuple[int, int]], inputs: Mapping[str, Any]) -> list[MediumShape]:

@@ -21,7 +21,7 @@ class Ovis2(TiledFamily):
 
     model_types = ("ovis2",)
     title = "Ovis2"
-    notes = "images in tiles behind an overview, soft visual vocabulary, indicator tokens stay"
+    notes = "images in tiles after an overview, soft visual vocabulary, indicator tokens stay"
 
     def tile(self, config: Any) -> MediumShape:
         vision = config.vision_config

@@ -1,4 +1,4 @@
-"""Qwen3-VL: any image size, DeepStack, interleaved M-RoPE, video whose frames stand apart behind their timestamps."""
+"""Qwen3-VL: any image size, DeepStack, interleaved M-RoPE, video whose frames stand apart, each after its timestamp."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Qwen3VL(Qwen2VL):
     def check(self, config: Any) -> None:
         layers = config.get_text_config().num_hidden_layers
         if len(config.vision_config.deepstack_visual_indexes) >= layers:
-            raise UnsupportedModel(f"DeepStack features behind each of all {layers} layers: nothing runs behind the last one")
+            raise UnsupportedModel(f"DeepStack features after each of all {layers} layers: nothing runs after the last one")
 
     def stacked_features(self, config: Any) -> StackedFeatures:
         layers = len(config.vision_config.deepstack_visual_indexes)

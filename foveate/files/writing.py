@@ -1,4 +1,4 @@
-"""The one writer of files: checked before the work begins, and whole or not at all behind it."""
+"""The one writer of files: checked before the work begins, and whole or not at all after it."""
 
 from __future__ import annotations
 

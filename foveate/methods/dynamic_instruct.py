@@ -1,7 +1,7 @@
 """Dynamic-LLaVA, language context in prefill: a trained predictor says which tokens of the instruction stay.
 
 Huang et al., ICLR 2025, arXiv:2412.00876, Tab. 9: it costs accuracy, so the authors' scripts leave it off. From the paper.
-Differs from the authors' code: the instruction is the text behind a row's last medium, found in the prompt and not by the ids
+Differs from the authors' code: the instruction is the text after a row's last medium, found in the prompt and not by the ids
 of one tokenizer; batches of any size. The prompt's last token always stays.
 """
 

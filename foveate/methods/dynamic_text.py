@@ -1,7 +1,7 @@
 """Dynamic-LLaVA, language context in decoding: a trained predictor says which tokens of the answer are stored.
 
 Huang et al., ICLR 2025, arXiv:2412.00876, Sec. 3.2, Eq. 5 and 6. Written from the paper.
-Differs from the authors' code: exact in ragged batches, for beams and for prompts behind a cache; also on text-only chats.
+Differs from the authors' code: exact in ragged batches, for beams and for prompts on a cache; also on text-only chats.
 Without a cache their code keeps as many tokens as the predictor would, but chooses them by the raw logit of keeping, so its
 answers with and without a cache differ; here a token stays where its logit of keeping is the larger one, in both.
 """

@@ -92,7 +92,7 @@ class Illava(Recipe):
         vit_keep: one budget per block, of the tokens that arrive; counts are of patches.
         llm_layers: decoder layers in front of which the LLM's merges stand.
         llm_keep: one budget per decoder layer, of the tokens that arrive.
-        point: "before" merges in front of the block behind the one that ranks, "mid" between that one's attention and MLP.
+        point: "before" merges before the block after the one that ranks, "mid" between that one's attention and MLP.
         ramp: option of v1: which of the removed tokens weighs most.
         mode, recycle, partners, absorb: options of v2.
         query: whose attention ranks in the LLM, as for fastv.

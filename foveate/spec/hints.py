@@ -90,6 +90,6 @@ def nearest_place(method: Method) -> str:
         if SiteKind.PRE_LLM in methods.get(name).sites and not issubclass(methods.get(name), LearnedMethod)
     ]
     return (
-        f"{method.name} cannot act before the LLM, use it with layer=1 or behind, or a method that can: "
+        f"{method.name} cannot act before the LLM, use it with layer=1 or later, or a method that can: "
         f"{', '.join(able)}, e.g. random(site=pre_llm, keep=0.5)"
     )

@@ -48,7 +48,7 @@ def last_checkpoint(out: Path) -> Path | None:
 
 @contextmanager
 def written_whole(folder: Path, writes: bool) -> Iterator[None]:
-    """List a checkpoint as whole behind the block; what an error leaves of it is removed, so that the one before is used.
+    """List a checkpoint as whole after the block; what an error leaves of it is removed, so that the one before is used.
 
     Raises:
         InputError: if it cannot be written, on a full disk for example.

@@ -53,7 +53,7 @@ class DynamicLlavaConfig:
         text_keep: share of an answer's tokens that stays (r_OT); None trains no predictor for answers.
         least_answer: shorter answers are kept whole while training (LEN).
         penalty_weight: of the distance of the shares from their targets (lambda).
-        tau_start, tau_end: temperature of the Gumbel-softmax in the first step and behind the last one.
+        tau_start, tau_end: temperature of the Gumbel-softmax in the first step and after the last one.
         predictor_rate, base_rate: learning rates of the predictors, and of everything else that trains.
         predictor_decay, weight_decay: of the same two; norms and biases never decay.
         warmup: share of the steps in which both rates rise; then they fall as a cosine.

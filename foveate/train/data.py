@@ -278,7 +278,7 @@ class _Scan:
             self._refill()
 
     def take(self, mark: str) -> None:
-        """Go behind a mark that must come next; the end of the file is the empty one."""
+        """Go past a mark that must come next; the end of the file is the empty one."""
         found = self.peek()
         if found != mark:
             wanted = f"'{mark}'" if mark else "nothing more"

@@ -35,7 +35,7 @@ RUN, MODEL, ADAPTER = "run.json", "model", "adapter"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a training left behind.
+    """What a training left.
 
     Attributes:
         out: the folder.

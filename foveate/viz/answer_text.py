@@ -17,7 +17,7 @@ class AnswerText:
 
     Attributes:
         pieces: the text that each token adds, see `pieces_of`.
-        kept: for each token whether the layers behind the gate stored it; None for one that was never judged: the newest
+        kept: for each token whether the layers after the gate stored it; None for one that was never judged: the newest
             token of an answer never enters the model.
     """
 
@@ -63,8 +63,8 @@ class AnswerHeading:
 
 
 def count_line(answer: AnswerText, heading: AnswerHeading, shown: Callable[[float], str]) -> str:
-    """How much was stored: `73 of 146 tokens stored behind the gate; KV cache ...`. `shown` writes bytes."""
-    line = f"{answer.stored} of {answer.judged} tokens stored behind the gate"
+    """How much was stored: `73 of 146 tokens stored after the gate; KV cache ...`. `shown` writes bytes."""
+    line = f"{answer.stored} of {answer.judged} tokens stored after the gate"
     if heading.kv_bytes is None:
         return line
     held, lasting, ungated = heading.kv_bytes

@@ -24,8 +24,8 @@ class FilmFrame:
     Attributes:
         part: the frame.
         seen: what the model saw.
-        panels: the same behind each stage.
-        kept: how many of its tokens were left behind each stage.
+        panels: the same after each stage.
+        kept: how many of its tokens were left after each stage.
     """
 
     part: Part

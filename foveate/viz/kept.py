@@ -17,7 +17,7 @@ _SIDE, _HIGHEST = 336, 640
 
 
 def kept_stages(entry: MediumTrace, parts: Sequence[Part]) -> Image.Image:
-    """One row for each part: what the model sees, then what stayed behind each stage. Captions say the stage and counts."""
+    """One row for each part: what the model sees, then what stayed after each stage. Captions say the stage and counts."""
     return stack([_row(entry, part) for part in parts])
 
 

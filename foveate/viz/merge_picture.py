@@ -18,7 +18,7 @@ _TINT = 0.55
 
 
 def merge_stages(entry: MediumTrace, parts: Sequence[Part]) -> Image.Image:
-    """One row for each part: what the model sees, then the regions behind each stage. Captions say the stage and counts."""
+    """One row for each part: what the model sees, then the regions after each stage. Captions say the stage and counts."""
     stages = regions_of(entry, list(parts))
     return stack([strip([_seen(part), *(_panel(regions, part) for regions in stages)]) for part in parts])
 

@@ -62,7 +62,7 @@ class Part:
 
     @property
     def stop(self) -> int:
-        """Number behind its last token."""
+        """Number after its last token."""
         return self.start + self.rows * self.columns
 
     @property

@@ -44,7 +44,7 @@ class Regions:
 
 
 def regions_of(entry: MediumTrace, parts: list[Part]) -> list[Regions]:
-    """The regions behind every stage of a medium, in order."""
+    """The regions after every stage of a medium, in order."""
     found = []
     for (stage, matrix), kept in zip(entry.stages, entry.kept, strict=True):
         members = _members(matrix, kept)

@@ -137,7 +137,7 @@ BAD_OPTIONS = [
     (dict(fps=float("nan")), "fps=nan"),
     (dict(fps=6), "fps=6: clip.mp4 itself shows 5 frames a second"),
     (dict(start=-1), "start=-1: write seconds"),
-    (dict(start=2, end=2), "end=2: the end lies behind the start"),
+    (dict(start=2, end=2), "end=2: the end must be later than the start"),
     (dict(start=9), r"shows no frame from 9 s: its last one is at 1.80 s"),
     (dict(start=0.05, end=0.1), "shows no frame from 0.05 s to 0.1 s"),
 ]

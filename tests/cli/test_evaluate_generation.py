@@ -182,7 +182,7 @@ def test_conversations_that_cannot_be_read_are_refused_by_their_row(command, mod
     cases = [
         (talk("what?", "this.", "why?"), "line 2: the user and the assistant must take turns"),
         (good[1:], "line 2: the user and the assistant must take turns"),
-        ([*good, *talk("and this?", "that.", picture="picture.png")], "line 2: a picture behind the first question"),
+        ([*good, *talk("and this?", "that.", picture="picture.png")], "line 2: a picture after the first question"),
         (talk("what?", " "), "line 2: an answer without text"),
         (talk("what?", "this.", picture="lost.png"), "1 rows name pictures"),
     ]

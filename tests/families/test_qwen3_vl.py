@@ -83,7 +83,7 @@ def test_features_are_stacked_behind_as_many_layers_as_the_encoder_has_mergers_f
 
 
 def test_features_behind_the_last_layer_are_refused():
-    with pytest.raises(UnsupportedModel, match="nothing runs behind the last one"):
+    with pytest.raises(UnsupportedModel, match="nothing runs after the last one"):
         family_for(config_of(deepstack_visual_indexes=list(range(36))))
 
 

@@ -55,7 +55,7 @@ REFUSALS = {
     "fastv(layer=2, R=abc)": "write keep=0.5",
     "staged(layers=[2, 8], ratio=[0.4, 0.2])": "write keep=[0.6, 0.8]",
     # where
-    "fastv(layer=0, keep=0.5)": "fastv cannot act before the LLM, use it with layer=1 or behind, or a method that can: ",
+    "fastv(layer=0, keep=0.5)": "fastv cannot act before the LLM, use it with layer=1 or later, or a method that can: ",
     "uniform(layer=0, keep=0.5)": "no decoder layer has run yet; write uniform(site=pre_llm, ...) to act before the LLM",
     "dynamic_image(layer=0, keep=0.5)": "e.g. random(site=pre_llm, keep=0.5)",
     "staged(layers=[0, 1], keep=[0.5, 0.5])": "use a method that needs none, e.g. random(site=pre_llm, keep=0.5)",

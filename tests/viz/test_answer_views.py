@@ -28,7 +28,7 @@ def test_counts_leave_out_the_token_that_was_never_judged():
     assert AnswerText(("x", "y"), (False, False)).runs() == [(False, "xy")]
     line = count_line(ANSWER, HEADING, lambda count: f"{count:.0f} B")
     assert line == (
-        "3 of 5 tokens stored behind the gate; KV cache at the end 200 B (300 B until rejected slots are taken away), "
+        "3 of 5 tokens stored after the gate; KV cache at the end 200 B (300 B until rejected slots are taken away), "
         "without the gate 400 B"
     )
 
