@@ -63,8 +63,8 @@ test-gpu: install
 	$(BIN)/python -m pytest -m gpu tests/gpu
 
 check: install
-	$(BIN)/ruff format --check foveate tests
-	$(BIN)/ruff check foveate tests
+	$(BIN)/ruff format --check foveate demo_model benchmarks tests
+	$(BIN)/ruff check foveate demo_model benchmarks tests
 	$(BIN)/mypy
 
 install: .venv/.ready

@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from demo_model.optimization import MasterWeights, Muon, learning_rate_scale
+from demo_model.training import DemoTrainingConfig, train_demo
 from foveate.demo.loading import load_demo
-from foveate.demo.optimization import MasterWeights, Muon, learning_rate_scale
-from foveate.demo.training import DemoTrainingConfig, train_demo
 from foveate.errors import FoveateError
 
 
@@ -122,7 +122,7 @@ def test_muon_agrees_with_torch() -> None:
         torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=0)
 
 
-def test_bfloat16_training_keeps_float32_masters_and_buffers(tiny_model: Any) -> None:
+def test_bfloat16_training_keeps_float32_masters_and_buffers() -> None:
     layer = torch.nn.Linear(4, 4)
     layer.register_buffer("frequencies", torch.tensor([0.1]))
     before = layer.weight.detach().clone()
