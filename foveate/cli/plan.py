@@ -77,7 +77,7 @@ def plan(
         convention=convention,
     )
     result = estimate(config, parsed, **workload)
-    other = None if vs is None else estimate(resolve_config(vs, trust_remote_code), Plan(), **workload)
+    other = None if vs is None else estimate(resolve_config(vs, trust_remote_code), "none", **workload)
     cells = None
     if show_grid:
         family = family_for(config)
