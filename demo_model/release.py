@@ -41,10 +41,10 @@ model, processor = load_demo()
 ## Training
 
 {hours:.1f} hours on a CPU with {threads} threads in {precision}, seed {seed}. `python -m demo_model train --steps {steps}`
-repeats it; the same machine, versions and number of threads give the same weights. {vision_steps:,} steps train the vision encoder
-alone on patch labels, then {steps:,} steps train everything on {joint_pictures:,} pictures at most ({batch_size} a step; fewer
-rows when a row has two pictures, or four frames) with up to {question_limit} questions each and, for {long_share:.0%} of the
-single pictures, one more that has a long answer.
+repeats it; the same machine, versions and number of threads give the same weights. {vision_steps:,} steps train the vision
+encoder alone on patch labels, then {steps:,} steps train everything on {joint_pictures:,} pictures at most ({batch_size} a
+step; fewer rows when a row has two pictures, or four frames) with up to {question_limit} questions each and, for
+{long_share:.0%} of the single pictures, one more that has a long answer.
 
 What the patches show is known, since a program drew them, and two auxiliary losses use that: linear heads read colour, form and
 part of each patch from the vision encoder (and give its class token a gradient), and each projected patch is pulled towards
