@@ -18,7 +18,7 @@ from foveate.core.encoder import EncoderPath, PackedPath
 from foveate.core.layout import Layout
 from foveate.core.plan import Stage
 from foveate.core.selection import Selection
-from foveate.core.view import Importance, Keys, Observation
+from foveate.core.view import Importance, Observation
 from foveate.engine import compat, conversation, forward, layout, observe
 from foveate.engine.conversation import Conversation
 
@@ -211,14 +211,12 @@ class EncoderCallHooks(ABC, Generic[_Path, _Call]):
 
 
 def measured(need: Observation, query: Tensor, key: Tensor, mask: Any, scaling: float | None) -> Tensor:
-    """What a stage asked for, of each token: [B, N], or [B, N, D] of keys; fp32.
+    """What a stage asked for, of each token: [B, N] fp32.
 
     Args:
-        need: `Importance` or `Keys`.
+        need: `Importance`.
         query, key: [B, H, N, D].   mask, scaling: as the attention function gets them.
     """
+    assert isinstance(need, Importance)
     with torch.no_grad():
-        if isinstance(need, Importance):
-            return observe.column_means(query, key, mask, scaling)
-        assert isinstance(need, Keys)
-        return key.float().mean(1)
+        return observe.column_means(query, key, mask, scaling)
