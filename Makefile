@@ -35,9 +35,11 @@ demo: install
 test: install
 	$(BIN)/python -m pytest -n 2 -m "not full and not nightly and not gpu and not hub and not browser"
 
-# The same, with the lines and branches that it ran; fails below the floor in pyproject.toml.
+# The same, with the lines and branches that it ran; fails below the floor in pyproject.toml. One promise is a second of work, which
+# takes more while lines are counted.
 coverage: install
-	$(BIN)/python -m pytest -n 2 -m "not full and not nightly and not gpu and not hub and not browser" --cov --cov-report=term:skip-covered
+	$(BIN)/python -m pytest -n 2 -m "not full and not nightly and not gpu and not hub and not browser" --cov --cov-report=term:skip-covered \
+	  --deselect tests/spec/test_refusals.py::test_any_text_is_refused_at_once_in_one_short_line
 
 test-full: install
 	$(BIN)/python -m pytest -n 2 -m "not nightly and not gpu and not hub $(WITHOUT_BROWSER)" --matrix --chromium="$(CHROMIUM)"
