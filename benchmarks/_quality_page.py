@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks._quality_plots import STYLES, Study, differs, plot_curves, plot_grid, plot_rows
-from benchmarks._statistics import mean_interval
 from benchmarks._study import beside, difference, table
+from foveate.evaluate.intervals import interval
 
 PAGE = """# What pruning costs: quality curves of the demo model
 
@@ -98,7 +98,7 @@ def _against_random(study: Study) -> str:
                 cells.append("not measured")
                 continue
             cells.append(difference(fastv, random))
-            if mean_interval(100.0 * (fastv - random))[0] <= 0:
+            if interval(100.0 * (fastv - random))[0] <= 0:
                 unclear.append(f"layer {layer} keep {keep}")
         lines.append([str(layer), *cells])
     said = (

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks._statistics import mean_interval
+from foveate.evaluate.intervals import interval
 
 # Okabe and Ito's palette: distinguishable for colour-blind eyes; markers repeat what colour says.
 STYLES = {
@@ -45,7 +45,7 @@ class Study:
 
 def differs(first: npt.NDArray[np.int_], second: npt.NDArray[np.int_]) -> bool:
     """Whether the paired 95 % interval leaves zero out."""
-    low, high = mean_interval(100.0 * (first - second))
+    low, high = interval(100.0 * (first - second))
     return low > 0 or high < 0
 
 
@@ -66,7 +66,7 @@ def plot_curves(study: Study, path: Path) -> None:
         for method, (color, marker, label) in STYLES.items():
             own = None if method == "downsampled picture" else layer
             points = [(k, study.get(method, own, k)) for k in study.keeps]
-            found = [(k, r.mean(), *mean_interval(r.astype(float))) for k, r in points if r is not None]
+            found = [(k, r.mean(), *interval(r.astype(float))) for k, r in points if r is not None]
             if not found:
                 continue
             keep, mean, low, high = (np.array(values) for values in zip(*found, strict=True))

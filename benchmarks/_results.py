@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,12 @@ def free_name(benchmark: str, device: str, folder: Path = FOLDER) -> Path:
     return path
 
 
+def write_results(path: Path, result: dict[str, Any]) -> None:
+    """Write a raw file, whole or not at all; lists of numbers stand on one line."""
+    text = json.dumps(result, indent=1, allow_nan=False)
+    write_file(path, re.sub(r"\[[^\[\]{}\"]+\]", lambda found: " ".join(found[0].split()), text) + "\n")
+
+
 class ResultFile:
     """A raw file that grows with the run. It is reserved at once, and every `save` replaces it as a whole.
 
@@ -69,7 +76,7 @@ class ResultFile:
 
     def save(self, result: dict[str, Any]) -> None:
         """Write what is known so far."""
-        write_file(self.path, json.dumps(result, indent=1, allow_nan=False) + "\n")
+        write_results(self.path, result)
 
     def drop_if_empty(self) -> None:
         """Take the reservation back if nothing was measured."""

@@ -22,8 +22,8 @@ from benchmarks._results import FOLDER, ResultFile, free_name, header
 from benchmarks._statistics import paired_ratio, quartiles
 from benchmarks._timing import Spent, peak_memory, turns
 from foveate.api import estimate
+from foveate.api.measuring import check_plan
 from foveate.cost.estimate import CostEstimate
-from foveate.engine.check import check_plan
 from foveate.errors import FoveateError
 from foveate.families import family_for
 from foveate.spec import parse

@@ -8,9 +8,7 @@ from statistics import median
 
 import numpy as np
 
-from foveate.evaluate.intervals import RESAMPLES, SEED, mean_interval
-
-__all__ = ["RESAMPLES", "SEED", "Ratio", "mean_interval", "paired_ratio", "quartiles", "realised"]
+from foveate.evaluate.intervals import RESAMPLES, interval
 
 
 @dataclass(frozen=True)
@@ -39,9 +37,7 @@ def paired_ratio(plain: Sequence[float], plan: Sequence[float], resamples: int =
     if len(plain) != len(plan) or not plain or min(*plain, *plan) <= 0:
         raise ValueError(f"{len(plain)} and {len(plan)} times: one positive time of each for every round is needed")
     ratios = np.asarray(plan, dtype=float) / np.asarray(plain, dtype=float)
-    random = np.random.default_rng(SEED)
-    medians = np.median(ratios[random.integers(0, len(ratios), (resamples, len(ratios)))], axis=1)
-    return Ratio(median(ratios.tolist()), float(np.quantile(medians, 0.025)), float(np.quantile(medians, 0.975)))
+    return Ratio(median(ratios.tolist()), *interval(ratios, np.median, resamples))
 
 
 def realised(measured: float, theory: float | None) -> float | None:

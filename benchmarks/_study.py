@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks._statistics import mean_interval
-from foveate.files.writing import write_file
+from foveate.evaluate.intervals import interval
 
 Answers = npt.NDArray[np.int_]
 
@@ -28,11 +27,6 @@ def resumed(out: Path, report: dict[str, Any], same: Sequence[str]) -> dict[str,
     if any(before[key] != report[key] for key in same):
         raise SystemExit(f"{out} holds another study; name a new file")
     return before
-
-
-def write_results(out: Path, report: dict[str, Any]) -> None:
-    """Write a raw file, whole or not at all."""
-    write_file(out, json.dumps(report, indent=1) + "\n")
 
 
 def marks(right: npt.NDArray[np.bool_]) -> str:
@@ -59,7 +53,7 @@ def table(heading: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 def difference(first: Answers, second: Answers) -> str:
     """The paired difference in points with its 95 % interval."""
     delta = 100.0 * (first - second)
-    low, high = mean_interval(delta)
+    low, high = interval(delta)
     return f"{delta.mean():+.1f} [{low:+.1f}, {high:+.1f}]"
 
 

@@ -11,14 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from foveate.engine import observe
-from foveate.engine import prefill as stages
-from foveate.engine.encoder import EncoderHooks
-from foveate.engine.packed_encoder import PackedEncoderHooks
-
-# What `part` names are called with: the functions that a plan's choice consists of.
-CHOOSING = ((observe, "attention_rows"), (stages, "run_stage"))
-ENCODER_CHOOSING = ((observe, "column_means"), (EncoderHooks, "_run"), (PackedEncoderHooks, "_run"))
+from benchmarks._live_bytes import LiveBytes
 
 
 @dataclass(frozen=True)
@@ -151,8 +144,6 @@ def peak_memory(device: torch.device) -> Iterator[list[int]]:
         torch.cuda.synchronize(device)
         found.append(torch.cuda.max_memory_allocated(device) - before)
         return
-    from tests.live_bytes import LiveBytes
-
     with LiveBytes(flag_elements=1 << 62) as seen:
         yield found
     found.append(seen.peak)

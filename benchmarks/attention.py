@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 import foveate
+from benchmarks._results import write_results
 from foveate.core.attention import KINDS, Raters
 from foveate.demo.evaluation import conversation, held_out_samples, versions
 from foveate.demo.loading import load_demo
@@ -153,7 +154,7 @@ def main() -> None:
     options = parser.parse_args()
     report = json.loads(options.out.read_text()) if options.out.exists() else study(options.questions, options.model)
     if not options.out.exists():
-        options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        write_results(options.out, report)
     if options.page is not None:
         write_page(report, options.out, options.page, options.question)
 

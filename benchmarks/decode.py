@@ -32,9 +32,8 @@ from benchmarks._models import Prompt
 from benchmarks._run import Benchmark, Sample
 from benchmarks._timing import Clock, Spent
 from foveate.api import attach
+from foveate.api.measuring import cache_in, lasting_bytes, stored_bytes
 from foveate.cost.estimate import CostEstimate
-from foveate.engine.cache_kinds import lasting_bytes, stored_bytes
-from foveate.engine.compat import cache_in
 from foveate.families import family_for
 
 # A CPU does this many times fewer FLOPs per second in a decode step, which waits for memory, than in a prefill.

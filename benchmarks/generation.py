@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedC
 
 import foveate
 from benchmarks._generation_page import write_page
+from benchmarks._results import write_results
 from benchmarks.quality import RANDOM_SEEDS, SEED, seeded
 from foveate.cli.rounds import demo_samples
 from foveate.demo.evaluation import generate_answers, held_out_samples, versions
@@ -32,7 +32,6 @@ from foveate.demo.long_answers import CAPTION, LONG_TASKS
 from foveate.demo.questions import Question
 from foveate.evaluate.generation import Sample, Score, score_samples
 from foveate.evaluate.overlap import OverlapScore, overlap_score
-from foveate.files.writing import write_file
 from foveate.predictors import PredictorConfig, read_config
 
 CAPTIONS, OTHERS, NEW_TOKENS, BATCH = 300, 60, 160, 32
@@ -163,12 +162,6 @@ def run(
                 bars.advance(bar)
                 means = [f"{key} {sum(known[name][key]) / count:.3f}" for key in ("perplexity", "overlap")]
                 print(f"{task:10s} {name:36s} {'  '.join(means)}", flush=True)
-
-
-def write_results(out: Path, report: dict[str, Any]) -> None:
-    """Write a raw file, whole or not at all, each list of numbers on one line."""
-    text = re.sub(r"\[[^\[\]{}\"]+\]", lambda found: " ".join(found[0].split()), json.dumps(report, indent=1))
-    write_file(out, text + "\n")
 
 
 def main() -> None:

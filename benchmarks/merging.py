@@ -23,11 +23,12 @@ from torch import Tensor
 
 import foveate
 from benchmarks._models import build
-from benchmarks._statistics import mean_interval
-from benchmarks._study import answers, beside, graded, resumed, table, write_results
+from benchmarks._results import write_results
+from benchmarks._study import answers, beside, graded, resumed, table
 from benchmarks.quality import SEED, Prompts, Row
 from foveate.demo.evaluation import held_out_samples, versions
 from foveate.demo.loading import load_demo
+from foveate.evaluate.intervals import interval
 from foveate.families import family_for
 
 METHODS = {
@@ -200,7 +201,7 @@ def write_page(report: dict[str, Any], raw: Path, out: Path) -> None:
 
 def _interval(values: Any) -> str:
     array = np.asarray(values, dtype=float)
-    low, high = mean_interval(array)
+    low, high = interval(array)
     return f"{array.mean():.3f} [{low:.3f}, {high:.3f}]"
 
 
@@ -238,7 +239,7 @@ def _verdict(right: dict[str, Any]) -> str:
             if not own:
                 continue
             best = max(own, key=lambda name: own[name].mean())
-            level = [name for name in own if name != best and mean_interval(100.0 * (own[best] - own[name]))[0] <= 0]
+            level = [name for name in own if name != best and interval(100.0 * (own[best] - own[name]))[0] <= 0]
             beside = f"not told apart from it: {', '.join(level)}" if level else "all others are below it beyond their interval"
             said.append(f"- {place}, keep {keep}: **{best}** is best; {beside}.")
     return "\n".join(said)

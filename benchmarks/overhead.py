@@ -16,7 +16,6 @@ Goals: a decode step <= 3 % longer, choosing <= 2 % of the plain time to first t
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
@@ -25,10 +24,11 @@ from typing import Any
 import torch
 
 from benchmarks import _models as models
-from benchmarks._timing import CHOOSING, Clock, Parts, timed, turns
+from benchmarks._results import write_results
+from benchmarks._timing import Clock, Parts, timed, turns
+from foveate.api import Attachment
+from foveate.api.measuring import CACHE, CHOOSING, cache_in
 from foveate.demo.evaluation import versions
-from foveate.engine.attachment import Attachment
-from foveate.engine.compat import CACHE, cache_in
 from foveate.spec import parse
 
 THREADS, VISUAL_TOKENS = 1, 1024
@@ -109,7 +109,7 @@ def main() -> None:
         "raw_ms": {"decode_step": decode, "prefill": prefill, "choosing": chosen},
         "backend": "sdpa", "dtype": "float32", "threads": THREADS, "versions": versions(),
     }  # fmt: skip
-    options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_results(options.out, result)
     for name, value in ratio.items():
         print(f"{name}: {100 * value:.2f} %")
 

@@ -19,11 +19,12 @@ from typing import Any
 import numpy as np
 
 import foveate
-from benchmarks._statistics import mean_interval
-from benchmarks._study import answers, beside, difference, graded, resumed, table, write_results
+from benchmarks._results import write_results
+from benchmarks._study import answers, beside, difference, graded, resumed, table
 from benchmarks.quality import SEED, Prompts, Row, exact, seeded
 from foveate.demo.evaluation import held_out_samples, versions
 from foveate.demo.loading import load_demo
+from foveate.evaluate.intervals import interval
 from foveate.predictors import read_config
 
 # Tasks whose answers are long enough for a gate to matter.
@@ -177,7 +178,7 @@ def _verdict(right: dict[str, Any], is_long: Any) -> str:
             if learned in right and control in right:
                 part = is_long if "answer" in learned else np.ones_like(is_long)
                 own, other = right[learned][part], right[control][part]
-                low, high = mean_interval(100.0 * (own - other))
+                low, high = interval(100.0 * (own - other))
                 word = "better than" if low > 0 else "worse than" if high < 0 else "**not told apart from**"
                 where = " on long answers" if "answer" in learned else ""
                 said.append(f"- {learned} is {word} {control}{where}: {difference(own, other)} points.")

@@ -27,13 +27,11 @@ from benchmarks import _models as models
 from benchmarks import _run
 from benchmarks._models import Impossible, Prompt
 from benchmarks._run import Benchmark, Sample
-from benchmarks._timing import CHOOSING, Clock, Parts
+from benchmarks._timing import Clock, Parts
 from foveate.api import attach
+from foveate.api.measuring import CHOOSING, cache_in, check_plan, stored_bytes
 from foveate.cost.estimate import CostEstimate
 from foveate.cost.flops import attention_flops
-from foveate.engine.cache_kinds import stored_bytes
-from foveate.engine.check import check_plan
-from foveate.engine.compat import cache_in
 from foveate.errors import FoveateError
 from foveate.families import family_for
 from foveate.spec import parse

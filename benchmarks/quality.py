@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import math
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -29,13 +28,15 @@ from PIL import Image
 from transformers import DynamicCache
 
 import foveate
-from benchmarks._study import graded, resumed, write_results
+from benchmarks._results import write_results
+from benchmarks._study import graded, resumed
+from foveate.api.measuring import CACHE
+from foveate.api.pictures import downsampled
 from foveate.demo.evaluation import held_out_samples, versions
 from foveate.demo.loading import load_demo
 from foveate.demo.packing import IGNORED, PackedBatch, Packer
 from foveate.demo.questions import Question
 from foveate.demo.samples import Sample
-from foveate.engine.compat import CACHE
 
 BATCH, SEED, RANDOM_SEEDS = 32, 1, 5
 LAYERS, KEEPS = (1, 2, 3, 4, 6), (0.75, 0.5, 0.25, 0.1, 0.05)
@@ -75,20 +76,16 @@ def rows() -> Iterator[Row]:
             yield Row(method, layer, keep, f"{method}(layer={layer}, keep={keep})")
 
 
-def downsampled(pixels: npt.NDArray[np.uint8], keep: float) -> npt.NDArray[np.uint8]:
-    """A picture with a share of its pixels, brought back to its size."""
-    picture = Image.fromarray(pixels)
-    side = max(1, round(picture.width * math.sqrt(keep)))
-    small = picture.resize((side, side), Image.Resampling.LANCZOS).resize(picture.size, Image.Resampling.BICUBIC)
-    return np.asarray(small)
-
-
 class _Pixels:
     """A sample with other pixels."""
 
     def __init__(self, sample: Sample, keep: float) -> None:
         self.pictures, self.questions = sample.pictures, sample.questions
-        self.pixels = np.stack([downsampled(pixels, keep) for pixels in sample.pixels])
+        pictures = [Image.fromarray(pixels) for pixels in sample.pixels]
+        # Brought back to its size, as the demo model reads no other.
+        self.pixels = np.stack(
+            [np.asarray(downsampled(one, keep).resize(one.size, Image.Resampling.BICUBIC)) for one in pictures]
+        )
 
 
 @dataclass

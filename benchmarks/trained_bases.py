@@ -19,12 +19,13 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks._statistics import mean_interval
-from benchmarks._study import answers, difference, marks, resumed, table, write_results
+from benchmarks._results import write_results
+from benchmarks._study import answers, difference, marks, resumed, table
 from benchmarks.predictors import LONG, stored_share
 from benchmarks.quality import SEED, Prompts, Row
 from foveate.demo.evaluation import held_out_samples, versions
 from foveate.demo.loading import load_demo
+from foveate.evaluate.intervals import interval
 from foveate.predictors import read_config
 
 LAYER, KEEP, STORED = 2, 0.2, 0.5  # as the predictors are trained, so that every base meets the same controls
@@ -146,7 +147,7 @@ def _cell(row: dict[str, Any] | None, plain: Any, part: Any) -> str:
     if row is None:
         return ""
     right = answers(row)[part]
-    low, high = mean_interval(100.0 * (right - plain[part]))
+    low, high = interval(100.0 * (right - plain[part]))
     share = f" ({row['stored']:.0%})" if "stored" in row else ""
     return f"{right.mean():.3f} [{low:+.1f}, {high:+.1f}]{share}"
 
@@ -183,7 +184,7 @@ def _trains_base(base: dict[str, Any]) -> bool:
 
 def _told(row: dict[str, Any], other: dict[str, Any], part: Any) -> str:
     own, others = answers(row)[part], answers(other)[part]
-    low, high = mean_interval(100.0 * (own - others))
+    low, high = interval(100.0 * (own - others))
     word = "better" if low > 0 else "worse" if high < 0 else "not told apart"
     return f"{word}, {difference(own, others)} points"
 

@@ -26,8 +26,9 @@ from benchmarks import _run
 from benchmarks._models import Prompt
 from benchmarks._run import Benchmark, Sample
 from benchmarks._statistics import realised
-from benchmarks._timing import CHOOSING, ENCODER_CHOOSING, Clock, Parts
+from benchmarks._timing import Clock, Parts
 from foveate.api import attach
+from foveate.api.measuring import CHOOSING, ENCODER_CHOOSING
 from foveate.cost.estimate import CostEstimate
 
 # Usual plans of each model: about a half and a quarter of the tokens.

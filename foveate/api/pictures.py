@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,6 +54,15 @@ def load_image(path: str | Path) -> Image.Image:
             raise InputError(f"{shown(path)} is too large: up to {MAX_PIXELS:,} pixels are read, scale it down first") from None
         except Exception as error:  # every format has its own ways to be broken
             raise InputError(f"cannot read {shown(path)} as a picture: {first_line(error)}") from None
+
+
+def downsampled(picture: Image.Image, keep: float) -> Image.Image:
+    """The control that needs no method: a picture with a `keep` share of its pixels."""
+    from PIL import Image
+
+    scale = math.sqrt(keep)
+    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+    return picture.resize(size, Image.Resampling.LANCZOS)
 
 
 def check_size(path: Path, width: int, height: int) -> None:

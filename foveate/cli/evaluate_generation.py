@@ -15,7 +15,7 @@ from foveate.cli import options, startup, tables
 from foveate.cli.settings import DEFAULTS, GREEDY, Decoding, ModelSettings, spread
 from foveate.demo.tasks import LONG_TASKS
 from foveate.errors import InputError
-from foveate.evaluate.overlap import METEOR_NEEDS, overlap_score
+from foveate.evaluate.overlap import METEOR_NEEDS, OverlapScore, overlap_score
 from foveate.files.paths import check_folder
 from foveate.files.writing import check_outputs, write_file
 
@@ -95,12 +95,12 @@ def generation(
         from foveate.evaluate.generation import Generation, evaluate, summarize
 
         given = None if file is None else _read_file(file, samples, pictures)
+        score = overlap_score() if generate else None
     loaded, processor = startup.load_model(model, settings)
     if given is None:
         chosen = demo_samples(loaded, processor, task, samples or _DEMO_SAMPLES)
     else:
         chosen = _of_file(loaded, processor, given)
-    score = overlap_score()
 
     def decode(ids: Any) -> str:
         return str(processor.tokenizer.decode(ids, skip_special_tokens=True))
@@ -118,14 +118,14 @@ def generation(
         def note(name: str, done: int) -> None:
             progress.update(bar, advance=1, description=escape("plain" if name == "none" else name))
 
-        wanted = Generation(decode, score, new_tokens, decoding.options(), decoding.seed) if generate else None
+        wanted = Generation(decode, score, new_tokens, decoding.options(), decoding.seed) if score else None
         scores = evaluate(loaded, chosen, plans, wanted, step_by_step, note)
     result = {
         "protocol": _PROTOCOL,
         "source": f"demo, held-out {task}" if file is None else str(file),
         "model": type(loaded).__name__ if model is None else model,
         "samples": len(chosen),
-        "overlap_score": score.name if generate else None,
+        "overlap_score": score.name if score else None,
         "step_by_step": step_by_step,
         "rows": [row.to_json() for row in summarize(scores)],
         "scores": {name: _each(own, chosen) for name, own in scores.items()},
@@ -137,8 +137,8 @@ def generation(
         typer.echo(json.dumps(result))
         return
     console = tables.make_console()
-    tables.show(console, _table(summarize(scores), score.name, f"{result['source']}, {len(chosen)} samples"))
-    console.print(_NOTES if score.name == "meteor" or not generate else f"{_NOTES}; {METEOR_NEEDS}", style="dim")
+    tables.show(console, _table(summarize(scores), score, f"{result['source']}, {len(chosen)} samples"))
+    console.print(_NOTES if score is None or score.name == "meteor" else f"{_NOTES}; {METEOR_NEEDS}", style="dim")
     if out is not None:
         console.print(f"wrote {out}", markup=False, highlight=False)
 
@@ -195,15 +195,14 @@ def _each(scores: Sequence[Score], samples: Sequence[Sample]) -> list[dict[str, 
     return [{"name": sample.name, **asdict(score)} for sample, score in zip(samples, scores, strict=True)]
 
 
-def _table(rows: Sequence[Row], overlap: str, title: str) -> Table:
+def _table(rows: Sequence[Row], overlap: OverlapScore | None, title: str) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
-    has_overlap = rows[0].overlap is not None
     table = Table(title=escape(title), title_justify="left", show_lines=True)
     table.add_column("plan", overflow="fold", min_width=26)
     headings = ["PPL", "change\n[95 %]"]
-    headings += [{"meteor": "METEOR", "rouge_l": "ROUGE-L"}[overlap], "change\n[95 %]"] if has_overlap else []
+    headings += [{"meteor": "METEOR", "rouge_l": "ROUGE-L"}[overlap.name], "change\n[95 %]"] if overlap else []
     for heading in (*headings, "output\ntokens", "FLOPs, last\nuncached pass", "Eq. 13", "KV cache,\nof output"):
         table.add_column(heading, justify="right")
     for number, row in enumerate(rows):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,7 +17,7 @@ from foveate.cli.settings import ModelSettings
 from foveate.demo.loading import load_demo
 from foveate.errors import FoveateError, InputError
 
-__all__ = ["as_seen", "chat_inputs", "downsampled", "load_image", "load_model", "png", "prompt_inputs"]
+__all__ = ["as_seen", "chat_inputs", "load_image", "load_model", "png", "prompt_inputs"]
 
 
 def load_model(name: str | None, training_dtype: str | None = None, settings: ModelSettings | None = None) -> tuple[Any, Any]:
@@ -140,19 +139,6 @@ def _with_videos(processor: Any, turn: list[dict[str, Any]], videos: Sequence[Vi
         add_special_tokens=begin is None or not text.startswith(begin),
         return_tensors="pt",
     )
-
-
-def downsampled(medium: Image.Image | Video, keep: float) -> Image.Image | Video:
-    """The control that needs no method: a picture, or each frame of a video, with a `keep` share of the pixels."""
-    if isinstance(medium, Video):
-        return Video([_smaller(frame, keep) for frame in medium.frames], medium.seconds)
-    return _smaller(medium, keep)
-
-
-def _smaller(picture: Image.Image, keep: float) -> Image.Image:
-    scale = math.sqrt(keep)
-    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
-    return picture.resize(size, Image.Resampling.LANCZOS)
 
 
 def as_seen(picture: Image.Image, rules: Any) -> Image.Image:

@@ -54,7 +54,6 @@ def plan(
 ) -> None:
     """Visual tokens, FLOPs and KV bytes of a plan on a model, from its config alone."""
     from foveate.api.cost import default_plan, estimate, media_of, resolve_config
-    from foveate.core.plan import Plan
     from foveate.cost.estimate import grid
     from foveate.families import family_for
     from foveate.spec import parse
@@ -80,7 +79,7 @@ def plan(
         convention=convention,
     )
     result = estimate(config, parsed, **workload)
-    other = None if vs is None else estimate(resolve_config(vs, trust_remote_code), parse("none"), **workload)
+    other = None if vs is None else estimate(resolve_config(vs, trust_remote_code), "none", **workload)
     cells = None
     if show_grid:
         family = family_for(config)

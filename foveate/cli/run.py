@@ -85,7 +85,8 @@ def _controls(
     plan: Plan, model: Any, processor: Any, contents: Sequence[Image.Image | Video], question: str
 ) -> list[Candidate]:
     """Random, uniform and downsampling with the budget of the plan's last stage."""
-    from foveate.api import Candidate
+    from foveate.api import Candidate, Video
+    from foveate.api.pictures import downsampled
     from foveate.cli import loading
     from foveate.core.plan import Plan
 
@@ -100,7 +101,12 @@ def _controls(
                 rows.append(Candidate(str(other), other))
         if last.budget.ratio is not None and len(plan.stages) == 1:
             keep = float(last.budget.ratio)
-            smaller = [loading.downsampled(content, keep) for content in contents]
+            smaller = [
+                Video([downsampled(frame, keep) for frame in one.frames], one.seconds)
+                if isinstance(one, Video)
+                else downsampled(one, keep)
+                for one in contents
+            ]
             inputs = loading.prompt_inputs(model, processor, smaller, question)
             rows.append(Candidate(f"downsample the picture to {keep:g} of its pixels", Plan(), inputs))
     return rows

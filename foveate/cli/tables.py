@@ -67,9 +67,9 @@ def _least_width(console: Console, column: Column) -> int:
     return max(words[0], longest if column.justify == "right" else min(longest, max(_TEXT_WIDTH, *words)))
 
 
-def make_table(*headings: str, title: str | None = None) -> Table:
+def make_table(*headings: str) -> Table:
     """A table of texts, with lines between its rows."""
-    table = Table(title=title, title_justify="left", show_lines=True)
+    table = Table(show_lines=True)
     for heading in headings:
         table.add_column(heading, overflow="fold")
     return table

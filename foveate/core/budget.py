@@ -25,13 +25,6 @@ class Rounding(str, Enum):
     FLOOR = "floor"
 
 
-class Unit(str, Enum):
-    """What is counted: tokens, or whole merge groups of a family that joins tokens after the encoder."""
-
-    TOKEN = "token"
-    GROUP = "group"
-
-
 # More decimals than anybody writes; the bound keeps exact arithmetic small.
 _MAX_DECIMALS = 28
 _EXACT = Context(prec=2 * _MAX_DECIMALS)
@@ -53,7 +46,6 @@ class Budget:
     count: int | None = None
     threshold: float | None = None
     rounding: Rounding = Rounding.HALF_UP
-    unit: Unit = Unit.TOKEN
 
     def __post_init__(self) -> None:
         given = [value for value in (self.ratio, self.count, self.threshold) if value is not None]
@@ -122,27 +114,21 @@ class Budget:
         """Whether the count follows from shapes alone."""
         return self.threshold is None
 
-    def resolve(self, available: int, group: int = 1) -> int:
-        """Return how many of `available` tokens stay: at least one unit, at most all of them.
-
-        Args:
-            available: tokens that arrive at the stage, a multiple of `group`.
-            group: tokens per merge group; only used when the unit is GROUP.
+    def resolve(self, available: int) -> int:
+        """Return how many of the `available` tokens that arrive at the stage stay: at least one, at most all of them.
 
         Raises:
             BudgetError: for a threshold, whose count depends on the scores and not on shapes.
         """
         if not self.is_fixed:
             raise BudgetError("a threshold budget has no count before the scores are known")
-        size = group if self.unit is Unit.GROUP else 1
-        units = available // size
         if self.ratio is not None:
             top, bottom = self.ratio.as_integer_ratio()
-            wanted = _divide(top * available, bottom * size, self.rounding)
+            wanted = _divide(top * available, bottom, self.rounding)
         else:
             assert self.count is not None
-            wanted = self.count // size
-        return min(max(wanted, 1), units) * size
+            wanted = self.count
+        return min(max(wanted, 1), available)
 
     def __str__(self) -> str:
         if self.ratio is not None:

@@ -9,7 +9,7 @@ from fractions import Fraction
 from itertools import islice
 from typing import Any, TypeVar
 
-from foveate.core.budget import Budget, Unit
+from foveate.core.budget import Budget
 from foveate.core.layout import Role
 from foveate.core.method import Method, StepMethod, TokenMethod
 from foveate.core.shape import MediumShape
@@ -83,8 +83,6 @@ class Stage:
             raise BudgetError(f"{name}: effect=mask keeps a count; write keep=0.5 or keep=144")
         if by_threshold and not method.thresholds:
             raise BudgetError(f"{name} cannot keep by threshold, its count must be known first: write keep=0.5 or keep=144")
-        if self.budget is not None and self.budget.unit is Unit.GROUP and self.site.decoder_layer is not None:
-            raise BudgetError(f"{name}: merge groups exist inside the encoder only; count tokens at site {self.site}")
         if method.needs_grid and self.scope is Scope.SAMPLE:
             raise PlanError(f"{name} works on the grid of one medium: scope=sample has no grid")
         if method.needs_grid and self.effect is Effect.MASK:

@@ -54,11 +54,6 @@ class Importance(Observation):
 
 
 @dataclass(frozen=True)
-class Keys(Observation):
-    """Keys of the encoder's attention in the layer below the cut, averaged over heads: [G, N, D], fp32."""
-
-
-@dataclass(frozen=True)
 class TokenView:
     """Equal-length groups of visual tokens. Never padding, batch rows, sequence positions or modules of the model.
 

@@ -54,9 +54,9 @@ def _width(decoder: DecoderShape, layer: int) -> int:
     return decoder.heads * decoder.layer(layer).head_dim
 
 
-def lm_head_flops(decoder: DecoderShape, positions: int = 1) -> int:
-    """FLOPs of the logits of `positions` positions; generation asks for one per pass."""
-    return matmul_flops(positions, decoder.hidden, decoder.vocabulary)
+def lm_head_flops(decoder: DecoderShape) -> int:
+    """FLOPs of the logits of one position, as many as generation asks for per pass."""
+    return matmul_flops(1, decoder.hidden, decoder.vocabulary)
 
 
 def decoder_prefill_flops(decoder: DecoderShape, tokens_per_layer: Sequence[int]) -> int:

@@ -21,9 +21,9 @@ _FRAMES_PER_SECOND = 2
 _SCALE = 4  # encoders halve the resolution of colours
 
 
-def example_clip(index: int = _EXAMPLE) -> tuple[Clip, Question]:
+def example_clip() -> tuple[Clip, Question]:
     """A clip that was not seen in training, and the question what moves and where to."""
-    clip = make_clip("examples", 0, index)
+    clip = make_clip("examples", 0, _EXAMPLE)
     questions = make_clip_questions(clip, random.Random(0))
     return clip, next(question for question in questions if question.text == "what moves and where to?")
 

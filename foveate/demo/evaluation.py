@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from foveate.demo.blind import majority_answers
-from foveate.demo.objective import correct_answers
+from foveate.demo.forced import correct_answers
 from foveate.demo.packing import PackedBatch, Packer, without_every_other_output
 from foveate.demo.questions import Question
 from foveate.demo.samples import KIND_OF_TASK, KINDS, TASKS, Sample, make_sample
@@ -220,19 +220,3 @@ def caption_scores(model: Any, processor: Any, config: DemoEvaluationConfig) -> 
 def _sentences(caption: str) -> list[str]:
     """Return the sentences after the opening one, which only counts."""
     return [part.strip() for part in caption.split(".")[1:] if part.strip()]
-
-
-def markdown_table(results: Mapping[str, Any]) -> str:
-    """Return the table of the model card: accuracy, interval, blind baselines and the gain over the better one."""
-    lines = [
-        "| task | questions | accuracy | 95 % interval | blind: majority | blind: blank picture | gain "
-        "| half of the answer hidden |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for row in results["tasks"]:
-        lines.append(
-            f"| {row['task']} | {row['questions']} | {row['accuracy']:.3f} | {row['low']:.3f} to {row['high']:.3f} "
-            f"| {row['majority_blind']:.3f} | {row['blank_blind']:.3f} | {100 * row['gain']:+.1f} points "
-            f"| {'' if row['half_output'] is None else format(row['half_output'], '.3f')} |"
-        )
-    return "\n".join(lines) + "\n"

@@ -39,10 +39,7 @@ def load_demo(folder: Path | None = None, *, dtype: torch.dtype | str = torch.fl
     """
     source = folder or MODEL_FOLDER
     if not is_file(source / "model.safetensors"):
-        raise InputError(
-            f"there are no demo weights in {shown(source)}; reinstall foveate, or train them with "
-            "`foveate train demo --out runs/demo` and load `runs/demo/model`"
-        )
+        raise InputError(f"there are no demo weights in {shown(source)}; reinstall foveate, or name a folder that holds some")
     from transformers import LlavaForConditionalGeneration
 
     return load_pretrained(str(source.absolute()), LlavaForConditionalGeneration, dtype=dtype, local_files_only=True, **options)

@@ -14,12 +14,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from foveate.demo.processor import ASSISTANT_TOKEN, END_TOKEN, IMAGE_TOKEN, PAD_TOKEN, START_TOKEN, USER_TOKEN
 from foveate.demo.questions import Question
 from foveate.demo.samples import Sample
 from foveate.demo.scenes import VISUAL_TOKENS
 from foveate.demo.tasks import LONG_TASKS
 
+IMAGE_TOKEN = "<image>"
+USER_TOKEN = "<|user|>"
+ASSISTANT_TOKEN = "<|assistant|>"
+END_TOKEN = "<|end|>"
+PAD_TOKEN = "<pad>"
+START_TOKEN = "<s>"
 IGNORED = -100  # the label that cross entropy leaves out
 PREFIX_TEXT_TOKENS = 2
 PADDING_SEGMENT = -1

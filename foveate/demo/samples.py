@@ -1,4 +1,4 @@
-"""One training or test sample: one or more pictures, their pixels, questions and, on request, patch labels."""
+"""One training or test sample: one or more pictures, their pixels and questions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Literal
 import numpy as np
 
 from foveate.demo.drawing import Pixels, render
-from foveate.demo.labels import PatchLabels, Tags, picture_tags
 from foveate.demo.long_answers import make_long_questions
 from foveate.demo.questions import SINGLE_TASKS, TASK_WEIGHTS, Question, make_questions
 from foveate.demo.scenes import (
@@ -18,7 +17,6 @@ from foveate.demo.scenes import (
     Picture,
     Split,
     make_clip,
-    make_dense_scene,
     make_pair,
     make_picture,
     picture_random,
@@ -59,14 +57,6 @@ class Sample:
         """The request to describe the picture."""
         return next(question for question in self.long_questions if question.task == CAPTION)
 
-    def labels(self) -> list[PatchLabels]:
-        """Return the patch labels of each picture."""
-        return [PatchLabels(picture) for picture in self.pictures]
-
-    def tags(self) -> Tags:
-        """Return the tags of the class token, [pictures, tags]."""
-        return np.stack([picture_tags(picture) for picture in self.pictures])
-
 
 def make_sample(
     split: Split,
@@ -90,8 +80,3 @@ def make_sample(
     picture = make_picture(split, seed, index, max_objects, only)
     questions = make_questions(picture, rng, question_limit, weights) if question_limit else ()
     return Sample((picture,), questions, make_long_questions(picture, rng))
-
-
-def make_dense_sample(split: Split, seed: int, index: int) -> Sample:
-    """Return a crowded scene without questions, for the vision warm-up."""
-    return Sample((make_dense_scene(split, seed, index),), ())

@@ -152,11 +152,8 @@ class EncoderHooks(EncoderCallHooks[EncoderPath, Encoded]):
         return torch.cat([hidden[:, :prefix], take(tokens, kept, 1)], dim=1)
 
     def _of_units(self, values: Tensor, slots: Tensor) -> Tensor:
-        """What was measured for each patch [B, n] or [B, n, D], for each unit: the mean, or all of it side by side."""
-        rows, count, size = slots.shape
-        if values.ndim == 2:
-            return values.gather(1, slots.flatten(1)).view(rows, count, size).mean(2)
-        return take(values, slots.flatten(1), 1).view(rows, count, -1)
+        """The mean of what was measured for each patch [B, n], for each unit."""
+        return values.gather(1, slots.flatten(1)).view(slots.shape).mean(2)
 
     def _bias(self, call: Encoded, dtype: torch.dtype) -> Tensor:
         """log(size) of each patch that is left, 0 for prefix tokens. A patch of a unit stands for as many as its unit does."""

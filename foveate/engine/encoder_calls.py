@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from foveate.core.encoder import EncoderPath, PackedPath
 from foveate.core.layout import Layout
 from foveate.core.plan import Stage
-from foveate.core.view import Importance, Keys, Observation
+from foveate.core.view import Importance, Observation
 from foveate.engine import attention_rows, compat, forward, layout, observe
 from foveate.engine.conversation import Conversation, open_conversation
 from foveate.engine.encoder_state import EncodedRow, EncoderCall
@@ -177,14 +177,12 @@ class EncoderCallHooks(ABC, Generic[_Path, _Call]):
 
 
 def measured(need: Observation, query: Tensor, key: Tensor, mask: Any, scaling: float | None) -> Tensor:
-    """What a stage asked for, of each token: [B, N], or [B, N, D] of keys; fp32.
+    """What a stage asked for, of each token: [B, N] fp32.
 
     Args:
-        need: `Importance` or `Keys`.
+        need: `Importance`.
         query, key: [B, H, N, D].   mask, scaling: as the attention function gets them.
     """
+    assert isinstance(need, Importance)
     with torch.no_grad():
-        if isinstance(need, Importance):
-            return attention_rows.column_means(query, key, mask, scaling)
-        assert isinstance(need, Keys)
-        return key.float().mean(1)
+        return attention_rows.column_means(query, key, mask, scaling)

@@ -142,10 +142,8 @@ class PackedEncoderHooks(EncoderCallHooks[PackedPath, Packed]):
         return states[kept].view(-1, width)
 
     def _of_units(self, call: Packed, index: int, need: Observation, slots: Tensor) -> Tensor:
-        """What was measured for each patch, for units [G, m]: the mean, or all of it side by side."""
-        values = call.observed[(index, need)]
-        by_unit = values.view(-1, call.unit, *values.shape[1:])
-        return by_unit.mean(1)[slots] if values.ndim == 1 else by_unit.flatten(1)[slots]
+        """The mean of what was measured for each patch, for units [G, m]."""
+        return call.observed[(index, need)].view(-1, call.unit).mean(1)[slots]
 
     def _measuring(self, call: Packed, index: int, kwargs: dict[str, Any]) -> observe.Callback:
         parts: dict[Observation, list[Tensor]] = {need: [] for need in self.stages[index].method.needs()}

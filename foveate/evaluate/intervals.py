@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,11 +27,15 @@ class Mean:
         return {"mean": self.value, "low": self.low, "high": self.high}
 
 
-def mean_interval(values: npt.NDArray[np.float64]) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of a mean over `values` [n]."""
+def interval(
+    values: npt.NDArray[np.floating[Any]],
+    of: Callable[..., npt.NDArray[np.floating[Any]]] = np.mean,
+    resamples: int = RESAMPLES,
+) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of the mean of `values` [n], or of their median (`of=np.median`)."""
     random = np.random.default_rng(SEED)
-    means = values[random.integers(0, len(values), (RESAMPLES, len(values)))].mean(axis=1)
-    return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
+    found = of(values[random.integers(0, len(values), (resamples, len(values)))], axis=1)
+    return float(np.quantile(found, 0.025)), float(np.quantile(found, 0.975))
 
 
 def mean_of(values: Sequence[float]) -> Mean:
@@ -38,7 +43,7 @@ def mean_of(values: Sequence[float]) -> Mean:
     if not len(values):
         raise InputError("no samples: there is no mean of nothing")
     array = np.asarray(values, dtype=float)
-    low, high = mean_interval(array) if len(array) > 1 else (None, None)
+    low, high = interval(array) if len(array) > 1 else (None, None)
     return Mean(float(array.mean()), low, high)
 
 

@@ -79,13 +79,6 @@ class Reading:
         return total, int(self.stored[:-1].sum()) + 1
 
 
-def read_answer(
-    model: Any, inputs: Mapping[str, Any], answer: Tensor, attachment: Attachment | None, step_by_step: bool = False
-) -> Reading:
-    """Read an answer to a prompt: `read_rounds` of one round."""
-    return read_rounds(model, Rounds(inputs, (answer,)), attachment, step_by_step)[0]
-
-
 def read_rounds(
     model: Any,
     rounds: Rounds,

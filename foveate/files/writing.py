@@ -44,8 +44,8 @@ def check_outputs(targets: Mapping[str, Path | None], inputs: Iterable[str | Pat
         taken[option] = path
 
 
-def check_output_folder(option: str, folder: Path, inputs: Iterable[str | Path | None] = (), make: bool = True) -> None:
-    """The same of a folder that files are written into; with `make` it and its parents may be missing yet."""
+def check_output_folder(option: str, folder: Path, inputs: Iterable[str | Path | None] = ()) -> None:
+    """The same of a folder that files are written into; it and its parents may be missing yet."""
     where = f"{option} {shown(folder)}"
     with refused(f"write {option}", folder):
         if os.path.lexists(folder) and not os.path.isdir(folder):
@@ -54,7 +54,7 @@ def check_output_folder(option: str, folder: Path, inputs: Iterable[str | Path |
             if _same(Path(source), folder):
                 raise InputError(f"{where}: that is what is read; name another folder")
         place = folder.absolute()
-        while make and not os.path.lexists(place):
+        while not os.path.lexists(place):
             _check_name(place)
             place = place.parent
         _check_folder(where, place)

@@ -10,7 +10,7 @@ from decimal import Decimal
 from typing import Any, get_args, get_origin, get_type_hints
 
 from foveate import methods
-from foveate.core.budget import Budget, Rounding, Unit
+from foveate.core.budget import Budget, Rounding
 from foveate.core.layout import Role
 from foveate.core.method import Method
 from foveate.core.plan import MOST_STAGES, Effect, Scope, Stage
@@ -22,7 +22,7 @@ FORMAT_VERSION = 1
 # Of the lists and numbers that an option takes.
 _MOST_ITEMS, _LARGEST = 10_000, 10**18
 _STAGE_KEYS = ("method", "options", "site", "layer", "keep", "scope", "role", "effect")
-_BUDGET_KEYS = ("ratio", "count", "threshold", "rounding", "unit")
+_BUDGET_KEYS = ("ratio", "count", "threshold", "rounding")
 
 
 def write_plan(stages: tuple[Stage, ...]) -> dict[str, Any]:
@@ -84,8 +84,6 @@ def _write_budget(budget: Budget) -> dict[str, Any]:
         out["threshold"] = budget.threshold
     if budget.rounding is not Rounding.HALF_UP:
         out["rounding"] = budget.rounding.value
-    if budget.unit is not Unit.TOKEN:
-        out["unit"] = budget.unit.value
     return out
 
 
@@ -154,7 +152,6 @@ def _read_budget(data: Any) -> Budget:
         count=count,
         threshold=None if threshold is None else _probability(threshold),
         rounding=_one_of(Rounding, {"rounding": "half_up", **data}, "rounding"),
-        unit=_one_of(Unit, {"unit": "token", **data}, "unit"),
     )
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from demo_model.model import build_model
+from demo_model.processor import build_processor
 from foveate.cli.main import main
-from foveate.demo.model import build_model
-from foveate.demo.processor import build_processor
 from tests.clips import write_clip
 
 

@@ -36,7 +36,6 @@ HELPS = [
     *(["view", name, "--help"] for name in ("attention", "kept", "merge", "text")),
     ["eval", "demo", "--help"],
     ["eval", "generation", "--help"],
-    ["train", "demo", "--help"],
     ["train", "dynamic-llava", "--help"],
     ["convert", "dynamic-llava", "--help"],
 ]

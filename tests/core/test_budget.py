@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foveate.core.budget import Budget, Rounding, Unit
+from foveate.core.budget import Budget, Rounding
 from foveate.errors import BudgetError
 
 RATIOS = st.decimals(min_value="0.0001", max_value="1", places=4)
@@ -47,22 +47,6 @@ def test_counts_are_those_of_exact_fractions(ratio, available, rounding):
         Rounding.HALF_UP: math.floor(exact + Fraction(1, 2)),
     }[rounding]
     assert Budget.of_ratio(ratio, rounding).resolve(available) == min(max(wanted, 1), available)
-
-
-@given(RATIOS, st.integers(1, 200), st.integers(1, 9), st.sampled_from(Rounding))
-def test_the_group_unit_keeps_whole_groups(ratio, groups, size, rounding):
-    budget = Budget(ratio=ratio, rounding=rounding, unit=Unit.GROUP)
-    kept = budget.resolve(groups * size, size)
-    assert kept == Budget(ratio=ratio, rounding=rounding).resolve(groups) * size
-
-
-def test_a_count_in_group_units_is_rounded_down_to_whole_groups():
-    assert Budget(count=11, unit=Unit.GROUP).resolve(64, 4) == 8
-    assert Budget(count=3, unit=Unit.GROUP).resolve(64, 4) == 4
-
-
-def test_the_token_unit_ignores_the_group_size():
-    assert Budget.of_count(11).resolve(64, 4) == 11
 
 
 def test_a_budget_keeps_at_least_one_and_at_most_all():

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 
 import foveate
-from foveate.core.budget import Budget, Unit
+from foveate.core.budget import Budget
 from foveate.core.layout import Role
 from foveate.core.plan import Effect, Plan, Scope, Stage, join_groups
 from foveate.core.shape import MediumShape
@@ -151,11 +149,6 @@ def test_a_budget_is_given_exactly_when_the_method_fixes_no_count():
 def test_budgets_whose_count_no_shape_tells_are_refused():
     with pytest.raises(BudgetError, match="cannot keep by threshold"):
         uniform(2, Budget(threshold=0.1))
-
-
-def test_merge_groups_are_refused_where_tokens_are_merged_already():
-    with pytest.raises(BudgetError, match="inside the encoder only"):
-        uniform(2, dataclasses.replace(HALF, unit=Unit.GROUP))
 
 
 def kept(stage, media):

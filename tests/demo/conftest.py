@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from foveate.demo.model import DemoModelConfig, build_model
-from foveate.demo.processor import build_processor
+from demo_model.model import DemoModelConfig, build_model
+from demo_model.processor import build_processor
 
 TINY = DemoModelConfig(64, 1, 1, 64, 64, 2, 1, 64)
 

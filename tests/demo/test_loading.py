@@ -10,12 +10,10 @@ from PIL import Image
 
 from foveate.demo import loading
 from foveate.demo.evaluation import generate_answers
-from foveate.demo.examples import make_examples
-from foveate.demo.loading import MODEL_FOLDER, PICTURES_FOLDER, example_pictures, load_demo
-from foveate.demo.objective import correct_answers
+from foveate.demo.forced import correct_answers
+from foveate.demo.loading import MODEL_FOLDER, example_pictures, load_demo
 from foveate.demo.packing import Packer
 from foveate.demo.questions import SINGLE_TASKS
-from foveate.demo.release import answers_correctly
 from foveate.demo.samples import KINDS, make_sample
 from foveate.errors import FoveateError
 
@@ -28,7 +26,7 @@ def demo() -> tuple[Any, Any]:
 
 
 def test_missing_weights_are_explained(tmp_path: Path) -> None:
-    with pytest.raises(FoveateError, match="foveate train demo"):
+    with pytest.raises(FoveateError, match="name a folder"):
         load_demo(tmp_path)
 
 
@@ -77,13 +75,3 @@ def test_the_shipped_model_answers_its_example_pictures(demo: tuple[Any, Any]) -
         output = model.generate(**inputs, max_new_tokens=8, do_sample=False)
         answer = processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
         assert answer == example.answer
-
-
-def test_the_shipped_pictures_can_be_made_again(demo: tuple[Any, Any], tmp_path: Path) -> None:
-    make_examples(tmp_path, answers_correctly(*demo))
-    made = sorted(path.name for path in tmp_path.iterdir())
-    assert made == sorted(path.name for path in PICTURES_FOLDER.iterdir())
-    assert (tmp_path / "examples.json").read_text() == (PICTURES_FOLDER / "examples.json").read_text()
-    for picture in tmp_path.glob("*.png"):
-        with Image.open(picture) as new, Image.open(PICTURES_FOLDER / picture.name) as old:
-            assert new.tobytes() == old.tobytes()

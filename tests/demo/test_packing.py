@@ -5,15 +5,8 @@ from typing import Any
 
 import torch
 
+from foveate.demo.forced import answer_logits, correct_answers, hidden_states, vision_features
 from foveate.demo.long_answers import CAPTION, LONG_TASKS
-from foveate.demo.objective import (
-    answer_logits,
-    answer_loss,
-    correct_answers,
-    hidden_states,
-    use_fast_attention,
-    vision_features,
-)
 from foveate.demo.packing import IGNORED, PackedBatch, Packer, without_every_other_output
 from foveate.demo.samples import KINDS, make_sample
 
@@ -68,19 +61,6 @@ def test_padding_does_not_change_the_loss(processor: Any, tiny_model: Any) -> No
         states = hidden_states(tiny_model, padded, vision_features(tiny_model, padded.pixel_values))
         company, _ = answer_logits(tiny_model, padded, states)
     torch.testing.assert_close(company[: len(logits)], logits, atol=TOLERANCE, rtol=0)
-
-
-def test_the_training_attention_equals_the_default_one(processor: Any, tiny_model: Any) -> None:
-    samples = [make_sample("test", 2, index) for index in range(2)]
-    batch = Packer(processor.tokenizer).pack(samples, [samples[0].long_questions, ()])
-    default = tiny_model.config.text_config._attn_implementation
-    losses = []
-    with torch.no_grad():
-        losses.append(answer_loss(tiny_model, batch, vision_features(tiny_model, batch.pixel_values)))
-        use_fast_attention(tiny_model)
-        losses.append(answer_loss(tiny_model, batch, vision_features(tiny_model, batch.pixel_values)))
-    tiny_model.set_attn_implementation(default)
-    torch.testing.assert_close(losses[0], losses[1], atol=TOLERANCE, rtol=0)
 
 
 def test_correct_answers_has_one_entry_per_question(processor: Any, tiny_model: Any) -> None:

@@ -10,6 +10,7 @@ import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import foveate
+from benchmarks._live_bytes import LiveBytes
 from foveate import families
 from foveate.core.attention import KINDS, Raters
 from foveate.core.layout import Role
@@ -18,7 +19,6 @@ from foveate.engine.compat import CACHE
 from foveate.errors import AttachError, InputError
 from tests import fake_backends, tiny
 from tests.fake_backends import FLASH, FLEX
-from tests.live_bytes import LiveBytes
 from tests.spies import state_of
 
 TOKENS = 5

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText
 
 import foveate
+from benchmarks._live_bytes import LiveBytes, observe
 from foveate import families
 from foveate.core.budget import Budget
 from foveate.core.method import ScoreMethod
@@ -17,7 +18,6 @@ from foveate.core.plan import Stage
 from foveate.core.site import Site
 from foveate.core.view import TokenView
 from tests import tiny
-from tests.live_bytes import LiveBytes, observe
 
 SIDE = 24  # patches: 576 visual tokens, as LLaVA-1.5 has
 N = SIDE * SIDE

@@ -6,11 +6,13 @@ import json
 import os
 import subprocess
 import sys
+from importlib import import_module
 from types import ModuleType
 
 import pytest
 
-from foveate.evaluate.overlap import overlap_score, rouge_l, words
+from foveate.errors import MissingPackage
+from foveate.evaluate.overlap import overlap_score, rouge_l
 
 
 @pytest.mark.parametrize(
@@ -27,12 +29,19 @@ from foveate.evaluate.overlap import overlap_score, rouge_l, words
     ],
 )
 def test_rouge_l_by_hand(answer, reference, score):
-    assert rouge_l(answer, reference) == pytest.approx(score)
-    assert rouge_l(reference, answer) == pytest.approx(score)
+    assert rouge_l().of(answer, reference) == pytest.approx(score)
+    assert rouge_l().of(reference, answer) == pytest.approx(score)
 
 
 def test_words_are_numbers_letters_and_signs():
-    assert words("There are 10 Objects, größer!") == ["there", "are", "10", "objects", ",", "größer", "!"]
+    assert rouge_l().of("There are 10 Objects, größer!", "there are 10 objects , größer !") == 1
+    assert rouge_l().of("größer", "gr er") == 0
+
+
+def test_without_rouge_score_the_refusal_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "rouge_score.rouge_scorer", None)
+    with pytest.raises(MissingPackage, match=r"foveate\[eval\]"):
+        rouge_l()
 
 
 def fake_nltk(monkeypatch, single):
@@ -53,13 +62,12 @@ def test_meteor_gets_the_reference_first_as_nltk_wants_it(monkeypatch):
 
 
 @pytest.mark.parametrize("error", [LookupError("Resource wordnet not found"), OSError("No such file: 'wordnet/lexnames'")])
-def test_without_wordnet_or_nltk_the_score_has_another_name(monkeypatch, error):
+def test_without_wordnet_the_score_has_another_name(monkeypatch, error):
     def missing(*_):
         raise error
 
+    import_module("rouge_score.rouge_scorer")  # with the real nltk
     fake_nltk(monkeypatch, missing)
-    assert overlap_score().name == "rouge_l"
-    monkeypatch.setitem(sys.modules, "nltk", None)
     assert overlap_score().name == "rouge_l" and overlap_score().of("a", "a") == 1.0
 
 

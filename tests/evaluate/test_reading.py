@@ -9,7 +9,7 @@ import foveate
 from foveate.engine.cache_kinds import stored_bytes
 from foveate.engine.compat import cache_in
 from foveate.errors import InputError
-from foveate.evaluate.reading import _fits_one_pass, read_answer
+from foveate.evaluate.reading import Reading, Rounds, _fits_one_pass, read_rounds
 from tests import tiny
 from tests.oracles.gated_reference import gated_reference
 from tests.trained import random_predictors
@@ -21,6 +21,10 @@ PLANS = (
     "fastv(layer={l}, keep=0.5) | random_gate(layer={l}, keep=0.4, recent=3, first=2)",
     "random(site=pre_llm, keep=0.5) | stride_gate(layer={l}, keep=0.3)",
 )
+
+
+def read_answer(model, inputs, answer, attachment, step_by_step=False) -> Reading:
+    return read_rounds(model, Rounds(inputs, (answer,)), attachment, step_by_step)[0]
 
 
 @pytest.fixture(scope="module")

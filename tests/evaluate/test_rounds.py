@@ -12,7 +12,7 @@ from foveate.engine.compat import cache_in
 from foveate.errors import FoveateError, InputError
 from foveate.evaluate.generation import Generation, Sample, evaluate, summarize
 from foveate.evaluate.overlap import OverlapScore
-from foveate.evaluate.reading import Rounds, read_answer, read_rounds
+from foveate.evaluate.reading import Rounds, read_rounds
 from tests import tiny
 from tests.oracles.gated_reference import gated_reference
 from tests.spies import alive_columns
@@ -202,7 +202,7 @@ def test_a_later_round_is_not_what_it_would_be_on_its_own(model_of):
         second = read_rounds(model, rounds, attachment)[1]
         longer = torch.cat([rounds.inputs["input_ids"][0], rounds.answers[0][:-1], rounds.turns[0]])[None]
         inputs = {**rounds.inputs, "input_ids": longer, "attention_mask": torch.ones_like(longer)}
-        alone = read_answer(model, inputs, rounds.answers[1], attachment)
+        (alone,) = read_rounds(model, Rounds(inputs, (rounds.answers[1],)), attachment)
     assert (second.losses - alone.losses).abs().max() > 20 * LOSS  # the first answer was gated too
     assert second.kv_bytes < alone.kv_bytes
 

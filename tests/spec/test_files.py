@@ -174,7 +174,7 @@ REFUSALS = [
     ("stages.1.keep", {"threshold": "x"}, SpecError, "a threshold is a number"),
     ("stages.1.keep", {"threshold": 0.1}, BudgetError, "cannot keep by threshold"),
     ("stages.1.keep", {"count": 3, "rounding": "up"}, SpecError, "rounding='up' is not known"),
-    ("stages.1.keep", {"count": 3, "unit": "group"}, BudgetError, "inside the encoder only"),
+    ("stages.1.keep", {"count": 3, "unit": "group"}, SpecError, "'unit' is not part of 'keep'"),
     ("stages.1.scope", "all", SpecError, "scope='all' is not known"),
     ("stages.1.role", "VISUAL", SpecError, "role='VISUAL' is not known"),
     ("stages.1.role", None, SpecError, "role=None is not known"),

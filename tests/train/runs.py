@@ -9,8 +9,8 @@ from typing import Any
 from PIL import Image
 from rich.console import Console
 
-from foveate.demo.model import DemoModelConfig, build_model
-from foveate.demo.processor import build_processor
+from demo_model.model import DemoModelConfig, build_model
+from demo_model.processor import build_processor
 from foveate.train.config import DynamicLlavaConfig
 from foveate.train.run import Outcome, train_dynamic_llava
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from foveate.demo.processor import build_processor
+from demo_model.processor import build_processor
 from foveate.errors import InputError
 from foveate.train.collator import IGNORED, ChatCollator
 

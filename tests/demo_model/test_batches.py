@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from foveate.demo.batches import JointBatches, vision_batch
+from demo_model.batches import JointBatches, vision_batch
 from foveate.demo.scenes import Chart, Sign
 
 BATCHES = JointBatches(

@@ -2,66 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
 GRADIENT_NORM = 1.0
 LAST_SCALE = 0.02  # the learning rate never reaches zero, so the last minutes still train
-NEWTON_SCHULZ = (3.4445, -4.775, 2.0315)  # Jordan et al., "Muon", 2024: fastest quintic iteration
-NEWTON_SCHULZ_STEPS = 5
-MATCHED_RMS = 0.2  # makes one learning rate fit Muon and AdamW; Liu et al., arXiv 2502.16982, section 2.2
 
 
 def learning_rate_scale(step: int, steps: int, warmup_steps: int, decay_steps: int) -> float:
     """Return the factor on the learning rate: a ramp, then flat, then linear to almost zero over the last `decay_steps`."""
     return min(1.0, (step + 1) / warmup_steps, max(LAST_SCALE, (steps - step) / decay_steps))
-
-
-class Muon(torch.optim.Optimizer):
-    """Momentum whose update is replaced by the nearest orthogonal matrix.
-
-    Source:  Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024.
-    Differs: orthogonalises in the precision of the training; `torch.optim.Muon` always does it in bfloat16, which many CPUs
-             emulate.
-    """
-
-    def __init__(
-        self,
-        matrices: Iterable[nn.Parameter | torch.Tensor],
-        lr: float,
-        weight_decay: float,
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay, "momentum": 0.95})
-        self._dtype = dtype
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Update every matrix that has a gradient."""
-        for group in self.param_groups:
-            for matrix in group["params"]:
-                if matrix.grad is None:
-                    continue
-                state: dict[str, Any] = self.state[matrix]
-                momentum = state.setdefault("momentum", torch.zeros_like(matrix))
-                momentum.lerp_(matrix.grad, 1 - group["momentum"])
-                update = _orthogonal(matrix.grad.lerp(momentum, group["momentum"]), self._dtype)
-                matrix.mul_(1 - group["lr"] * group["weight_decay"])
-                matrix.add_(update, alpha=-group["lr"] * MATCHED_RMS * max(matrix.shape) ** 0.5)
-
-
-def _orthogonal(matrix: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    a, b, c = NEWTON_SCHULZ
-    is_tall = matrix.shape[0] > matrix.shape[1]
-    wide = matrix.T if is_tall else matrix
-    x: torch.Tensor = (wide / wide.norm().clamp(min=1e-7)).to(dtype)
-    for _ in range(NEWTON_SCHULZ_STEPS):
-        gram = x @ x.T
-        x = a * x + torch.addmm(gram, gram, gram, beta=b, alpha=c) @ x
-    return (x.T if is_tall else x).to(matrix.dtype)
 
 
 class MasterWeights:
@@ -86,7 +38,9 @@ class MasterWeights:
         matrices = [p for name, p in pairs if p.ndim == 2 and ".layers." in name]
         rest = [p for name, p in pairs if not (p.ndim == 2 and ".layers." in name)]
         adam = torch.optim.AdamW(rest, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.0)
-        return [Muon(matrices, learning_rate, weight_decay, self._dtype), adam]
+        # Matched to the step of AdamW, so that one learning rate fits both (Liu et al., arXiv 2502.16982, section 2.2).
+        muon = torch.optim.Muon(matrices, lr=learning_rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+        return [muon, adam]
 
     def step(self, optimizers: Sequence[torch.optim.Optimizer], learning_rate: float) -> None:
         """Step every optimizer on the masters, copy the result to the module and drop the gradients."""

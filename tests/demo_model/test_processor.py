@@ -9,8 +9,7 @@ from PIL import Image
 from transformers import AutoProcessor
 
 from foveate.demo.evaluation import conversation as chat
-from foveate.demo.packing import Packer, pixel_batch
-from foveate.demo.processor import IMAGE_TOKEN
+from foveate.demo.packing import IMAGE_TOKEN, Packer, pixel_batch
 from foveate.demo.samples import KINDS, make_sample
 from foveate.demo.scenes import VISUAL_TOKENS
 

@@ -8,8 +8,8 @@ from typing import Literal
 
 from foveate.demo.long_answers import LONG_WEIGHTS
 from foveate.demo.questions import TASK_WEIGHTS, Question
-from foveate.demo.samples import Kind, Sample, make_dense_sample, make_sample
-from foveate.demo.scenes import MAX_OBJECTS, picture_random
+from foveate.demo.samples import Kind, Sample, make_sample
+from foveate.demo.scenes import MAX_OBJECTS, make_dense_scene, picture_random
 
 POOL_BATCHES = 4  # pictures of a pool are sorted by length, so that little of a batch is padding
 DENSE_SHARE = 0.6
@@ -87,7 +87,9 @@ def vision_batch(seed: int, step: int, size: int) -> list[Sample]:
     for index in range(step * size, (step + 1) * size):
         is_dense = picture_random("train", seed, index, "vision").random() < DENSE_SHARE
         samples.append(
-            make_dense_sample("train", seed, index) if is_dense else make_sample("train", seed, index, question_limit=0)
+            Sample((make_dense_scene("train", seed, index),), ())
+            if is_dense
+            else make_sample("train", seed, index, question_limit=0)
         )
     return samples
 

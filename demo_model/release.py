@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from foveate.demo.evaluation import DemoEvaluationConfig, evaluate_demo, generate_answers, markdown_table
-from foveate.demo.examples import make_examples
+from demo_model.examples import make_examples
+from foveate.demo.evaluation import DemoEvaluationConfig, evaluate_demo, generate_answers
 from foveate.demo.loading import MODEL_FOLDER, PICTURES_FOLDER, load_demo
 from foveate.demo.questions import Question
 from foveate.demo.samples import Sample
@@ -41,11 +40,11 @@ model, processor = load_demo()
 
 ## Training
 
-{hours:.1f} hours on a CPU with {threads} threads in {precision}, seed {seed}. `foveate train demo --steps {steps}` repeats
-it; the same machine, versions and number of threads give the same weights. {vision_steps:,} steps train the vision encoder
-alone on patch labels, then {steps:,} steps train everything on {joint_pictures:,} pictures at most ({batch_size} a step; fewer
-rows when a row has two pictures, or four frames) with up to {question_limit} questions each and, for {long_share:.0%} of the
-single pictures, one more that has a long answer.
+{hours:.1f} hours on a CPU with {threads} threads in {precision}, seed {seed}. `python -m demo_model train --steps {steps}`
+repeats it; the same machine, versions and number of threads give the same weights. {vision_steps:,} steps train the vision
+encoder alone on patch labels, then {steps:,} steps train everything on {joint_pictures:,} pictures at most ({batch_size} a
+step; fewer rows when a row has two pictures, or four frames) with up to {question_limit} questions each and, for
+{long_share:.0%} of the single pictures, one more that has a long answer.
 
 What the patches show is known, since a program drew them, and two auxiliary losses use that: linear heads read colour, form and
 part of each patch from the vision encoder (and give its class token a gradient), and each projected patch is pulled towards
@@ -130,15 +129,17 @@ def _card(model: Any, training: Mapping[str, Any], results: Mapping[str, Any], n
     )
 
 
-def main() -> None:
-    """Command line of the release."""
-    parser = argparse.ArgumentParser(description="Put a finished demo training run into the package.")
-    parser.add_argument("--run", type=Path, default=Path("runs/demo"))
-    parser.add_argument("--questions", type=int, default=1000, help="questions per task of the evaluation")
-    parser.add_argument("--note", default="", help="sentence about the run for the model card")
-    options = parser.parse_args()
-    release(options.run, options.questions, options.note)
-
-
-if __name__ == "__main__":
-    main()
+def markdown_table(results: Mapping[str, Any]) -> str:
+    """Return the table of the model card: accuracy, interval, blind baselines and the gain over the better one."""
+    lines = [
+        "| task | questions | accuracy | 95 % interval | blind: majority | blind: blank picture | gain "
+        "| half of the answer hidden |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in results["tasks"]:
+        lines.append(
+            f"| {row['task']} | {row['questions']} | {row['accuracy']:.3f} | {row['low']:.3f} to {row['high']:.3f} "
+            f"| {row['majority_blind']:.3f} | {row['blank_blind']:.3f} | {100 * row['gain']:+.1f} points "
+            f"| {'' if row['half_output'] is None else format(row['half_output'], '.3f')} |"
+        )
+    return "\n".join(lines) + "\n"

@@ -1,4 +1,4 @@
-"""foveate train demo and foveate eval demo."""
+"""foveate eval demo."""
 
 from __future__ import annotations
 
@@ -11,14 +11,9 @@ import pytest
 
 @pytest.mark.full
 @pytest.mark.timeout(600)
-def test_the_smoke_training_writes_a_model_that_eval_scores(command: Any, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    code, text, error = command("train", "demo", "--smoke", "--out", str(out))
-    assert code == 0, error
-    assert "foveate eval demo --model" in text
-    assert (out / "log.jsonl").read_text().count("\n") >= 2
+def test_a_demo_model_of_one_s_own_is_scored(command: Any, model_folder: str, tmp_path: Path) -> None:
     scores = tmp_path / "scores.json"
-    code, text, error = command("eval", "demo", "--model", str(out / "model"), "--questions", "2", "--out", str(scores))
+    code, text, error = command("eval", "demo", "--model", model_folder, "--questions", "2", "--out", str(scores))
     assert code == 0, error
     for task in json.loads(scores.read_text())["tasks"]:
         assert task["task"] in text
@@ -28,9 +23,6 @@ def test_the_smoke_training_writes_a_model_that_eval_scores(command: Any, tmp_pa
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("train", "demo", "--steps", "100"), "--smoke"),
-        (("train", "demo", "--precision", "int4"), "bfloat16 or float32"),
-        (("train", "demo", "--out", __file__), "is a file"),
         (("eval", "demo", "--model", "/nowhere"), "no demo weights"),
         (("eval", "demo", "--out", "/nowhere/at/all.json"), "does not exist"),
     ],

@@ -18,22 +18,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from foveate.demo.batches import JointBatches, vision_batch
-from foveate.demo.checkpoint import CHECKPOINT, checkpoint_readable, read_checkpoint, write_checkpoint
-from foveate.demo.model import DemoModelConfig, build_model
-from foveate.demo.objective import (
+from demo_model.batches import JointBatches, vision_batch
+from demo_model.checkpoint import CHECKPOINT, checkpoint_readable, read_checkpoint, write_checkpoint
+from demo_model.model import DemoModelConfig, build_model
+from demo_model.objective import (
     AuxiliaryHeads,
     answer_loss,
-    correct_answers,
     patch_word_ids,
     use_fast_attention,
-    vision_features,
 )
-from foveate.demo.optimization import MasterWeights, learning_rate_scale
+from demo_model.optimization import MasterWeights, learning_rate_scale
+from demo_model.processor import build_processor
+from demo_model.training_log import TrainingLog
+from foveate.demo.forced import correct_answers, vision_features
 from foveate.demo.packing import Packer, pixel_batch
-from foveate.demo.processor import build_processor
 from foveate.demo.samples import KINDS, QUESTIONS_PER_PICTURE, Kind, Sample, make_sample
-from foveate.demo.training_log import TrainingLog
 from foveate.errors import FoveateError, InputError, first_line
 from foveate.files.folders import appearing, locked
 from foveate.files.paths import refused

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from foveate.demo.processor import IMAGE_TOKEN
+from foveate.demo.packing import IMAGE_TOKEN
 from foveate.demo.scenes import PATCH_PIXELS, PICTURE_PIXELS, VISUAL_TOKENS
 
 

@@ -8,17 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from foveate.demo.labels import PATCH_WORDS
+from demo_model.labels import PATCH_WORDS
 from foveate.demo.long_answers import CAPTION_PHRASINGS
+from foveate.demo.packing import ASSISTANT_TOKEN, END_TOKEN, IMAGE_TOKEN, PAD_TOKEN, START_TOKEN, USER_TOKEN
 from foveate.demo.samples import KINDS, make_sample
 from foveate.demo.scenes import PATCH_PIXELS, PICTURE_PIXELS
 
-IMAGE_TOKEN = "<image>"
-USER_TOKEN = "<|user|>"
-ASSISTANT_TOKEN = "<|assistant|>"
-END_TOKEN = "<|end|>"
-PAD_TOKEN = "<pad>"
-START_TOKEN = "<s>"
 UNKNOWN_TOKEN = "<unk>"
 SPECIAL_TOKENS = (PAD_TOKEN, START_TOKEN, END_TOKEN, USER_TOKEN, ASSISTANT_TOKEN, IMAGE_TOKEN, UNKNOWN_TOKEN)
 

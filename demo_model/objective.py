@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from foveate.demo.labels import COLOR_CLASSES, FORM_CLASSES, PART_CLASSES, PATCH_WORDS, TAG_COUNT
-from foveate.demo.packing import IGNORED, PREFIX_TEXT_TOKENS, PackedBatch
+from demo_model.labels import COLOR_CLASSES, FORM_CLASSES, PART_CLASSES, PATCH_WORDS, TAG_COUNT, PatchLabels, picture_tags
+from foveate.demo.forced import answer_logits, hidden_states
+from foveate.demo.packing import PackedBatch
 from foveate.demo.samples import Sample
 from foveate.errors import FoveateError
 
-HIDDEN_SCORE = -1e4  # finite, so that a padding row that sees nothing but itself stays a number in bfloat16
 BACKGROUND_WEIGHT = 0.2
 TAG_WEIGHT = 2.0
 WORD_WEIGHT = 0.3  # the word loss is a sum over words, about four of them right
@@ -69,10 +69,10 @@ class AuxiliaryHeads(nn.Module):
 
     def loss(self, model: Any, features: torch.Tensor, samples: Sequence[Sample]) -> torch.Tensor:
         """Return the auxiliary loss of `features` [pictures, 1 + patches, D], class token first."""
-        pictures = [labels for sample in samples for labels in sample.labels()]
+        pictures = [PatchLabels(picture) for sample in samples for picture in sample.pictures]
         classes = torch.from_numpy(np.stack([labels.classes for labels in pictures]))
         words = torch.from_numpy(np.stack([labels.words for labels in pictures]))
-        tags = torch.from_numpy(np.concatenate([sample.tags() for sample in samples]))
+        tags = torch.from_numpy(np.stack([picture_tags(picture) for sample in samples for picture in sample.pictures]))
         patches = features[:, 1:]
         total = TAG_WEIGHT * F.binary_cross_entropy_with_logits(self.tags(features[:, 0]).float(), tags)
         for row, head in enumerate(self.classes):
@@ -95,7 +95,9 @@ class AuxiliaryHeads(nn.Module):
     @torch.no_grad()
     def form_accuracy(self, features: torch.Tensor, samples: Sequence[Sample]) -> float:
         """Return how often the form of a labelled patch is recognised."""
-        labels = torch.from_numpy(np.stack([labels.classes[1] for sample in samples for labels in sample.labels()]))
+        labels = torch.from_numpy(
+            np.stack([PatchLabels(picture).classes[1] for sample in samples for picture in sample.pictures])
+        )
         is_labelled = labels > 0
         guesses = self.classes[1](features[:, 1:]).argmax(-1)
         return float((guesses[is_labelled] == labels[is_labelled]).float().mean())
@@ -112,55 +114,9 @@ def patch_word_ids(tokenizer: Any) -> list[int]:
     return ids
 
 
-def vision_features(model: Any, pixel_values: torch.Tensor) -> torch.Tensor:
-    """Return the last vision layer [B, 1 + patches, D], which is what the projector reads."""
-    features: torch.Tensor = model.model.vision_tower(pixel_values.to(model.model.vision_tower.dtype)).last_hidden_state
-    return features
-
-
-def hidden_states(model: Any, batch: PackedBatch, features: torch.Tensor) -> torch.Tensor:
-    """Return the language model's last hidden states [B, N, D] of a packed batch."""
-    rows, pad = batch.input_ids.shape[0], PREFIX_TEXT_TOKENS
-    visual = model.model.multi_modal_projector(features[:, 1:]).reshape(rows, batch.prefix - pad, -1)
-    text = model.model.language_model.embed_tokens(batch.input_ids)
-    embeds = torch.cat([text[:, :pad], visual.to(text.dtype), text[:, batch.prefix :]], dim=1)
-    mask = torch.zeros(batch.is_visible.shape, dtype=embeds.dtype).masked_fill_(~batch.is_visible, HIDDEN_SCORE)
-    output = model.model.language_model(
-        inputs_embeds=embeds, attention_mask=mask, position_ids=batch.position_ids, use_cache=False
-    )
-    states: torch.Tensor = output.last_hidden_state
-    return states
-
-
-def answer_logits(model: Any, batch: PackedBatch, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the logits [A, V] that predict each answer token, and which columns [B, N - 1] they come from."""
-    is_answer = batch.labels[:, 1:] != IGNORED
-    logits: torch.Tensor = model.lm_head(states[:, :-1][is_answer]).float()
-    return logits, is_answer
-
-
 def answer_loss(model: Any, batch: PackedBatch, features: torch.Tensor) -> torch.Tensor:
     """Return the weighted mean cross entropy of the answer tokens."""
     logits, is_answer = answer_logits(model, batch, hidden_states(model, batch, features))
     losses = F.cross_entropy(logits, batch.labels[:, 1:][is_answer], reduction="none")
     weights = batch.weights[:, 1:][is_answer]
     return (losses * weights).sum() / weights.sum()
-
-
-@torch.no_grad()
-def correct_answers(model: Any, batch: PackedBatch, *, blank: bool = False) -> list[list[bool]]:
-    """Return, per row and question, whether greedy decoding gives exactly the answer (of the last turn, after right ones).
-
-    Greedy decoding follows the answer as long as each next token is the most likely one, so one teacher-forced pass
-    decides it. With `blank` the picture is replaced by the mean colour.
-    """
-    pixels = torch.zeros_like(batch.pixel_values) if blank else batch.pixel_values
-    logits, is_answer = answer_logits(model, batch, hidden_states(model, batch, vision_features(model, pixels)))
-    is_wrong = torch.zeros(is_answer.shape, dtype=torch.bool)
-    is_wrong[is_answer] = logits.argmax(-1) != batch.labels[:, 1:][is_answer]
-    is_wrong &= batch.is_graded[:, 1:]
-    segments = batch.segments[:, 1:]
-    return [
-        [not bool(is_wrong[row][segments[row] == number].any()) for number in range(1, len(questions) + 1)]
-        for row, questions in enumerate(batch.questions)
-    ]
