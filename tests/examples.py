@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields, replace
+from itertools import product
 from typing import Any
 
 from foveate import methods, recipes
@@ -24,6 +25,7 @@ from foveate.spec.grammar import parse_calls
 from foveate.spec.words import read_fields
 from tests import tiny
 
+_PLACES = {"layer={k}": SiteKind.LLM_LAYER, "site=pre_llm": SiteKind.PRE_LLM}
 # Shares and counts that examples take in turn.
 _KEEPS = ("0.3", "7", "0.5", "0.4")
 
@@ -72,23 +74,28 @@ def _behind() -> list[Method]:
 
 
 def single_plans() -> list[str]:
-    """Every example in front of a decoder layer, and every method in front of the language model."""
-    behind = [one for one in examples(TokenMethod) if acts_on_pictures(one, SiteKind.LLM_LAYER)]
-    plans = [text_of(one, "layer={k}", _KEEPS[number % len(_KEEPS)]) for number, one in enumerate(behind)]
-    return plans + [text_of(one, "site=pre_llm", "0.5") for one in _before()]
+    """Every example in front of a decoder layer, or of the language model where it acts there alone."""
+    plans = []
+    for number, one in enumerate(examples(TokenMethod)):
+        where = next((where for where, site in _PLACES.items() if acts_on_pictures(one, site)), None)
+        plans += [text_of(one, where, _KEEPS[number % len(_KEEPS)])] if where else []
+    return plans
 
 
 def first_plans() -> list[str]:
     """The first example of every method, at each of its places within the language model."""
-    behind = [one for one in firsts(TokenMethod) if acts_on_pictures(one, SiteKind.LLM_LAYER)]
-    return [text_of(one, "layer={k}", "0.4") for one in behind] + [text_of(one, "site=pre_llm", "0.5") for one in _before()]
+    every = product(firsts(TokenMethod), _PLACES.items())
+    return [text_of(one, where, "0.4") for one, (where, site) in every if acts_on_pictures(one, site)]
 
 
-def two_stages() -> list[str]:
-    """Every method behind one that acts in front of the language model; who stands there goes round among those that can."""
+def two_stages(*more: str) -> list[str]:
+    """Every method behind one that acts in front of the language model; who stands there goes round among those that can.
+
+    `more` is said of the second stage.
+    """
     before = _before()
     return [
-        f"{text_of(before[(number + 2) % len(before)], 'site=pre_llm', '0.6')} | {text_of(one, 'layer={k}', '0.5')}"
+        f"{text_of(before[(number + 2) % len(before)], 'site=pre_llm', '0.6')} | {text_of(one, 'layer={k}', '0.5', *more)}"
         for number, one in enumerate(_behind())
     ]
 
@@ -101,11 +108,6 @@ def three_stages() -> list[str]:
         three = text_of(first, "site=pre_llm", "0.8"), text_of(one, "layer={k}", "0.6"), text_of(last, "layer={k2}", "0.4")
         plans.append(" | ".join(three))
     return plans
-
-
-def sample_plans() -> list[str]:
-    """Every method among all media of a row."""
-    return [text_of(one, "layer={k}", "0.4", "scope=sample") for one in _behind()]
 
 
 def gated_plans(*, firsts_only: bool = False) -> list[str]:

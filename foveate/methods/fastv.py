@@ -53,7 +53,7 @@ class FastV(ScoreMethod):
             cls(query="all"),
             cls(query="window:3", topk="window:2"),
             cls(rope=False),
-            cls(query="text", rope=False, topk="window:3"),
+            cls(query="all", rope=False, topk="window:3"),
         )
 
     def needs(self) -> tuple[Observation, ...]:

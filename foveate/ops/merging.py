@@ -47,8 +47,9 @@ def nearest(queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def pairs_of_nearest(tokens: int) -> int:
-    """How many pairs `nearest` holds at once, at most, if it is given `tokens` queries and keys together."""
-    return min(_ROWS_AT_ONCE, tokens // 2) * tokens
+    """How many pairs `nearest` holds at once, at most, if queries and keys together are `tokens`."""
+    rows = min(_ROWS_AT_ONCE, (tokens + 1) // 2)
+    return rows * (tokens - rows)
 
 
 def weighted_mean(kept: Tensor, host: Tensor, sizes: Tensor) -> Selection:
