@@ -7,7 +7,7 @@ predictors; `filled` puts in those of a family's tiny model.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import MISSING, fields, replace
 from itertools import product
 from typing import Any

@@ -14,7 +14,7 @@ from foveate.core.method import Method
 from foveate.errors import FoveateError
 
 # What is tried to find out which numbers and texts an option accepts.
-_WHOLE = [*range(-9, 100), 1_000, 10**6, 2**31, 2**32 - 1, 2**32, 2**63 - 1]
+_WHOLE = [*range(-9, 100), 1_000, 10**6, 2**31, 2**32 - 1, 2**32, 10**15]
 _REAL = [-1e9, -9.0, -1.0, 0.0, 1e-6, *(share / 1000 for share in range(1, 1000)), 1.0, 1.5, 9.0, 1e9]
 _FREE = ["owner/name", "./a folder", "a b"]
 

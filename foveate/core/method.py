@@ -30,6 +30,7 @@ class Method:
         paper: where it comes from, as shown by `foveate methods`.
         needs_grid: whether it only works on a whole grid in raster order.
         reads_features: whether it looks at hidden states, which cached tokens no longer have.
+        merges: whether tokens that it removes may flow into others.
         thresholds: whether its scores are probabilities of staying, so that a budget can be a threshold.
     """
 
@@ -38,6 +39,7 @@ class Method:
     paper: ClassVar[str] = ""
     needs_grid: ClassVar[bool] = False
     reads_features: ClassVar[bool] = True
+    merges: ClassVar[bool] = False
     thresholds: ClassVar[bool] = False
 
     @property

@@ -41,6 +41,7 @@ class IllavaV1(TokenMethod):
     ramp: str = "least"
 
     sites = (SiteKind.VISION_LAYER, SiteKind.LLM_LAYER)
+    merges = True
     paper = "arXiv 2412.06263v1"
 
     def __post_init__(self) -> None:

@@ -47,6 +47,7 @@ class IllavaV2(TokenMethod):
     query: str = "last"
 
     sites = (SiteKind.VISION_LAYER, SiteKind.LLM_LAYER)
+    merges = True
     paper = "arXiv 2412.06263 (ICLR 2026)"
 
     def __post_init__(self) -> None:

@@ -29,6 +29,7 @@ class Partition(TokenMethod):
     query: str = "last"
 
     sites = (SiteKind.VISION_LAYER, SiteKind.LLM_LAYER)
+    merges = True
     paper = "ours"
 
     def __post_init__(self) -> None:

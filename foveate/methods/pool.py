@@ -25,6 +25,7 @@ class Pool(TokenMethod):
     size: int = 2
 
     needs_grid = True
+    merges = True
     paper = "control"
 
     def __post_init__(self) -> None:

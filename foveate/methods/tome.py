@@ -28,6 +28,7 @@ class Tome(TokenMethod):
     proportional: bool = False
 
     sites = (SiteKind.VISION_LAYER, SiteKind.PRE_LLM, SiteKind.LLM_LAYER)
+    merges = True
     paper = "arXiv 2210.09461"
 
     @property

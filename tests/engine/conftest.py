@@ -29,11 +29,11 @@ def model_of() -> Callable[..., nn.Module]:
 
 
 @pytest.fixture(scope="session")
-def placed(model_of: Callable[..., nn.Module], tmp_path_factory: Any) -> Callable[[str, str], str]:
-    """`placed(text, family)` puts a family's layers, and random predictors for its model, into a text of tests/examples.py."""
+def predictors_of(model_of: Callable[..., nn.Module], tmp_path_factory: Any) -> Callable[[str], str]:
+    """`predictors_of(family)` is a folder with random predictors for its model."""
     folders: dict[str, str] = {}
 
-    def predictors(family: str) -> str:
+    def get(family: str) -> str:
         if family not in folders:
             maker = tiny.Maker(family)
             inputs, layer = maker.inputs(tiny.ragged_rows(maker, 3)), tiny.FIRST_LAYER[family]
@@ -41,4 +41,10 @@ def placed(model_of: Callable[..., nn.Module], tmp_path_factory: Any) -> Callabl
             folders[family], _ = random_predictors(folder, model_of(family), inputs=inputs, **options)
         return folders[family]
 
-    return lambda text, family: examples.filled(text, family, predictors(family) if "{path}" in text else "")
+    return get
+
+
+@pytest.fixture(scope="session")
+def placed(predictors_of: Callable[[str], str]) -> Callable[[str, str], str]:
+    """`placed(text, family)` puts what is a family's own into a text of tests/examples.py."""
+    return lambda text, family: examples.filled(text, family, predictors_of(family) if "{path}" in text else "")

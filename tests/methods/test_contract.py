@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from foveate import methods
+from foveate.api.capabilities import method_capabilities
 from foveate.core.method import StepMethod, TokenMethod
 from foveate.core.view import AttentionRows
 from foveate.errors import MethodError, UnknownName
 from tests import examples
-from tests.oracles.broken import BROKEN, BROKEN_GATES, COSTLY, Honest, HonestGate, Waits
+from tests.oracles.broken import BROKEN, BROKEN_GATES, COSTLY, WAYS_TO_WAIT, Honest, HonestGate, Waits
 from tests.oracles.contract import MANY, ContractBroken, check_costs, check_method, check_step_method, random_view
 
 
@@ -46,7 +47,7 @@ def test_the_contract_rejects_methods_for_what_they_cost(broken, reason):
         check_method(broken())
 
 
-@pytest.mark.parametrize("how", ["item", "tolist", "cpu", "to", "float", "branch", "nonzero", "mask", "unique"])
+@pytest.mark.parametrize("how", WAYS_TO_WAIT)
 def test_every_way_of_waiting_is_seen(how):
     with pytest.raises(ContractBroken, match=r"waits for the device \d+ times, first for \w+ at broken\.py:\d+"):
         check_costs(Waits(how))
@@ -80,6 +81,11 @@ def test_a_method_says_where_it_comes_from_and_what_it_is_called(name):
     assert method.paper
     assert method.sites
     assert hash(method) == hash(methods.get(name)()) and method == methods.get(name)()
+
+
+@pytest.mark.parametrize("row", method_capabilities(), ids=lambda row: row.name)
+def test_what_a_method_does_is_what_its_class_says(row):
+    assert (row.effect == "merges") is methods.get(row.name).merges
 
 
 @pytest.mark.parametrize("method", examples.examples(StepMethod), ids=str)

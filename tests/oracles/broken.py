@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -88,6 +89,8 @@ class Forgets(ScoreMethod):
 class DoubleSource(TokenMethod):
     """Claims a partition, but sends one source to two targets."""
 
+    merges = True
+
     def select(self, view: TokenView, keep: int) -> Selection:
         kept = torch.arange(keep).expand(view.group_count, -1).contiguous()
         source = torch.full((view.group_count, 2), keep)
@@ -109,6 +112,19 @@ class BuildsSquare(ScoreMethod):
         return (wide[:, :, None, 0] * wide[:, None, :, 0]).amax(dim=1)
 
 
+WAYS_TO_WAIT: dict[str, Callable[[Tensor], object]] = {
+    "item": lambda value: value.item(),
+    "tolist": lambda value: value.tolist(),
+    "cpu": lambda value: value.cpu(),
+    "to": lambda value: value.to("cpu"),
+    "float": lambda value: float(value),
+    "branch": lambda value: 1 if value > 0 else 0,
+    "nonzero": lambda value: value.nonzero(),
+    "mask": lambda value: value[value > 0],
+    "unique": lambda value: value.unique(),
+}
+
+
 @dataclass(frozen=True)
 class Waits(ScoreMethod):
     """Reads a value of every token, each time from the device."""
@@ -118,18 +134,7 @@ class Waits(ScoreMethod):
     def score(self, view: TokenView) -> Tensor:
         norm = _norm(view)
         for token in range(view.token_count):
-            one = norm[0, token] * 0
-            {
-                "item": lambda: one.item(),
-                "tolist": lambda: one.tolist(),
-                "cpu": lambda: one.cpu(),
-                "to": lambda: one.to("cpu"),
-                "float": lambda: float(one),
-                "branch": lambda: 1 if one > 0 else 0,
-                "nonzero": lambda: one.nonzero(),
-                "mask": lambda: norm[norm > 1e9],
-                "unique": lambda: one.unique(),
-            }[self.how]()
+            WAYS_TO_WAIT[self.how](norm[0, token])
         return norm
 
 

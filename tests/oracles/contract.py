@@ -24,7 +24,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 HEADS, WIDTH, GROUPS = 4, 8, 3
 # 16 tokens must do; a partial window or cell, a video, and one row of tokens.
 GRIDS = ((1, 4, 4), (1, 5, 7), (2, 3, 4), (1, 1, 9))
-# As many tokens as make a tensor of all pairs stand out; all that is alive at once may be as much as so many copies of the view.
+# So many tokens that a tensor of all pairs stands out. What is alive at once may be so many copies of what a method is shown.
 MANY, COPIES = (1, 24, 32), 4
 
 
@@ -130,6 +130,8 @@ def _check(method: TokenMethod, view: TokenView, keep: int, what: str) -> None:
     for group in range(view.group_count):
         if not _same(_take(selection, group), method.select(_alone(view, group), keep)):
             raise ContractBroken(f"{what}: group {group} alone is treated unlike in company")
+    if selection.is_merge and not method.merges:
+        raise ContractBroken(f"{what}: it merges, and its class does not say merges = True")
     if selection.is_merge:
         _check_weights(selection, what)
 
