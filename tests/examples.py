@@ -133,7 +133,7 @@ def masked_plans() -> list[str]:
 
 def filled(text: str, family: str, path: str = "") -> str:
     """A text with the layers of a family's tiny model, and the folder of predictors for it."""
-    return text.format(k=tiny.FIRST_LAYER[family], k2=tiny.SECOND_LAYER[family], v=1, path=path)
+    return text.format(k=tiny.FIRST_LAYER[family], k2=tiny.SECOND_LAYER[family], v=tiny.encoder_layer(family), path=path)
 
 
 def with_path(method: Method, path: str) -> Method:
