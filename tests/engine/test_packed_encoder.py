@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 import foveate
-from foveate import families
 from foveate.core.trace import MediumTrace, Trace
 from foveate.engine.attachment import Attachment
 from foveate.errors import PlanError, UnsupportedCombination
@@ -234,7 +233,3 @@ def test_a_stage_between_a_windowed_encoder_s_full_layer_and_the_ranking_is_refu
         foveate.attach(case.model, "illava_v1(site=vision, layer=1, keep=0.5)")
     with pytest.raises(UnsupportedCombination, match="packs all pictures into one sequence"):
         foveate.attach(case.model, "tome(site=vision, layer=2, keep=0.5, proportional=on)")
-
-
-def test_families_with_a_packed_encoder_say_so():
-    assert FAMILIES and all("packed encoder" in families.get(name).notes for name in FAMILIES)
