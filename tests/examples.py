@@ -46,11 +46,6 @@ def acts_on_pictures(method: Method, *sites: SiteKind) -> bool:
     return within and set(sites) <= {*method.sites} and not method.weighs_sizes  # sizes weigh inside encoders only
 
 
-def by_position(method: Method) -> bool:
-    """Whether a method chooses by positions alone."""
-    return not method.reads_features and not method.needs()
-
-
 def counts_by_itself(method: Method) -> bool:
     """Whether a method fixes how much stays, so that its stage has no keep."""
     return not method.takes_keep if isinstance(method, StepMethod) else method.fixed_count((1, 2, 2)) is not None
@@ -124,6 +119,12 @@ def text_plans() -> list[str]:
 def recipe_plans() -> list[str]:
     """Every example of every recipe that stays within the language model."""
     return [text for name in recipes.names() for text in recipes.get(name).examples() if "{k" in text and "{v}" not in text]
+
+
+def encoder_plans(layer: int) -> list[str]:
+    """Every example in front of a layer of a vision encoder."""
+    inside = [one for one in examples(TokenMethod) if SiteKind.VISION_LAYER in one.sites]
+    return [text_of(one, f"site=vision, layer={layer}", "0.5") for one in inside]
 
 
 def masked_plans() -> list[str]:

@@ -170,6 +170,21 @@ def test_f_attach_and_detach_leave_no_trace(model_of, placed, family, backend, b
 
 
 @pytest.mark.pairs(short="values")
+@pytest.mark.matrix(caches=("uncached",))
+@matrix(*examples.masked_plans(), elsewhere=1)
+def test_hiding_tokens_equals_dropping_them(model_of, placed, family, backend, batch, plan):
+    maker, model, plan = tiny.Maker(family), model_of(family, backend), placed(plan, family)
+    inputs = maker.inputs(tiny.ragged_rows(maker, batch))
+    logits = []
+    for text in (plan, plan.replace(", effect=mask", ""), "none"):
+        with torch.no_grad(), foveate.attach(model, text):
+            logits.append(model(**inputs).logits[:, -1])
+    hidden, dropped, plain = logits
+    assert float((hidden - dropped).abs().max()) < LOGITS
+    assert float((hidden - plain).abs().max()) > 100 * LOGITS
+
+
+@pytest.mark.pairs(short="values")
 @pytest.mark.parametrize(("family", "backend", "layer"), [*product(tiny.ALL_FAMILIES, BACKENDS, ["site=pre_llm", "layer=2"])])
 def test_pool_merges_what_its_twin_merges(model_of, family, backend, layer):
     model, maker = model_of(family, backend), tiny.Maker(family)
