@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Hashable, Mapping, Sequence
+from heapq import heapify, heappop, heapreplace
 from itertools import combinations
 from typing import Any
 
@@ -35,14 +36,17 @@ def covering(cases: Sequence[Case], start: Sequence[int] = (), strength: int = 2
     """
     pairs, chosen = [pairs_of(case, strength) for case in cases], set(start)
     missing = set().union(*pairs).difference(*(pairs[number] for number in chosen))
-    left = {number: len(found) for number, found in enumerate(pairs)}  # at least as many as it would bring
+    left = [(-len(found), number) for number, found in enumerate(pairs)]  # at least as many as it would bring
+    heapify(left)
     while missing:
-        best = max(left, key=lambda number: (left[number], -number))
+        most, best = left[0]
         gain = len(pairs[best] & missing)
-        if gain == left[best]:
+        if gain == -most:
             chosen.add(best)
             missing -= pairs[best]
-        left[best] = len(pairs[best] & missing)
+            heappop(left)
+        else:
+            heapreplace(left, (-gain, best))
     return sorted(chosen)
 
 

@@ -6,7 +6,6 @@ says the rest: `@pytest.mark.matrix(caches=("dynamic", "uncached"), padding="lef
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Iterator
 from itertools import combinations
@@ -14,7 +13,9 @@ from typing import Any
 
 import pytest
 
-_METHODS = re.compile(r"\b(fastv|random|uniform|pool)\b")
+from foveate.methods import has
+from tests.examples import stages_named
+
 _CACHES = ("uncached", "dynamic", "static", "compiled", "quantized")
 _EMULATED = {"emulated_flash": "flash*", "emulated_flex": "flex*"}
 _SHORT = {"uncached": "none", "dynamic": "dyn", "static": "stat", "compiled": "comp", "quantized": "quant"}
@@ -59,7 +60,7 @@ def _cells(item: Any, marker: pytest.Mark) -> Iterator[Cell]:
     plan = str(params.get("plan", marker.kwargs.get("plan", "")))
     named = getattr(item.module, "PLANS", {})
     text = named.get(plan, plan) if isinstance(named, dict) else plan
-    methods = sorted(set(_METHODS.findall(text))) or ["?"]
+    methods = sorted({*stages_named(text)} or {word for word in text.split() if has(word)}) or ["?"]
     if "effect=mask" in text:
         methods = [f"{method} mask" for method in methods]
     backend = str(params.get("backend", "sdpa"))

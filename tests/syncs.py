@@ -20,6 +20,7 @@ _READS = {
 _LEAVES = {"cpu", "tolist", "numpy", "item"}
 _OURS = str(Path(foveate.__file__).parent)
 _noted: list[str] = []
+_within = [_OURS]
 
 
 class OnDevice(Tensor):
@@ -44,12 +45,12 @@ def _boolean_index(name: str, args: Any) -> bool:
 
 
 def _caller() -> str | None:
-    """Where in foveate the innermost frame outside torch is, or None if it is not in foveate."""
+    """Where the innermost frame outside torch is, or None if it is not in the folder that is looked at."""
     frame = sys._getframe(2)
     while frame is not None:
         file = frame.f_code.co_filename
         if "/torch/" not in file and file != __file__:
-            return f"{Path(file).name}:{frame.f_lineno}" if file.startswith(_OURS) else None
+            return f"{Path(file).name}:{frame.f_lineno}" if file.startswith(_within[-1]) else None
         frame = frame.f_back
     return None
 
@@ -57,8 +58,25 @@ def _caller() -> str | None:
 @contextmanager
 def syncs_of_foveate() -> Iterator[list[str]]:
     """Where foveate reads values of `OnDevice` tensors within the block."""
+    with _syncs_of(_OURS) as noted:
+        yield noted
+
+
+@contextmanager
+def syncs_of_anybody() -> Iterator[list[str]]:
+    """Where anything reads values of `OnDevice` tensors within the block."""
+    with _syncs_of("") as noted:
+        yield noted
+
+
+@contextmanager
+def _syncs_of(folder: str) -> Iterator[list[str]]:
     _noted.clear()
-    yield _noted
+    _within.append(folder)
+    try:
+        yield _noted
+    finally:
+        _within.pop()
 
 
 def on_device(inputs: dict[str, Tensor]) -> dict[str, Tensor]:

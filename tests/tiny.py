@@ -11,11 +11,10 @@ from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoModelForImageTextToText
 
 from foveate import families
+from foveate.core.encoder import PackedPath
 from foveate.errors import FoveateError
 from foveate.families import TinyMedium
 
-# The families on which everything is tried; the others run the matrix of test_matrix.py.
-FAMILIES = ("llava", "qwen2_5_vl", "gemma3")
 VERSION = tuple(int(part) for part in transformers.__version__.split(".")[:2])
 
 
@@ -25,6 +24,8 @@ def _runs(name: str) -> bool:
 
 # Those that this transformers has and can run.
 ALL_FAMILIES = tuple(name for name in families.names() if _runs(name))
+# The anchor families, on which everything is tried.
+FAMILIES = tuple(name for name in ALL_FAMILIES if families.get(name).anchor)
 PAD, IMAGE, VIDEO = 0, 90, 91
 
 
@@ -58,8 +59,42 @@ def valid_layers(family: str) -> list[int]:
     return [layer for layer in range(layer_count(family)) if families.get(family).refuse_layer(config, layer) is None]
 
 
-# Models that transformers cannot run with beams: it repeats their prompts, but not their pixels.
-NO_BEAMS = ("llama4",)
+def slides(family: str) -> bool:
+    """Whether some layers of the tiny model see a window of the prompt only."""
+    return len(full_layers(family)) < layer_count(family)
+
+
+def packs(family: str) -> bool:
+    """Whether the vision encoder reads all pictures of a call as one sequence, and stages may act in it."""
+    return isinstance(families.get(family).encoder(families.get(family).tiny_config()), PackedPath)
+
+
+def sizes_differ(family: str) -> bool:
+    """Whether pictures may fill unequal numbers of columns."""
+    maker = Maker(family)
+    return len({len(maker.picture(number).ids) for number in range(3)}) > 1
+
+
+def axes_differ(family: str) -> bool:
+    """Whether the decoder counts time, height and width apart (M-RoPE), so that positions come from the media of a prompt."""
+    text = families.get(family).tiny_config().get_text_config()
+    return "mrope_section" in (getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {})
+
+
+def encoder_layer(family: str) -> int | None:
+    """The first layer of the vision encoder in front of which every method can act; None where no stage acts inside it."""
+    path = families.get(family).encoder(families.get(family).tiny_config())
+    if path is None:
+        return None
+    windowed = path.windowed if isinstance(path, PackedPath) else ()
+    return next(layer for layer in range(1, path.used) if layer - 1 not in windowed)
+
+
+# Anchor families whose layers all see the whole prompt, and those whose positions are plain columns.
+FULL_ANCHORS = tuple(family for family in FAMILIES if not slides(family))
+PLAIN_ANCHORS = tuple(family for family in FAMILIES if not axes_differ(family))
+# Models that transformers cannot run with beams.
+NO_BEAMS = tuple(family for family in ALL_FAMILIES if not families.get(family).beams)
 # The first decoder layer from 2 on at which FastV can act, and the next one that observes another layer.
 FIRST_LAYER = {family: next(k for k in range(2, 99) if any(f < k for f in full_layers(family))) for family in ALL_FAMILIES}
 SECOND_LAYER = {family: next(f for f in full_layers(family) if f >= FIRST_LAYER[family]) + 1 for family in ALL_FAMILIES}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from foveate.core.layout import Role
@@ -30,6 +30,7 @@ class Method:
         paper: where it comes from, as shown by `foveate methods`.
         needs_grid: whether it only works on a whole grid in raster order.
         reads_features: whether it looks at hidden states, which cached tokens no longer have.
+        merges: whether tokens that it removes may flow into others.
         thresholds: whether its scores are probabilities of staying, so that a budget can be a threshold.
     """
 
@@ -38,6 +39,7 @@ class Method:
     paper: ClassVar[str] = ""
     needs_grid: ClassVar[bool] = False
     reads_features: ClassVar[bool] = True
+    merges: ClassVar[bool] = False
     thresholds: ClassVar[bool] = False
 
     @property
@@ -93,6 +95,23 @@ class Method:
     def fixed_count(self, grid: tuple[int, int, int]) -> int | None:
         """How many tokens of a grid stay if the method itself fixes that; None if the stage's budget does."""
         return None
+
+    def pairs_at_once(self, tokens: int) -> int:
+        """How many pairs of a group's `tokens` tokens it compares at once, at most; 0 for a method that compares none.
+
+        What a method holds grows with the tokens and with these pairs, and the tests measure that it grows with nothing else.
+        """
+        return 0
+
+    @classmethod
+    def examples(cls) -> tuple[Method, ...]:
+        """Itself with options that together use every one: all tests of all methods run on these, the first one most.
+
+        Without another word: as its defaults have it, and with each switch turned over.
+        """
+        plain = cls()
+        switches = {field.name: field.default for field in fields(plain) if isinstance(field.default, bool)}
+        return (plain, *(replace(plain, **{name: not on}) for name, on in switches.items()))
 
 
 @dataclass(frozen=True)
@@ -153,6 +172,10 @@ class StepMethod(Method, ABC):
         """The share of an answer that is stored, as far as it is known before the answer."""
         assert keep is not None
         return keep
+
+    @classmethod
+    def examples(cls) -> tuple[Method, ...]:
+        return (*super().examples(), cls(recent=3, first=2, protect=(5, 7)))
 
     @abstractmethod
     def gate(self, view: StepView, keep: float | None) -> Tensor:

@@ -79,6 +79,8 @@ class Family(ABC):
         bidirectional: whether tokens of a picture (or of a prefix) see each other in both directions in the decoder.
         token_inputs: arguments of a decoder layer with an entry for each token [B, S, ...], besides states, positions and mask.
         notes: what is special, one line for the capability table.
+        beams: whether transformers can run the plain model with beams; it repeats prompts, but not everybody's pixels.
+        anchor: whether tests try everything on it, not only every two things together; no family inherits this.
         broken_in: versions (major, minor) of transformers whose own code fails on the plain model, each with what fails.
     """
 
@@ -93,7 +95,13 @@ class Family(ABC):
     bidirectional: ClassVar[bool] = False
     token_inputs: ClassVar[tuple[str, ...]] = ()
     notes: ClassVar[str] = ""
+    beams: ClassVar[bool] = True
+    anchor: ClassVar[bool] = False
     broken_in: ClassVar[Mapping[tuple[int, int], str]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.anchor = vars(cls).get("anchor", False)
 
     def covers(self, config: Any) -> bool:
         """Whether this file describes a config; families that share a model type tell their configs apart here."""

@@ -17,6 +17,7 @@ class Gemma3(FixedGridFamily):
 
     model_types = ("gemma3",)
     title = "Gemma 3"
+    anchor = True
     bidirectional = True
     notes = "sliding and full layers, bidirectional image blocks"
 

@@ -27,6 +27,7 @@ class Llama4(Family):
 
     model_types = ("llama4",)
     title = "Llama 4"
+    beams = False
     base = ""
     decoder = "language_model.model"
     host_inputs = ("input_ids",)

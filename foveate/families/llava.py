@@ -17,6 +17,7 @@ class Llava(FixedGridFamily):
 
     model_types = ("llava",)
     title = "LLaVA 1.5"
+    anchor = True
     unsupported = {SiteKind.PIXELS: NO_PIXELS}
     notes = "one grid per image, CLIP or SigLIP encoder"
 

@@ -39,6 +39,7 @@ class Qwen25VL(Family):
 
     model_types = ("qwen2_5_vl",)
     title = "Qwen2.5-VL"
+    anchor = True
     placeholders = {"image": "image_token_id", "video": "video_token_id"}
     host_inputs = ("image_grid_thw", "video_grid_thw")
     unsupported = {SiteKind.PIXELS: NO_PIXELS}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from foveate.core.learned import BaseModel, LearnedMethod
-from foveate.core.method import StepMethod
+from foveate.core.method import Method, StepMethod
 from foveate.core.view import StepView
 from foveate.predictors import TEXT, load_predictor, read_config
 
@@ -36,6 +36,10 @@ class DynamicText(StepMethod, LearnedMethod):
 
     takes_keep = False
     paper = "arXiv 2412.00876"
+
+    @classmethod
+    def examples(cls) -> tuple[Method, ...]:
+        return (*super().examples(), cls(bias=0.1))
 
     def build(self, base: BaseModel) -> nn.Module:
         return load_predictor(self.path, TEXT, base, self.allow_mismatch)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from foveate.core.method import ScoreMethod, top_indices
+from foveate.core.method import Method, ScoreMethod, top_indices
 from foveate.core.site import SiteKind
 from foveate.core.view import AttentionRows, Observation, TokenView
 from foveate.methods._query import check_query, window_of
@@ -44,6 +44,17 @@ class FastV(ScoreMethod):
         check_query("fastv", self.query)
         if self.topk != "global":
             window_of("fastv", "topk", self.topk, "global or window:s, e.g. topk=window:4")
+
+    @classmethod
+    def examples(cls) -> tuple[Method, ...]:
+        return (
+            cls(),
+            cls(query="text"),
+            cls(query="all"),
+            cls(query="window:3", topk="window:2"),
+            cls(rope=False),
+            cls(query="all", rope=False, topk="window:3"),
+        )
 
     def needs(self) -> tuple[Observation, ...]:
         return (AttentionRows(self.query, self.rope),)

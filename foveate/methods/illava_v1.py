@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from foveate.core.method import TokenMethod
+from foveate.core.method import Method, TokenMethod
 from foveate.core.selection import Selection
 from foveate.core.site import SiteKind
 from foveate.core.view import Importance, Observation, TokenView
@@ -41,12 +41,17 @@ class IllavaV1(TokenMethod):
     ramp: str = "least"
 
     sites = (SiteKind.VISION_LAYER, SiteKind.LLM_LAYER)
+    merges = True
     paper = "arXiv 2412.06263v1"
 
     def __post_init__(self) -> None:
         check_query("illava_v1", self.query)
         if self.ramp not in RAMPS:
             raise SpecError(f"illava_v1(ramp={self.ramp}): {', '.join(RAMPS)} are known")
+
+    @classmethod
+    def examples(cls) -> tuple[Method, ...]:
+        return cls(), cls(ramp="most"), cls(ramp="even", query="all")
 
     def needs(self) -> tuple[Observation, ...]:
         return (Importance(self.query),)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from foveate.core.method import TokenMethod
+from foveate.core.method import Method, TokenMethod
 from foveate.core.selection import Selection
 from foveate.core.site import SiteKind
 from foveate.core.view import Importance, Observation, TokenView
@@ -47,6 +47,7 @@ class IllavaV2(TokenMethod):
     query: str = "last"
 
     sites = (SiteKind.VISION_LAYER, SiteKind.LLM_LAYER)
+    merges = True
     paper = "arXiv 2412.06263 (ICLR 2026)"
 
     def __post_init__(self) -> None:
@@ -63,6 +64,21 @@ class IllavaV2(TokenMethod):
             raise SpecError(f"illava_v2(partners={self.partners}): a recycling token absorbs at least one token")
         if not 0 < self.absorb < 1:
             raise SpecError(f"illava_v2(absorb={self.absorb:g}): between 0 and 1, e.g. absorb=0.5")
+
+    @classmethod
+    def examples(cls) -> tuple[Method, ...]:
+        return (
+            cls(),
+            cls(recycle=1.0, partners=1, query="text"),
+            cls(recycle=0.3, absorb=0.9, query="window:4"),
+            cls(mode=1),
+            cls(mode=2),
+        )
+
+    def pairs_at_once(self, tokens: int) -> int:
+        # Recycling tokens x removed tokens, in one piece: a share of K (N - K), which half of the tokens make largest.
+        most = max(self.recycling_of(keep) * (tokens - keep) for keep in range(1, tokens + 1))
+        return most if self.mode == 3 else 0
 
     def needs(self) -> tuple[Observation, ...]:
         return () if self.mode == 2 else (Importance(self.query),)

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from foveate.core.method import TokenMethod, top_indices
+from foveate.core.method import Method, TokenMethod, top_indices
 from foveate.core.selection import Selection
 from foveate.core.site import SiteKind
 from foveate.core.view import Importance, Observation, TokenView
 from foveate.methods._query import check_query
-from foveate.ops.merging import to_nearest, weighted_mean
+from foveate.ops.merging import pairs_of_nearest, to_nearest, weighted_mean
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,18 @@ class Partition(TokenMethod):
     query: str = "last"
 
     sites = (SiteKind.VISION_LAYER, SiteKind.LLM_LAYER)
+    merges = True
     paper = "ours"
 
     def __post_init__(self) -> None:
         check_query("partition", self.query)
+
+    @classmethod
+    def examples(cls) -> tuple[Method, ...]:
+        return cls(), cls(query="window:4")
+
+    def pairs_at_once(self, tokens: int) -> int:
+        return pairs_of_nearest(tokens)  # each removed token with every survivor
 
     def needs(self) -> tuple[Observation, ...]:
         return (Importance(self.query),)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from foveate.core.method import TokenMethod
+from foveate.core.method import Method, TokenMethod
 from foveate.core.selection import Selection
 from foveate.core.view import TokenView
 from foveate.errors import SpecError
@@ -25,11 +25,16 @@ class Pool(TokenMethod):
     size: int = 2
 
     needs_grid = True
+    merges = True
     paper = "control"
 
     def __post_init__(self) -> None:
         if self.size < 2:
             raise SpecError(f"pool(size={self.size}): a cell is at least 2 tokens wide")
+
+    @classmethod
+    def examples(cls) -> tuple[Method, ...]:
+        return cls(), cls(size=3)
 
     def fixed_count(self, grid: tuple[int, int, int]) -> int:
         t, h, w = grid

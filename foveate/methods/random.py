@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from foveate.core.method import ScoreMethod
+from foveate.core.method import Method, ScoreMethod
 from foveate.core.site import SiteKind
 from foveate.core.view import TokenView
 from foveate.errors import SpecError
@@ -31,6 +31,10 @@ class Random(ScoreMethod):
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**32:
             raise SpecError(f"random(seed={self.seed}): a seed is a whole number from 0 to {2**32 - 1}")
+
+    @classmethod
+    def examples(cls) -> tuple[Method, ...]:
+        return cls(), cls(seed=3), cls(seed=2**32 - 1)
 
     def score(self, view: TokenView) -> Tensor:
         import torch

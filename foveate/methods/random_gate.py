@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from foveate.core.method import StepMethod
+from foveate.core.method import Method, StepMethod
 from foveate.core.view import StepView
 from foveate.errors import SpecError
 
@@ -34,6 +34,10 @@ class RandomGate(StepMethod):
         super().__post_init__()
         if not 0 <= self.seed < 2**32:
             raise SpecError(f"random_gate(seed={self.seed}): a seed is a whole number from 0 to {_BITS}")
+
+    @classmethod
+    def examples(cls) -> tuple[Method, ...]:
+        return (*super().examples(), cls(seed=2**32 - 1))
 
     def gate(self, view: StepView, keep: float | None) -> Tensor:
         assert keep is not None

@@ -13,7 +13,7 @@ from foveate.core.method import TokenMethod
 from foveate.core.selection import Selection
 from foveate.core.site import SiteKind
 from foveate.core.view import TokenView
-from foveate.ops.merging import bipartite_hosts, weighted_mean
+from foveate.ops.merging import bipartite_hosts, pairs_of_nearest, weighted_mean
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,15 @@ class Tome(TokenMethod):
     proportional: bool = False
 
     sites = (SiteKind.VISION_LAYER, SiteKind.PRE_LLM, SiteKind.LLM_LAYER)
+    merges = True
     paper = "arXiv 2210.09461"
 
     @property
     def weighs_sizes(self) -> bool:
         return self.proportional
+
+    def pairs_at_once(self, tokens: int) -> int:
+        return pairs_of_nearest(tokens)  # each token of set A with every one of set B
 
     def select(self, view: TokenView, keep: int) -> Selection:
         import torch

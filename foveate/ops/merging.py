@@ -46,6 +46,12 @@ def nearest(queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat([part.values for part in parts], 1), torch.cat([part.indices for part in parts], 1)
 
 
+def pairs_of_nearest(tokens: int) -> int:
+    """How many pairs `nearest` holds at once, at most, if queries and keys together are `tokens`."""
+    rows = min(_ROWS_AT_ONCE, (tokens + 1) // 2)
+    return rows * (tokens - rows)
+
+
 def weighted_mean(kept: Tensor, host: Tensor, sizes: Tensor) -> Selection:
     """Return the selection in which every token joins its host, and a host becomes the mean of its tokens by their sizes.
 

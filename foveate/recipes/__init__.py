@@ -31,6 +31,15 @@ class Recipe(ABC):
     def expand(self) -> tuple[Stage, ...]:
         """Return the stages in the order in which the model meets them."""
 
+    @classmethod
+    def examples(cls) -> tuple[str, ...]:
+        """Texts that together use every option. Without another word: the name alone.
+
+        `{k}` and `{k2}` stand for decoder layers in front of which any method can act, the first one and a later one, `{v}` for
+        an encoder layer and `{path}` for the folder of trained predictors.
+        """
+        return (f"{cls.__module__.rpartition('.')[2]}()",)
+
     @property
     def stages(self) -> tuple[Stage, ...]:
         """The same, as plans have it: a recipe can be attached, and joined to others with `|`."""

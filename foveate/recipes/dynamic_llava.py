@@ -47,6 +47,15 @@ class DynamicLlava(Recipe):
     first: int = 0
     allow_mismatch: bool = False
 
+    @classmethod
+    def examples(cls) -> tuple[str, ...]:
+        return (
+            "dynamic_llava(path='{path}')",
+            "dynamic_llava(path='{path}', keep=0.4, rounding=half_up, bias=0.1, recent=2, first=1)",
+            "dynamic_llava(path='{path}', keep=threshold:0.5, text=off, scope=frame, allow_mismatch=on)",
+            "dynamic_llava(path='{path}', image=off, instruct=on)",
+        )
+
     def expand(self) -> tuple[Stage, ...]:
         if not self.path:
             raise SpecError("dynamic_llava needs trained predictors: write path=folder or path=owner/name")

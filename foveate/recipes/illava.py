@@ -122,6 +122,18 @@ class Illava(Recipe):
         "published: detail-heavy pictures lose most (AI2D -2.8, MMStar -2.7, SeedBench -1.8 points on LLaVA-OneVision-7B)",
     )
 
+    @classmethod
+    def examples(cls) -> tuple[str, ...]:
+        return (
+            "illava(llm_layers={k}, llm_keep=0.5)",
+            "illava(variant=v1, ramp=even, query=text, llm_layers=[{k}, {k2}], llm_keep=[0.7, 0.6], rounding=floor)",
+            "illava(variant=v2, recycle=0.3, partners=2, absorb=0.7, llm_layers={k}, llm_keep=0.5)",
+            "illava(variant=v2, mode=1, llm_layers={k}, llm_keep=0.5)",
+            "illava(vit_layers={v}, vit_keep=0.5, llm_layers={k}, llm_keep=0.5)",
+            "illava(vit_layers={v}, vit_keep=0.5, point=mid)",
+            "illava(preset=qwen2-vl-7b, only=llm)",
+        )
+
     def expand(self) -> tuple[Stage, ...]:
         settings = self._with_preset()._part()
         for where, layers, keep in (

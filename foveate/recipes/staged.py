@@ -31,6 +31,13 @@ class Staged(Recipe):
     keep: tuple[Budget, ...] = ()
     rounding: str = "half_up"
 
+    @classmethod
+    def examples(cls) -> tuple[str, ...]:
+        return (
+            "staged(layers=[{k}, {k2}], keep=[0.6, 0.5])",
+            "staged(method=random, layers=[{k}, {k2}], keep=[0.7, 9tok], rounding=floor)",
+        )
+
     def expand(self) -> tuple[Stage, ...]:
         if not self.layers or len(self.layers) != len(self.keep):
             raise SpecError(

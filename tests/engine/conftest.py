@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from torch import nn
 
-from tests import tiny
+from tests import examples, tiny
 from tests.spies import settled_state
+from tests.trained import random_predictors
 
 
 @pytest.fixture(scope="session")
@@ -24,3 +26,25 @@ def model_of() -> Callable[..., nn.Module]:
         return known[family, backend]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def predictors_of(model_of: Callable[..., nn.Module], tmp_path_factory: Any) -> Callable[[str], str]:
+    """`predictors_of(family)` is a folder with random predictors for its model."""
+    folders: dict[str, str] = {}
+
+    def get(family: str) -> str:
+        if family not in folders:
+            maker = tiny.Maker(family)
+            inputs, layer = maker.inputs(tiny.ragged_rows(maker, 3)), tiny.FIRST_LAYER[family]
+            folder, options = tmp_path_factory.mktemp(family), dict(layer=layer, instruct_keep=0.5)
+            folders[family], _ = random_predictors(folder, model_of(family), inputs=inputs, **options)
+        return folders[family]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def placed(predictors_of: Callable[[str], str]) -> Callable[[str, str], str]:
+    """`placed(text, family)` puts what is a family's own into a text of tests/examples.py."""
+    return lambda text, family: examples.filled(text, family, predictors_of(family) if "{path}" in text else "")

@@ -24,11 +24,11 @@ LOGITS = 2e-4
 WEIGHTS = 1e-5
 
 # Emulated kernels are slow: the other families run the first plan only.
-SHORT_FAMILIES = ("llava", "qwen2_5_vl")
+SHORT_FAMILIES = tiny.FULL_ANCHORS
 # Flash knows windows and causality only: it counts a window in slots, so that survivors see further back than under the other
 # backends, and it cannot show the tokens of one picture to each other. Such families are compared under flex.
 WITHOUT_FLASH = {
-    *(family for family in tiny.ALL_FAMILIES if len(tiny.full_layers(family)) < tiny.layer_count(family)),
+    *(family for family in tiny.ALL_FAMILIES if tiny.slides(family)),
     *(family for family in tiny.ALL_FAMILIES if families.get(family).bidirectional),
 }
 # Transformers cuts the states in front of layers that read others' keys, but not under flex, which it knows by its real name.

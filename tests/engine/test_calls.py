@@ -69,7 +69,7 @@ def test_a_picture_at_the_end_keeps_exactly_what_the_plan_says():
 
 
 @pytest.mark.parametrize("plan", ["random(site=vision, layer=1, keep=0.5)", "tome(site=vision, layer=1, keep=0.6)"])
-@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+@pytest.mark.parametrize("family", [family for family in tiny.FAMILIES if tiny.encoder_layer(family)])
 def test_stages_inside_the_encoder_leave_the_last_column_too(family, plan):
     model, maker = MODELS[family, "sdpa"], Maker(family)
     inputs = maker.inputs([Row([maker.text(6), maker.picture(0)]), Row([maker.picture(1), maker.text(4)])])
@@ -229,7 +229,7 @@ def tuned(family: str):
 
 
 @pytest.mark.parametrize("plan", [FASTV, "random(site=pre_llm, keep=0.5)"])
-@pytest.mark.parametrize("family", ["llava", "gemma3"])
+@pytest.mark.parametrize("family", tiny.PLAIN_ANCHORS)
 def test_virtual_tokens_of_prompt_tuning_are_text_in_front_of_the_picture(family, plan):
     maker = Maker(family)
     inputs = maker.inputs(
@@ -280,7 +280,7 @@ PACKED = ("llava", "internvl", "mistral3", "qwen2_5_vl", "llava_next", "idefics3
     ],
 )
 @pytest.mark.parametrize(
-    "family", [pytest.param(name, marks=[] if name in ("llava", "qwen2_5_vl") else pytest.mark.full) for name in PACKED]
+    "family", [pytest.param(name, marks=[] if name in tiny.FAMILIES else pytest.mark.full) for name in PACKED]
 )
 @pytest.mark.since((5, 17), "before, positions of packed rows were read in another way")
 def test_each_sample_of_a_packed_row_is_as_if_alone(family, plan):

@@ -9,7 +9,6 @@ import torch
 from transformers import DynamicCache
 
 import foveate
-from foveate import families
 from foveate.engine.compat import CACHE
 from foveate.errors import FoveateWarning, UnsupportedCombination
 from tests import tiny
@@ -103,8 +102,7 @@ def test_a_picture_that_holds_no_numbers_spoils_its_own_row_only():
 def test_default_number_formats_and_devices_are_not_ours(family):
     model, inputs = MODELS[family, "sdpa"], prompt(family)
     plans = [FASTV, "random(site=pre_llm, keep=0.5)", "fastv(layer={layer}, keep=0.5) | random_gate(layer={layer}, keep=0.5)"]
-    if families.get(family).encoder(model.config) is not None:
-        layer = 2 if family == "qwen2_5_vl" else 1
+    if (layer := tiny.encoder_layer(family)) is not None:
         plans += [
             f"{name}(site=vision, layer={layer}, keep=50%)"
             for name in ("random", "tome", "partition", "illava_v1", "illava_v2")

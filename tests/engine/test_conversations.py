@@ -79,7 +79,7 @@ def test_a_turn_may_name_the_grids_and_types_of_the_turns_before_it(model_of, fa
 
 
 @pytest.mark.since((5, 23), "before, Gemma 3 sees a second turn's image through the mask of its first")
-@pytest.mark.parametrize("family", ["llava", "gemma3"])  # transformers cannot continue a Qwen chat with a new image
+@pytest.mark.parametrize("family", tiny.PLAIN_ANCHORS)  # transformers cannot continue a Qwen chat with a new image
 @pytest.mark.parametrize("plan", [FASTV, "fastv(layer=2, keep=0.5, query=text)", "random(layer=2, keep=0.3)"])
 def test_a_turn_with_a_new_image_equals_the_dense_reference(model_of, family, plan):
     model, maker = model_of(family), tiny.Maker(family)
@@ -115,7 +115,7 @@ def test_a_batch_of_no_one_and_two_images_equals_the_rows_alone(model_of, family
         tiny.Row([maker.text(2), maker.picture(), maker.text(1)]),
         tiny.Row([maker.text(2), maker.picture(), maker.picture(), maker.text(4)]),  # side by side
     ]
-    if family == "qwen2_5_vl":  # it tells images apart by the tokens between them
+    if tiny.axes_differ(family):  # it tells images apart by the tokens between them
         rows[3].pieces.insert(2, maker.text(1))
     with foveate.attach(model, "random(site=pre_llm, keep=0.7) | fastv(layer=2, keep=0.4)"):
         together = tiny.generate(model, maker.inputs(rows), tokens=4)
@@ -171,7 +171,7 @@ def test_embeddings_instead_of_ids_give_the_same_answer(model_of, family, batch)
     model, inputs = model_of(family), prompts(family, batch)
     embeds = {k: v for k, v in inputs.items() if k != "input_ids"}
     embeds["inputs_embeds"] = model.get_input_embeddings()(inputs["input_ids"]).detach()
-    if family == "qwen2_5_vl":
+    if tiny.axes_differ(family):
         # Qwen finds the positions of images in ids only, so who passes embeddings passes positions too.
         positions, _ = model.model.get_rope_index(
             inputs["input_ids"], inputs["mm_token_type_ids"], inputs["image_grid_thw"], attention_mask=inputs["attention_mask"]
@@ -308,17 +308,17 @@ def test_masking_refuses_what_would_need_several_choices_at_once(model_of, famil
 @every_family
 @pytest.mark.parametrize("plan", [FASTV, f"{FASTV[:-1]}, effect=mask)"])
 def test_a_conversation_with_a_manual_decode_loop_equals_generate(model_of, family, plan):
-    model, inputs = model_of(family), prompts(family, 1 if family == "qwen2_5_vl" else 3)
+    model, inputs = model_of(family), prompts(family, 1 if tiny.axes_differ(family) else 3)
     width = inputs["input_ids"].shape[1]
     # What generate() passes too; Qwen finds its own.
-    first = {} if family == "qwen2_5_vl" else {"position_ids": (real(inputs).long().cumsum(1) - 1).clamp(min=0)}
+    first = {} if tiny.axes_differ(family) else {"position_ids": (real(inputs).long().cumsum(1) - 1).clamp(min=0)}
     with torch.no_grad(), foveate.attach(model, plan) as attachment:
         answer = tiny.generate(model, inputs)
         expected = [entry.kept_index.tolist() for entry in attachment.trace]
         with attachment.conversation(prompt_length=width) as talk:
             out = model(**inputs, **first, use_cache=True)
             positions = real(inputs).long().sum(1, keepdim=True)
-            if family == "qwen2_5_vl":
+            if tiny.axes_differ(family):
                 positions = positions + model.model.rope_deltas
             for step in range(6):
                 assert float((out.logits[:, -1] - answer.logits[step]).abs().max()) < LOGITS
@@ -329,7 +329,7 @@ def test_a_conversation_with_a_manual_decode_loop_equals_generate(model_of, fami
                 out = model(
                     input_ids=answer.sequences[:, width + step, None],
                     attention_mask=mask,
-                    position_ids=position_ids.expand(3, -1, -1) if family == "qwen2_5_vl" else position_ids,
+                    position_ids=position_ids.expand(3, -1, -1) if tiny.axes_differ(family) else position_ids,
                     **{CACHE: cache_in(out)},
                 )
         assert attachment.last is talk
@@ -337,7 +337,7 @@ def test_a_conversation_with_a_manual_decode_loop_equals_generate(model_of, fami
         assert bool((talk.layout.roles[real(inputs)] != int(Role.OUTPUT)).all())
 
 
-@pytest.mark.parametrize("family", ["llava", "gemma3"])
+@pytest.mark.parametrize("family", tiny.PLAIN_ANCHORS)
 def test_a_new_image_in_an_open_conversation_is_pruned_too(model_of, family):
     model, maker = model_of(family), tiny.Maker(family)
     first = maker.inputs([tiny.Row([maker.text(5), maker.picture(), maker.text(7)])])

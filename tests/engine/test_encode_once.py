@@ -79,8 +79,7 @@ def tower_calls(model: nn.Module) -> Iterator[list[str]]:
 
 
 def plan_for(family: str, plan: str) -> str:
-    # The layers below look at windows only in Qwen2.5-VL's encoder.
-    return plan.format(l=tiny.FIRST_LAYER[family], v=2 if family == "qwen2_5_vl" else 1)
+    return plan.format(l=tiny.FIRST_LAYER[family], v=tiny.encoder_layer(family))
 
 
 def prompts(family: str, batch: int = 3, side: str = "left", seed: int = 1) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from foveate.engine.attachment import Attachment
 from foveate.errors import PlanError, UnsupportedCombination
 from foveate.families import family_for
 from foveate.spec import parse
-from tests import tiny
+from tests import examples, tiny
 from tests.conftest import TRANSFORMERS
 from tests.oracles.dense_reference import dense_reference
 from tests.spies import settled_state, state_of
@@ -33,9 +33,8 @@ COUNTS = (
     "| illava_v1(site=vision, layer=3, keep={14})"
 )
 PLANS = (
-    "illava_v1(site=vision, layer=1, keep=0.5)",
+    "illava_v1(site=vision, layer=3, keep=0.5)",
     COUNTS,
-    "illava_v2(site=vision, layer=2, keep=0.4, recycle=0.3)",
     "partition(site=vision, layer=1, keep=0.6) | partition(site=vision, layer=3, keep=0.5)",
     "tome(site=vision, layer=0, keep=0.3)",
     "tome(site=vision, layer=1, keep=0.4, proportional=on) | tome(site=vision, layer=3, keep=0.5, proportional=on)",
@@ -220,7 +219,7 @@ def merges_in_decoder(case: Case, trace: Trace) -> dict[int, Tensor]:
 @pytest.mark.pairs(short="values")
 @pytest.mark.parametrize("backend", ["sdpa", "eager"])
 @pytest.mark.parametrize("name", CONFIGS)
-@pytest.mark.parametrize("plan", PLANS)
+@pytest.mark.parametrize("plan", [*PLANS, *examples.encoder_plans(layer=1)])
 def test_b_g_a_shorter_encoder_equals_a_masked_one(cases, plan, name, backend):
     case = case_of(cases, name, backend)
     with torch.no_grad(), foveate.attach(case.model, case.plan(plan)) as attachment:

@@ -35,7 +35,7 @@ def models():
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("backend", [FLASH, FLEX])
 @pytest.mark.parametrize("text", [PLANS[0], PLANS[2], PLANS[3]])
-@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+@pytest.mark.parametrize("family", tiny.FULL_ANCHORS)
 def test_steps_say_the_same_under_every_backend(models, model_of, monkeypatch, family, text, backend, batch):
     monkeypatch.setattr(gate_module, "CLEAN_EVERY", 4)
     inputs, plan = prompt(family, batch), plan_for(family, text)

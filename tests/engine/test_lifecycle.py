@@ -154,7 +154,9 @@ class Boom(Exception):
 PLACES = {"watched attention": "1.self_attn.q_proj", "pruned layer": "3.mlp"}
 
 
-@pytest.mark.parametrize("family", ["llava", *(pytest.param(name, marks=pytest.mark.full) for name in tiny.FAMILIES[1:])])
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=[] if name == "llava" else pytest.mark.full) for name in tiny.FAMILIES]
+)
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("error", [Boom, KeyboardInterrupt])
 @pytest.mark.parametrize("through_generate", [True, False])

@@ -17,7 +17,8 @@ from foveate.core.method import ScoreMethod
 from foveate.core.plan import Stage
 from foveate.core.site import Site
 from foveate.core.view import TokenView
-from tests import tiny
+from tests import examples, tiny
+from tests.trained import random_predictors
 
 SIDE = 24  # patches: 576 visual tokens, as LLaVA-1.5 has
 N = SIDE * SIDE
@@ -66,20 +67,15 @@ def test_the_helper_counts_live_bytes():
     assert observe(lambda: torch.ones(10, 1).expand(10, 10), 100).flagged
 
 
-PLANS = [
-    "fastv(layer=2, keep=0.5)",
-    "fastv(layer=2, keep=0.5, query=all)",
-    "fastv(layer=2, keep=0.5, rope=off)",
-    "fastv(layer=2, keep=0.5, query=all, rope=off)",
-    "fastv(layer=1, keep=0.5, query=text, topk=window:4)",
-    "uniform(site=pre_llm, keep=0.8) | fastv(layer=2, keep=0.5)",
-    "pool(layer=2)",
-]
+@pytest.fixture(scope="module")
+def predictors(wide: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder, _ = random_predictors(tmp_path_factory.mktemp("wide"), wide, layer=tiny.FIRST_LAYER["llava"])
+    return folder
 
 
-@pytest.mark.parametrize("plan", PLANS)
-def test_invariant_6_no_n_by_n_tensor_and_no_more_memory_than_the_plain_model(wide, inputs, plain, plan):
-    with foveate.attach(wide, plan) as attachment:
+@pytest.mark.parametrize("plan", [*examples.single_plans(), *examples.two_stages()])
+def test_invariant_6_no_n_by_n_tensor_and_no_more_memory_than_the_plain_model(wide, inputs, plain, predictors, plan):
+    with foveate.attach(wide, examples.filled(plan, "llava", predictors)) as attachment:
         seen = observe(lambda: wide(**inputs, use_cache=True), N * N)
         assert len(attachment.trace.media[0].kept_index) < N
     extra = seen.flagged - plain.flagged
@@ -89,7 +85,7 @@ def test_invariant_6_no_n_by_n_tensor_and_no_more_memory_than_the_plain_model(wi
     assert seen.peak <= plain.peak
 
 
-@pytest.mark.parametrize("plan", PLANS[:1])
+@pytest.mark.parametrize("plan", ["fastv(layer=2, keep=0.5)"])
 def test_invariant_6_a_batch_with_padding_makes_no_bigger_mask_than_the_plain_model(wide, inputs, plan):
     text = torch.arange(3, 11)
     ids = torch.stack([inputs["input_ids"][0], torch.cat([torch.zeros(N, dtype=torch.long), text, text])])

@@ -1,7 +1,8 @@
-"""Oracles A-D, F, G of every method on every family, backend and batch.
+"""Oracles A-D, F, G of every method and recipe on every family, backend and batch.
 
 A keep-all is bit-identical, B pruned == dense reference, C batch == each row alone, D cached == uncached,
-F attach + detach leaves no trace, G merges == dense reference with merged states.
+F attach + detach leaves no trace, G merges == dense reference with merged states, which B does in one go.
+Which plans those are follows from what methods and recipes say of themselves (tests/examples.py).
 """
 
 from __future__ import annotations
@@ -11,87 +12,50 @@ from itertools import product
 
 import pytest
 import torch
-from torch import Tensor
 
 import foveate
-from foveate.core.trace import Trace
+from foveate.core.plan import Plan
 from foveate.engine.attachment import Attachment
 from foveate.spec import parse
-from tests import tiny
+from tests import examples, tiny
 from tests.oracles.controls import pool_matrices, uniform_kept
 from tests.oracles.dense_reference import dense_reference, eager_attention
 from tests.oracles.fastv import fastv_kept
-from tests.spies import settled_state, state_of
+from tests.oracles.stages import alive_by_layer, merged_by_layer
+from tests.spies import real, settled_state, state_of
 
 # fp32 sums in another order: logits are of size 10, so this is a few units in the last place.
 LOGITS = 2e-4
 BACKENDS = ("sdpa", "eager")
 BATCHES = (1, 3)
 
-PLANS = {
-    "fastv": "fastv(layer={k}, keep=0.3)",
-    "fastv-count": "fastv(layer={k}, keep=7)",
-    "fastv-text": "fastv(layer={k}, keep=0.5, query=text)",
-    "fastv-all": "fastv(layer={k}, keep=0.5, query=all)",
-    "fastv-window": "fastv(layer={k}, keep=0.4, query=window:3, topk=window:2)",
-    "fastv-no-rope": "fastv(layer={k}, keep=0.5, rope=off)",
-    "random": "random(layer={k}, keep=0.4, seed=3)",
-    "random-pre": "random(site=pre_llm, keep=0.5)",
-    "uniform": "uniform(layer={k}, keep=0.25)",
-    "two-stages": "random(site=pre_llm, keep=0.6) | fastv(layer={k}, keep=0.5)",
-    "three-stages": "uniform(site=pre_llm, keep=0.8) | fastv(layer={k}, keep=0.6) | fastv(layer={k2}, keep=0.4)",
-    "sample-scope": "fastv(layer={k}, keep=0.4, scope=sample)",
-}
-
-
 every_family = pytest.mark.parametrize("family", tiny.ALL_FAMILIES)
+KEEPABLE = [plan for plan in examples.three_stages() if not any(map(examples.counts_by_itself, examples.methods_in(plan)))]
+CACHED = [
+    plan
+    for plan in (*examples.first_plans(), *examples.gated_plans(firsts_only=True))
+    if not any(method.needs() for method in examples.methods_in(plan))
+]
 
 
-def plan_for(name: str, family: str) -> str:
-    return PLANS[name].format(k=tiny.FIRST_LAYER[family], k2=tiny.SECOND_LAYER[family])
-
-
-def alive_columns(trace: Trace, inputs: dict[str, Tensor], rows: Tensor | None = None) -> dict[int, Tensor]:
-    """{layer: [B, S] bool}: what the trace says about the columns of the prompt."""
-    alive: dict[int, Tensor] = {}
-    stages = [text for text, _ in trace.media[0].stages] if trace.media else []
-    for number, text in enumerate(stages):
-        layer = 0 if "site=pre_llm" in text else int(text.partition("layer=")[2].partition(",")[0].rstrip(")"))
-        columns = torch.ones(inputs["input_ids"].shape, dtype=torch.bool)
-        for entry in trace.media:
-            gone = torch.ones(entry.medium.shape.grid_tokens, dtype=torch.bool)
-            gone[entry.kept[number]] = False
-            columns[entry.medium.row, entry.medium.columns[gone]] = False
-        alive[layer] = columns
-    return alive
-
-
-def real(inputs: dict[str, Tensor]) -> Tensor:
-    return inputs["attention_mask"].bool()
-
-
-@pytest.fixture(scope="module")
-def models() -> tiny.Models:
-    return tiny.Models()
-
-
-def matrix(*plans: str) -> pytest.MarkDecorator:
-    """Families x backends x batches x plans."""
-    cases = [*product(tiny.ALL_FAMILIES, BACKENDS, BATCHES, plans)]
+def matrix(*plans: str, elsewhere: int | None = None) -> pytest.MarkDecorator:
+    """Families x backends x batches x plans; on families that are no anchors the first `elsewhere` plans, None for all."""
+    cases = [
+        (family, backend, batch, plan)
+        for family, backend, batch in product(tiny.ALL_FAMILIES, BACKENDS, BATCHES)
+        for plan in (plans if family in tiny.FAMILIES else plans[:elsewhere])
+    ]
     return pytest.mark.parametrize(("family", "backend", "batch", "plan"), cases)
 
 
-@pytest.mark.pairs(every_family=True)
+@pytest.mark.pairs(short="values")
 @pytest.mark.matrix
-@matrix("fastv", "two-stages", "random")
+@matrix(*KEEPABLE)
 @pytest.mark.parametrize("shortcut", [True, False])
-def test_a_keeping_everything_is_bit_identical(models, family, backend, batch, plan, shortcut):
-    model = models[family, backend]
-    maker = tiny.Maker(family)
+def test_a_keeping_everything_is_bit_identical(model_of, placed, family, backend, batch, plan, shortcut):
+    model, maker = model_of(family, backend), tiny.Maker(family)
     inputs = maker.inputs(tiny.ragged_rows(maker, batch))
-    everything = parse(
-        plan_for(plan, family).replace("0.3", "100%").replace("0.6", "100%").replace("0.5", "100%").replace("0.4", "100%")
-    )
+    everything = Plan(examples.everything_kept(parse(placed(plan, family)).stages))
     plain = tiny.generate(model, inputs)
     plain_logits = model(**inputs).logits.detach()
     with Attachment(model, everything, shortcut=shortcut):
@@ -102,19 +66,16 @@ def test_a_keeping_everything_is_bit_identical(models, family, backend, batch, p
     assert torch.equal(logits[real(inputs)], plain_logits[real(inputs)])
 
 
-@pytest.mark.pairs(every_family=True)
-@pytest.mark.matrix(caches=("dynamic", "uncached"))
-@matrix(*PLANS)
-def test_b_pruned_equals_the_dense_reference(models, family, backend, batch, plan):
-    model = models[family, backend]
-    maker = tiny.Maker(family)
-    inputs = maker.inputs(tiny.ragged_rows(maker, batch))
-    with torch.no_grad(), foveate.attach(model, plan_for(plan, family)) as attachment:
+def check_against_the_reference(model, inputs, plan):
+    with torch.no_grad(), foveate.attach(model, plan) as attachment:
         pruned = model(**inputs).logits
-        alive = alive_columns(attachment.trace, inputs)
+        alive = alive_by_layer(attachment.trace, attachment.plan, inputs)
+        merged = merged_by_layer(attachment.trace, attachment.plan, inputs)
         answer = tiny.generate(model, inputs)
-    with torch.no_grad(), dense_reference(model, alive):
+    with torch.no_grad(), dense_reference(model, alive, merged):
         reference = model(**inputs).logits
+        # D: the cached answer equals the dense reference that recomputes everything at every step.
+        dense = tiny.generate(model, inputs, use_cache=False)
     plain = model(**inputs).logits.detach()
     everywhere = real(inputs)
     for columns in alive.values():
@@ -123,24 +84,39 @@ def test_b_pruned_equals_the_dense_reference(models, family, backend, batch, pla
     assert float((pruned - reference)[everywhere].abs().max()) < LOGITS
     assert float((pruned[:, -1] - plain[:, -1]).abs().max()) > 100 * LOGITS, "pruning that changes nothing proves nothing"
     assert bool((pruned[~everywhere & real(inputs)] == 0).all()), "logits at pruned positions are those of a zero state"
-    # D: the cached answer equals the dense reference that recomputes everything at every step.
-    with dense_reference(model, alive):
-        dense = tiny.generate(model, inputs, use_cache=False)
     assert torch.equal(answer.sequences, dense.sequences)
     assert tiny.greatest_difference(answer, dense) < LOGITS
 
 
-@pytest.mark.pairs
-@pytest.mark.matrix(caches=("uncached",), padding="right")
-@matrix("fastv", "two-stages", "fastv-all")
-def test_b_rows_padded_on_the_right_equal_the_dense_reference(models, family, backend, batch, plan):
-    model = models[family, backend]
+@pytest.mark.pairs(short="values", every_family=True)
+@pytest.mark.matrix(caches=("dynamic", "uncached"))
+@matrix(*examples.single_plans(), *examples.three_stages())
+def test_b_and_g_pruned_and_merged_equals_the_dense_reference(model_of, placed, family, backend, batch, plan):
     maker = tiny.Maker(family)
+    inputs = maker.inputs(tiny.ragged_rows(maker, batch))
+    check_against_the_reference(model_of(family, backend), inputs, placed(plan, family))
+
+
+@pytest.mark.pairs(short="values")
+@pytest.mark.matrix
+@matrix(*examples.recipe_plans(), elsewhere=0)
+def test_b_and_g_recipes_equal_the_dense_reference(model_of, placed, family, backend, batch, plan):
+    maker = tiny.Maker(family)
+    inputs = maker.inputs(tiny.ragged_rows(maker, batch))
+    check_against_the_reference(model_of(family, backend), inputs, placed(plan, family))
+
+
+@pytest.mark.pairs(short="values")
+@pytest.mark.matrix(caches=("uncached",), padding="right")
+@matrix(*examples.two_stages(), elsewhere=2)
+def test_b_rows_padded_on_the_right_equal_the_dense_reference(model_of, placed, family, backend, batch, plan):
+    model, maker = model_of(family, backend), tiny.Maker(family)
     inputs = maker.inputs(tiny.ragged_rows(maker, batch), side="right")
-    with torch.no_grad(), foveate.attach(model, plan_for(plan, family)) as attachment:
+    with torch.no_grad(), foveate.attach(model, placed(plan, family)) as attachment:
         pruned = model(**inputs).logits
-        alive = alive_columns(attachment.trace, inputs)
-    with torch.no_grad(), dense_reference(model, alive):
+        alive = alive_by_layer(attachment.trace, attachment.plan, inputs)
+        merged = merged_by_layer(attachment.trace, attachment.plan, inputs)
+    with torch.no_grad(), dense_reference(model, alive, merged):
         reference = model(**inputs).logits
     everywhere = real(inputs)
     for columns in alive.values():
@@ -148,48 +124,44 @@ def test_b_rows_padded_on_the_right_equal_the_dense_reference(models, family, ba
     assert float((pruned - reference)[everywhere].abs().max()) < LOGITS
 
 
-@pytest.mark.pairs(every_family=True)
+@pytest.mark.pairs(short="values", every_family=True)
 @pytest.mark.matrix
-@matrix("fastv", "two-stages", "fastv-text", "random", "sample-scope")
-def test_c_a_row_in_a_batch_equals_the_row_alone(models, family, backend, batch, plan):
-    model = models[family, backend]
-    maker = tiny.Maker(family)
+@matrix(*examples.two_stages("scope=sample"), *examples.text_plans(), *examples.gated_plans(firsts_only=True))
+def test_c_a_row_in_a_batch_equals_the_row_alone(model_of, placed, family, backend, batch, plan):
+    model, maker, alone = model_of(family, backend), tiny.Maker(family), tiny.Maker(family)
     rows = tiny.ragged_rows(maker, 3)
-    maker_alone = tiny.Maker(family)
-    with foveate.attach(model, plan_for(plan, family)):
+    with foveate.attach(model, placed(plan, family)):
         together = tiny.generate(model, maker.inputs(rows))
         for number, row in enumerate(rows):
-            alone = tiny.generate(model, maker_alone.inputs([row]))
-            assert torch.equal(together.sequences[number, -6:], alone.sequences[0, -6:])
-            difference = max(float((a[number] - b[0]).abs().max()) for a, b in zip(together.logits, alone.logits, strict=True))
+            single = tiny.generate(model, alone.inputs([row]))
+            assert torch.equal(together.sequences[number, -6:], single.sequences[0, -6:])
+            difference = max(float((a[number] - b[0]).abs().max()) for a, b in zip(together.logits, single.logits, strict=True))
             assert difference < LOGITS
 
 
-@pytest.mark.pairs
+@pytest.mark.pairs(short="values")
 @pytest.mark.matrix(caches=("dynamic", "uncached"))
-@matrix("random", "uniform", "random-pre")
-def test_d_cached_equals_uncached(models, family, backend, batch, plan):
-    # These methods choose by position alone, so choosing anew at every uncached step freezes the choice.
-    model = models[family, backend]
-    maker = tiny.Maker(family)
+@matrix(*CACHED)
+def test_d_cached_equals_uncached(model_of, placed, family, backend, batch, plan):
+    # These methods choose without attention, so choosing anew at every uncached step freezes the choice.
+    model, maker = model_of(family, backend), tiny.Maker(family)
     inputs = maker.inputs(tiny.ragged_rows(maker, batch))
-    with foveate.attach(model, plan_for(plan, family)):
+    with foveate.attach(model, placed(plan, family)):
         cached = tiny.generate(model, inputs)
         uncached = tiny.generate(model, inputs, use_cache=False)
     assert torch.equal(cached.sequences, uncached.sequences)
     assert tiny.greatest_difference(cached, uncached) < LOGITS
 
 
-@pytest.mark.pairs
+@pytest.mark.pairs(short="values")
 @pytest.mark.matrix
-@matrix("fastv", "three-stages")
-def test_f_attach_and_detach_leave_no_trace(models, family, backend, batch, plan):
-    model = models[family, backend]
-    maker = tiny.Maker(family)
-    inputs = maker.inputs(tiny.ragged_rows(maker, batch))
+@matrix(*examples.three_stages(), *examples.text_plans(), *examples.gated_plans(firsts_only=True), elsewhere=1)
+def test_f_attach_and_detach_leave_no_trace(model_of, placed, family, backend, batch, plan):
+    model, maker = model_of(family, backend), tiny.Maker(family)
+    inputs, plan = maker.inputs(tiny.ragged_rows(maker, batch)), placed(plan, family)
     plain = tiny.generate(model, inputs)
     before, weights = settled_state(model, inputs), copy.deepcopy(model.state_dict())
-    with foveate.attach(model, plan_for(plan, family)):
+    with foveate.attach(model, plan):
         tiny.generate(model, inputs)
     assert state_of(model) == before
     assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
@@ -197,47 +169,48 @@ def test_f_attach_and_detach_leave_no_trace(models, family, backend, batch, plan
     assert all(torch.equal(a, b) for a, b in zip(again.logits, plain.logits, strict=True))
 
 
-@pytest.mark.pairs
-@pytest.mark.matrix(caches=("dynamic", "uncached"), plan="pool")
-@every_family
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("layer", ["site=pre_llm", "layer=2"])
-def test_g_a_merge_equals_the_dense_reference_with_merged_states(models, family, backend, layer):
-    model = models[family, backend]
-    maker = tiny.Maker(family)
+@pytest.mark.pairs(short="values")
+@pytest.mark.matrix(caches=("uncached",))
+@matrix(*examples.masked_plans(), elsewhere=1)
+def test_hiding_tokens_equals_dropping_them(model_of, placed, family, backend, batch, plan):
+    maker, model, plan = tiny.Maker(family), model_of(family, backend), placed(plan, family)
+    inputs = maker.inputs(tiny.ragged_rows(maker, batch))
+    logits = []
+    for text in (plan, plan.replace(", effect=mask", ""), "none"):
+        with torch.no_grad(), foveate.attach(model, text):
+            logits.append(model(**inputs).logits[:, -1])
+    hidden, dropped, plain = logits
+    assert float((hidden - dropped).abs().max()) < LOGITS
+    assert float((hidden - plain).abs().max()) > 100 * LOGITS
+
+
+@pytest.mark.pairs(short="values")
+@pytest.mark.parametrize(("family", "backend", "layer"), [*product(tiny.ALL_FAMILIES, BACKENDS, ["site=pre_llm", "layer=2"])])
+def test_pool_merges_what_its_twin_merges(model_of, family, backend, layer):
+    model, maker = model_of(family, backend), tiny.Maker(family)
     inputs = maker.inputs(tiny.ragged_rows(maker, 3))
     with torch.no_grad(), foveate.attach(model, f"pool({layer})") as attachment:
-        pruned = model(**inputs).logits
-        trace = attachment.trace
-        answer = tiny.generate(model, inputs)
-    alive = alive_columns(trace, inputs)
-    width = inputs["input_ids"].shape[1]
-    merge = torch.eye(width).repeat(3, 1, 1)
+        model(**inputs)
+        trace, plan = attachment.trace, attachment.plan
+    (merge,) = merged_by_layer(trace, plan, inputs).values()
     for entry in trace.media:
         cells = pool_matrices(entry.medium.shape.grids, 2)
         assert len(cells) == len(entry.kept_index)
-        for token, cell in zip(entry.kept_index.tolist(), cells, strict=True):
-            row = torch.zeros(width)
-            for source, weight in cell.items():
-                row[entry.medium.columns[source]] = weight
-            merge[entry.medium.row, entry.medium.columns[token]] = row
         sources, weights = entry.sources(0)
         assert dict(zip(sources.tolist(), weights.tolist(), strict=True)) == pytest.approx(cells[0])
-    k = next(iter(alive))
-    with torch.no_grad(), dense_reference(model, alive, {k: merge}):
-        reference = model(**inputs).logits
-        dense = tiny.generate(model, inputs, use_cache=False)
-    everywhere = real(inputs) & alive[k]
-    assert float((pruned - reference)[everywhere].abs().max()) < LOGITS
-    assert tiny.greatest_difference(answer, dense) < LOGITS
+        for token, cell in zip(entry.kept_index.tolist(), cells, strict=True):
+            row = torch.zeros(inputs["input_ids"].shape[1])
+            for source, weight in cell.items():
+                row[entry.medium.columns[source]] = weight
+            torch.testing.assert_close(merge[entry.medium.row, entry.medium.columns[token]], row)
 
 
-@pytest.mark.pairs
-@every_family
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("query", ["last", "text", "all", "window:4"])
-def test_fastv_keeps_what_its_plain_loop_twin_keeps(models, family, backend, query):
-    model = models[family, backend]
+@pytest.mark.pairs(short="values")
+@pytest.mark.parametrize(
+    ("family", "backend", "query"), [*product(tiny.ALL_FAMILIES, BACKENDS, ["last", "text", "all", "window:4"])]
+)
+def test_fastv_keeps_what_its_plain_loop_twin_keeps(model_of, family, backend, query):
+    model = model_of(family, backend)
     maker = tiny.Maker(family)
     inputs = maker.inputs(tiny.ragged_rows(maker, 3))
     layer, second = tiny.FIRST_LAYER[family], tiny.SECOND_LAYER[family]
@@ -245,7 +218,7 @@ def test_fastv_keeps_what_its_plain_loop_twin_keeps(models, family, backend, que
     with torch.no_grad(), foveate.attach(model, plan) as attachment:
         model(**inputs)
         trace = attachment.trace
-    alive = alive_columns(trace, inputs)
+    alive = alive_by_layer(trace, attachment.plan, inputs)
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
     for number, (stage_layer, ratio, stage_query) in enumerate([(layer, 0.4, query), (second, 0.5, "last")], start=1):
         # Attention is observed at the nearest full layer below the cut.
@@ -272,8 +245,8 @@ def test_fastv_keeps_what_its_plain_loop_twin_keeps(models, family, backend, que
 
 @pytest.mark.pairs
 @every_family
-def test_uniform_keeps_what_its_twin_keeps(models, family):
-    model = models[family, "sdpa"]
+def test_uniform_keeps_what_its_twin_keeps(model_of, family):
+    model = model_of(family)
     maker = tiny.Maker(family)
     inputs = maker.inputs(tiny.ragged_rows(maker, 2))
     with torch.no_grad(), foveate.attach(model, "uniform(layer=2, keep=0.3)") as attachment:

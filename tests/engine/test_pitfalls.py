@@ -45,14 +45,14 @@ def test_p1_gaps_in_the_positions_are_not_taken_for_packed_sequences(family):
     del inputs["attention_mask"]  # packing is only looked for without a mask
     with layer_calls(model, 3) as plain:
         model(**inputs)
-    if family != "qwen2_5_vl":  # whose layers get position ids from generate() only
+    if not tiny.axes_differ(family):  # whose layers get position ids from generate() only
         assert plain[0]["position_ids"] is not None
     with foveate.attach(model, FASTV), layer_calls(model, 3) as calls, layer_calls(model, 1) as below:
         model(**inputs)
     assert calls[0]["position_ids"] is None
-    if family != "qwen2_5_vl":
+    if not tiny.axes_differ(family):
         assert below[0]["position_ids"] is not None, "layers below the cut see what they always see"
-    if family != "gemma3":
+    if not tiny.slides(family):
         fake_backends.use(model, fake_backends.FLASH)
         fake_backends.packed.clear()
         with foveate.attach(model, FASTV):
@@ -236,7 +236,7 @@ def test_p12_no_module_is_replaced(model_of, family):
         assert {name: (id(module), module.forward.__func__) for name, module in model.named_modules()} == before
 
 
-@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])  # Gemma's sliding layers get a mask at every step
+@pytest.mark.parametrize("family", tiny.FULL_ANCHORS)  # sliding layers get a mask at every step
 def test_p13_decode_steps_of_an_even_batch_touch_no_tensor(model_of, family):
     # The fast path only counts: what a decode step adds to the plain model's operations is nothing.
     model, inputs = model_of(family), prompts(family, 1)
@@ -282,7 +282,7 @@ def test_p15_signatures_are_read_once_and_slot_layers_are_ordinary_classes(model
 
 
 @pytest.mark.since((5, 17), "before, crop takes the length that stays")
-@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+@pytest.mark.parametrize("family", tiny.FULL_ANCHORS)
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("said", [0, 3])
 def test_p16_cropping_counts_columns_back_from_the_end(model_of, family, batch, said):
@@ -290,7 +290,7 @@ def test_p16_cropping_counts_columns_back_from_the_end(model_of, family, batch, 
     step = torch.arange(5, 5 + batch)[:, None]
     mask = torch.nn.functional.pad(inputs["attention_mask"], (0, said + 1), value=1)
     # Qwen asks for the position of a decode step; any will do, as long as both caches get the same.
-    more = {"position_ids": torch.full((3, batch, 1), 70)} if family == "qwen2_5_vl" else {}
+    more = {"position_ids": torch.full((3, batch, 1), 70)} if tiny.axes_differ(family) else {}
     with torch.no_grad(), foveate.attach(model, FASTV):
         cache = cache_in(model(**inputs, use_cache=True))
         for number in range(said):

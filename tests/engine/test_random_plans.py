@@ -10,42 +10,59 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import foveate
+from foveate import methods
+from foveate.core.budget import Budget
+from foveate.core.method import Method
+from foveate.core.plan import Plan, Scope, Stage
+from foveate.core.site import Site
 from foveate.engine.attachment import Attachment
-from foveate.spec import parse
 from tests import tiny
+from tests.examples import acts_on_pictures, counts_by_itself, everything_kept, with_path
+from tests.options import with_options
 from tests.oracles.dense_reference import dense_reference
-from tests.spies import alive_columns, real
+from tests.oracles.stages import alive_by_layer, merged_by_layer
+from tests.spies import real
 
 LOGITS = 2e-4  # fp32 sums in another order, logits of size 10
-MODELS = tiny.Models()
-SCOPES = ("crop", "frame", "medium", "sample")
 every_family = pytest.mark.parametrize("family", tiny.ALL_FAMILIES)
 # A busy machine is no failure, and a model is made once per process.
 examples = settings(max_examples=8, derandomize=True, suppress_health_check=list(HealthCheck))
+KEEPS = ["0.2", "0.5", "90%", "1tok", "7"]
 
 
 @st.composite
-def plans(draw: st.DrawFn, family: str) -> str:
-    """One to three stages at ascending layers, scopes that only widen."""
-    layers = tiny.valid_layers(family)
+def plans(draw: st.DrawFn, family: str, path: str, *, counted: bool = True, across: bool = True) -> Plan:
+    """One to three stages at ascending layers, of any methods with any options; scopes that only widen.
+
+    Args:
+        path: predictors for methods with trained weights.
+        counted: whether methods that fix their own count may be among them.
+        across: whether tokens may merge across media; a trace follows them within their medium only.
+    """
     full = tiny.full_layers(family)
     count = draw(st.integers(1, 3))
-    where = sorted(draw(st.lists(st.sampled_from(layers), min_size=count, max_size=count, unique=True)))
-    widths = sorted(draw(st.integers(0, 3)) for _ in where)
-    stages = []
-    for number, (layer, width) in enumerate(zip(where, widths, strict=True)):
-        site = "site=pre_llm" if layer == 0 else f"layer={layer}"
-        names = ["random", "uniform"]
-        names += ["fastv"] if any(below < layer for below in full) else []
-        names += ["pool"] if number == 0 and SCOPES[width] != "sample" else []
-        name = draw(st.sampled_from(names))
-        words = [site]
-        if name != "pool":
-            words.append(draw(st.sampled_from(["keep=0.2", "keep=0.5", "keep=90%", "keep=1tok", "keep=7"])))
-        if name == "fastv":
-            words.append(draw(st.sampled_from(["query=last", "query=text", "query=all", "query=window:3", "rope=off"])))
-        stages.append(f"{name}({', '.join([*words, f'scope={SCOPES[width]}'])})")
-    return " | ".join(stages)
+    where = sorted(draw(st.lists(st.sampled_from(tiny.valid_layers(family)), min_size=count, max_size=count, unique=True)))
+    scopes = sorted(draw(st.lists(st.sampled_from(Scope), min_size=count, max_size=count)), key=_width)
+    stages: list[Stage] = []
+    for layer, scope in zip(where, scopes, strict=True):
+        site = Site.llm_layer(layer) if layer else Site.pre_llm()
+
+        def serves(method: Method, site: Site = site, scope: Scope = scope) -> bool:
+            seen = not method.needs() or any(below < (site.layer or 0) for below in full)
+            grid = not method.needs_grid or (not stages and scope is not Scope.SAMPLE)
+            apart = across or not method.merges or scope is not Scope.SAMPLE
+            counts = counted or not counts_by_itself(method)
+            return acts_on_pictures(method, site.kind) and seen and grid and apart and counts
+
+        names = [name for name in methods.names() if any(map(serves, methods.get(name).examples()))]
+        method = draw(st.sampled_from(names).flatmap(lambda name: with_options(methods.get(name))).filter(serves))
+        keep = None if counts_by_itself(method) else Budget.read(draw(st.sampled_from(KEEPS)))
+        stages.append(Stage(site, with_path(method, path), keep, scope))
+    return Plan(tuple(stages))
+
+
+def _width(scope: Scope) -> int:
+    return [Scope.CROP, Scope.FRAME, Scope.MEDIUM, Scope.SAMPLE].index(scope)
 
 
 @st.composite
@@ -63,25 +80,22 @@ def batches(draw: st.DrawFn, family: str, side: str | None = None) -> tuple[list
     return rows, maker.inputs(rows, side=side)
 
 
-def stage_layers(plan: str) -> list[int]:
-    return [stage.site.decoder_layer for stage in parse(plan).stages]
-
-
 @pytest.mark.pairs
 @every_family
 @examples
 @given(data=st.data())
-def test_b_random_plans_equal_the_dense_reference(family, data):
-    model = MODELS[family, "sdpa"]
-    plan = data.draw(plans(family).filter(lambda text: "pool" not in text))
+def test_b_random_plans_equal_the_dense_reference(model_of, predictors_of, family, data):
+    model = model_of(family)
+    plan = data.draw(plans(family, predictors_of(family), across=False))
     _, inputs = data.draw(batches(family))
     with torch.no_grad(), foveate.attach(model, plan) as attachment:
         pruned = model(**inputs).logits
-        alive = alive_columns(attachment.trace, inputs)
-    with torch.no_grad(), dense_reference(model, dict(zip(stage_layers(plan), alive, strict=True))):
+        trace = attachment.trace
+    alive, merged = alive_by_layer(trace, plan, inputs), merged_by_layer(trace, plan, inputs)
+    with torch.no_grad(), dense_reference(model, alive, merged):
         reference = model(**inputs).logits
     everywhere = real(inputs)
-    for columns in alive:
+    for columns in alive.values():
         everywhere = everywhere & columns
     assert float((pruned - reference)[everywhere].abs().max()) < LOGITS
 
@@ -90,9 +104,9 @@ def test_b_random_plans_equal_the_dense_reference(family, data):
 @every_family
 @examples
 @given(data=st.data())
-def test_c_and_d_random_batches_equal_their_rows_alone(family, data):
-    model = MODELS[family, "sdpa"]
-    plan = data.draw(plans(family))
+def test_c_and_d_random_batches_equal_their_rows_alone(model_of, predictors_of, family, data):
+    model = model_of(family)
+    plan = data.draw(plans(family, predictors_of(family)))
     rows, inputs = data.draw(batches(family, side="left"))
     alone = tiny.Maker(family)
     with foveate.attach(model, plan) as attachment:
@@ -105,7 +119,7 @@ def test_c_and_d_random_batches_equal_their_rows_alone(family, data):
             assert difference < LOGITS
             if kept[number]:
                 assert [entry.kept_index.tolist() for entry in attachment.trace] == kept[number]
-        if "fastv" not in plan:  # which chooses anew at every step without a cache
+        if not any(stage.method.needs() for stage in plan.stages):  # what looks at attention chooses anew without a cache
             uncached = tiny.generate(model, inputs, tokens=3, use_cache=False)
             assert tiny.greatest_difference(uncached, together) < LOGITS
 
@@ -114,14 +128,11 @@ def test_c_and_d_random_batches_equal_their_rows_alone(family, data):
 @every_family
 @examples
 @given(data=st.data())
-def test_a_random_plans_that_keep_everything_are_bit_identical(family, data):
-    model = MODELS[family, "sdpa"]
-    plan = data.draw(plans(family).filter(lambda text: "pool" not in text))
+def test_a_random_plans_that_keep_everything_are_bit_identical(model_of, predictors_of, family, data):
+    model = model_of(family)
+    plan = data.draw(plans(family, predictors_of(family), counted=False))
     _, inputs = data.draw(batches(family))
-    everything = plan
-    for keep in ("keep=0.2", "keep=0.5", "keep=90%", "keep=1tok", "keep=7"):
-        everything = everything.replace(keep, "keep=100%")
     plain = model(**inputs).logits.detach()
-    with torch.no_grad(), Attachment(model, parse(everything), shortcut=data.draw(st.booleans())):
+    with torch.no_grad(), Attachment(model, Plan(everything_kept(plan.stages)), shortcut=data.draw(st.booleans())):
         logits = model(**inputs).logits
     assert torch.equal(logits[real(inputs)], plain[real(inputs)])

@@ -54,7 +54,7 @@ def test_one_pass_gives_what_token_by_token_gives(model_of, family, text):
     assert len(at_once.losses) == len(answer)
 
 
-@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+@pytest.mark.parametrize("family", tiny.FULL_ANCHORS)
 def test_trained_predictors_of_picture_instruction_and_answer_are_read_as_they_decode(model_of, family, tmp_path):
     model, (inputs, answer) = model_of(family), prompt(family)
     folder, _ = random_predictors(tmp_path, model, inputs=inputs, instruct_keep=0.5)
@@ -65,7 +65,7 @@ def test_trained_predictors_of_picture_instruction_and_answer_are_read_as_they_d
     assert torch.equal(at_once.stored, by_token.stored) and at_once.kv_bytes == by_token.kv_bytes
 
 
-@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+@pytest.mark.parametrize("family", tiny.FULL_ANCHORS)
 def test_a_plan_changes_what_is_read_and_the_plain_reading_is_one_uncached_pass(model_of, family):
     model, (inputs, answer) = model_of(family), prompt(family)
     plain = read_answer(model, inputs, answer, None)

@@ -75,7 +75,7 @@ def test_one_pass_for_each_round_gives_what_token_by_token_gives(model_of, famil
 
 @pytest.mark.pairs(short="values")
 @pytest.mark.parametrize("text", PLANS)
-@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+@pytest.mark.parametrize("family", tiny.FULL_ANCHORS)
 def test_every_round_equals_one_uncached_pass_of_a_plain_model_under_masks_made_by_hand(model_of, family, text):
     model, rounds = model_of(family), chat(family)
     layer = tiny.FIRST_LAYER[family]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import fields
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from foveate import methods, recipes
 from foveate.convert.config import check_official, predictor_config
 from foveate.errors import FoveateError
 from foveate.predictors import IMAGE, TEXT
@@ -19,6 +21,7 @@ from foveate.predictors.files import CONFIG, read_config
 from foveate.spec import from_json, load_plan, parse, to_json
 from tests import tiny
 from tests.convert import official
+from tests.examples import filled, gated_plans, single_plans, text_plans
 from tests.trained import random_predictors
 
 SECOND = timedelta(seconds=2)
@@ -32,9 +35,36 @@ JSON = st.recursive(
     max_leaves=8,
 )
 PLAN = parse("random(site=pre_llm, keep=0.3, rounding=ceil) | fastv(layer=2, keep=144) | stride_gate(layer=3, keep=0.5)")
-WORDS = "fastv random uniform staged illava none layer keep site K R ratio rounding half_even pre_llm 0.5 2 50% 1 nan 0..9999"
-PIECES = st.sampled_from([*WORDS.split(), *"()[],=|'\" \n\x00", "[" * 50, "9" * 50]) | st.text(max_size=3)
-SPECS = st.lists(PIECES, max_size=40).map("".join)
+WORDS = "none layer keep site K R ratio rounding half_even pre_llm 0.5 2 50% 1 nan 0..9999"
+NAMES = [*methods.names(), *recipes.names()]
+OPTIONS = sorted({field.name for name in NAMES for field in fields((methods if methods.has(name) else recipes).get(name))})
+PIECES = (
+    st.sampled_from(NAMES)
+    | st.sampled_from([*WORDS.split(), *OPTIONS, *"()[],=|'\" \n\x00", "[" * 50, "9" * 50])
+    | st.text(max_size=3)
+)
+# Good texts of every method and recipe, some of their characters changed.
+GOOD = [
+    filled(text, "llava")
+    for text in (
+        *single_plans(),
+        *gated_plans(),
+        *text_plans(),
+        *(text for name in recipes.names() for text in recipes.get(name).examples()),
+    )
+]
+
+
+@st.composite
+def damaged(draw: st.DrawFn) -> str:
+    text = draw(st.sampled_from(GOOD))
+    for _ in range(draw(st.integers(0, 3))):
+        start, length = draw(st.integers(0, len(text))), draw(st.integers(0, 4))
+        text = text[:start] + draw(PIECES | st.just("")) + text[start + length :]
+    return text
+
+
+SPECS = st.lists(PIECES, max_size=40).map("".join) | damaged()
 
 
 def one_line(read: Any) -> Any:

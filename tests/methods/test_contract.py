@@ -2,34 +2,31 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import pytest
 import torch
 
 from foveate import methods
+from foveate.api.capabilities import method_capabilities
 from foveate.core.method import StepMethod, TokenMethod
 from foveate.core.view import AttentionRows
 from foveate.errors import MethodError, UnknownName
-from tests.oracles.broken import BROKEN, BROKEN_GATES, Honest, HonestGate
-from tests.oracles.contract import ContractBroken, check_method, check_step_method, random_view
-
-# Options beyond the defaults, for methods whose code they steer.
-VARIANTS = {
-    "fastv": [{"topk": "window:2"}, {"topk": "window:3", "query": "text", "rope": False}, {"query": "window:4"}],
-    "illava_v1": [{"ramp": "most"}, {"ramp": "even"}],
-    "illava_v2": [{"recycle": 1.0, "partners": 1}, {"recycle": 0.3, "absorb": 0.9}, {"mode": 1}, {"mode": 2}],
-    "pool": [{"size": 3}],
-    "random": [{"seed": 2**32 - 1}],
-}
-STEPS = [name for name in methods.names() if issubclass(methods.get(name), StepMethod)]
-TOKENS = [name for name in methods.names() if name not in STEPS]
-CASES = [(name, options) for name in TOKENS for options in ({}, *VARIANTS.get(name, []))]
+from tests import examples
+from tests.oracles.broken import BROKEN, BROKEN_GATES, COSTLY, WAYS_TO_WAIT, Honest, HonestGate, Waits
+from tests.oracles.contract import MANY, ContractBroken, check_costs, check_method, check_step_method, random_view
 
 
-@pytest.mark.parametrize(("name", "options"), CASES)
-def test_every_method_keeps_the_contract(name, options):
-    method = methods.get(name)(**options)
-    assert isinstance(method, TokenMethod)
+@pytest.mark.parametrize("method", examples.examples(TokenMethod), ids=str)
+def test_every_method_keeps_the_contract(method):
     check_method(method)
+
+
+@pytest.mark.parametrize("cls", [methods.get(name) for name in methods.names()], ids=methods.names())
+def test_the_examples_of_a_method_use_every_option(cls):
+    assert all(type(one) is cls for one in cls.examples())
+    assert len({*cls.examples()}) == len(cls.examples())
+    assert not examples.unused_options(cls), f"add examples() to {cls.__name__} that use them"
 
 
 REASONS = {
@@ -42,6 +39,29 @@ REASONS = {
     "Forgets": "two calls with equal inputs differ",
     "DoubleSource": "one target",
 }
+
+
+@pytest.mark.parametrize(("broken", "reason"), COSTLY.items(), ids=lambda value: getattr(value, "__name__", ""))
+def test_the_contract_rejects_methods_for_what_they_cost(broken, reason):
+    with pytest.raises(ContractBroken, match=reason):
+        check_method(broken())
+
+
+@pytest.mark.parametrize("how", WAYS_TO_WAIT)
+def test_every_way_of_waiting_is_seen(how):
+    with pytest.raises(ContractBroken, match=r"waits for the device \d+ times, first for \w+ at broken\.py:\d+"):
+        check_costs(Waits(how))
+
+
+def test_methods_that_compare_tokens_hold_nearly_what_they_say():
+    """Without its pairs each of them holds too much: none says more than it needs in order to be let through."""
+    count = prod(MANY)
+    comparing = [one for one in examples.firsts(TokenMethod) if one.pairs_at_once(count) > count**2 / 8]
+    assert comparing
+    for method in comparing:
+        silent = type("Silent", (type(method),), {"pairs_at_once": lambda self, tokens: 0})
+        with pytest.raises(ContractBroken, match="bytes at once"):
+            check_costs(silent())
 
 
 @pytest.mark.parametrize("broken", BROKEN)
@@ -63,10 +83,13 @@ def test_a_method_says_where_it_comes_from_and_what_it_is_called(name):
     assert hash(method) == hash(methods.get(name)()) and method == methods.get(name)()
 
 
-@pytest.mark.parametrize("name", STEPS)
-def test_every_step_method_judges_each_token_on_its_own(name):
-    method = methods.get(name)()
-    assert isinstance(method, StepMethod)
+@pytest.mark.parametrize("row", method_capabilities(), ids=lambda row: row.name)
+def test_what_a_method_does_is_what_its_class_says(row):
+    assert (row.effect == "merges") is methods.get(row.name).merges
+
+
+@pytest.mark.parametrize("method", examples.examples(StepMethod), ids=str)
+def test_every_step_method_judges_each_token_on_its_own(method):
     check_step_method(method)
 
 
@@ -80,9 +103,8 @@ def test_the_contract_accepts_an_honest_gate():
     check_step_method(HonestGate())
 
 
-@pytest.mark.parametrize("name", TOKENS)
-def test_methods_ignore_the_default_dtype_of_the_caller(name):
-    method = methods.get(name)()
+@pytest.mark.parametrize("method", examples.firsts(TokenMethod), ids=str)
+def test_methods_ignore_the_default_dtype_of_the_caller(method):
     view = random_view(method, (1, 4, 4), seed=0)
     keep = method.fixed_count((1, 4, 4)) or 5
     expected = method.select(view, keep).kept

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -88,6 +89,8 @@ class Forgets(ScoreMethod):
 class DoubleSource(TokenMethod):
     """Claims a partition, but sends one source to two targets."""
 
+    merges = True
+
     def select(self, view: TokenView, keep: int) -> Selection:
         kept = torch.arange(keep).expand(view.group_count, -1).contiguous()
         source = torch.full((view.group_count, 2), keep)
@@ -97,6 +100,60 @@ class DoubleSource(TokenMethod):
 
 
 BROKEN = (Unsorted, Repeats, OffByOne, TooMany, Leaks, Writes, Forgets, DoubleSource)
+
+
+@dataclass(frozen=True)
+class BuildsSquare(ScoreMethod):
+    """Compares every token with every other one in one table."""
+
+    def score(self, view: TokenView) -> Tensor:
+        wide = view.features.float()
+        # Element by element, so that a row of a batch is summed as it is alone.
+        return (wide[:, :, None, 0] * wide[:, None, :, 0]).amax(dim=1)
+
+
+WAYS_TO_WAIT: dict[str, Callable[[Tensor], object]] = {
+    "item": lambda value: value.item(),
+    "tolist": lambda value: value.tolist(),
+    "cpu": lambda value: value.cpu(),
+    "to": lambda value: value.to("cpu"),
+    "float": lambda value: float(value),
+    "branch": lambda value: 1 if value > 0 else 0,
+    "nonzero": lambda value: value.nonzero(),
+    "mask": lambda value: value[value > 0],
+    "unique": lambda value: value.unique(),
+}
+
+
+@dataclass(frozen=True)
+class Waits(ScoreMethod):
+    """Reads a value of every token, each time from the device."""
+
+    how: str = "item"
+
+    def score(self, view: TokenView) -> Tensor:
+        norm = _norm(view)
+        for token in range(view.token_count):
+            WAYS_TO_WAIT[self.how](norm[0, token])
+        return norm
+
+
+@dataclass(frozen=True)
+class Hoards(ScoreMethod):
+    """Makes no table of all pairs, but keeps each of its rows until the last one is there."""
+
+    def score(self, view: TokenView) -> Tensor:
+        wide = view.features.float()[..., 0]
+        rows = [wide * wide[:, token, None] for token in range(view.token_count)]
+        return torch.stack([row.amax(dim=1) for row in rows], dim=1)
+
+
+# What the contract measures, and no single answer shows.
+COSTLY = {
+    BuildsSquare: "an entry for every two tokens",
+    Waits: "waits for the device",
+    Hoards: "bytes at once where .* are enough .*pairs_at_once",
+}
 
 
 @dataclass(frozen=True)
@@ -151,10 +208,30 @@ class ScoringGate(HonestGate):
         return view.features.float().sum(-1)
 
 
+@dataclass(frozen=True)
+class SquareGate(HonestGate):
+    """Compares every two tokens, and uses none of it."""
+
+    def gate(self, view: StepView, keep: float | None) -> Tensor:
+        score = view.features.float().sum(-1)
+        return (score > 0) & (score[:, :, None] == score[:, None]).any(-1)
+
+
+@dataclass(frozen=True)
+class WaitingGate(HonestGate):
+    """Asks the device at every step."""
+
+    def gate(self, view: StepView, keep: float | None) -> Tensor:
+        score = view.features.float().sum(-1)
+        return score > 0 if bool((score > 0).any()) else score > 1e9
+
+
 BROKEN_GATES = {
     LeakingGate: "alone is treated unlike in company",
     CompanyGate: "alone is treated unlike in company",
     WritingGate: "wrote into features",
     RestlessGate: "two calls with equal inputs differ",
     ScoringGate: "must return",
+    SquareGate: "an entry for every two tokens",
+    WaitingGate: "waits for the device",
 }

@@ -1,22 +1,31 @@
-"""What every token method owes the engine, as one function. It rejects each class in `broken.py`."""
+"""What every token method owes the engine, as one function. It rejects each class in `broken.py`.
+
+Also what it costs: what is held grows with the tokens, and with the pairs that the method says it compares; never a tensor with
+an entry for every two tokens; and no value is read that a device would have to be waited for.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
+from math import prod
 
 import torch
 from torch import Tensor
 
+from benchmarks._live_bytes import observe
 from foveate.core.method import StepMethod, TokenMethod
 from foveate.core.selection import Selection
 from foveate.core.view import AttentionRows, Importance, Observation, StepView, TokenView
+from tests.syncs import OnDevice, syncs_of_anybody
 
 SEEDS = range(8)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 HEADS, WIDTH, GROUPS = 4, 8, 3
 # 16 tokens must do; a partial window or cell, a video, and one row of tokens.
 GRIDS = ((1, 4, 4), (1, 5, 7), (2, 3, 4), (1, 1, 9))
+# So many tokens that a tensor of all pairs stands out. What is alive at once may be so many copies of what a method is shown.
+MANY, COPIES = (1, 24, 32), 4
 
 
 class ContractBroken(AssertionError):
@@ -57,13 +66,51 @@ def _judge(features: Tensor) -> Tensor:
 def check_method(method: TokenMethod) -> None:
     """Raise ContractBroken, or MethodError, unless the method keeps the contract on all grids, seeds and dtypes."""
     for grid in GRIDS:
-        count = grid[0] * grid[1] * grid[2]
+        count = prod(grid)
         fixed = method.fixed_count(grid)
         keeps = (fixed,) if fixed is not None else sorted({1, 2, count // 3 or 1, count - 1, count})
         for keep in keeps:
             for seed in SEEDS:
                 dtype = DTYPES[seed % len(DTYPES)]
                 _check(method, random_view(method, grid, seed, dtype), keep, f"{method} keep {keep} of {grid} in {dtype}")
+    check_costs(method)
+
+
+def check_costs(method: TokenMethod) -> None:
+    """Raise ContractBroken if the method builds a tensor of all pairs, holds more than it says, or waits for a device."""
+    count = prod(MANY)
+    fixed = method.fixed_count(MANY)
+    for keep in (fixed,) if fixed is not None else (1, count // 3, count // 2, count - 1):
+        view = random_view(method, MANY, seed=0)
+        given = [tensor for _, tensor, _ in _tensors(view, view)]
+        what = f"{method} keep {keep} of {count}"
+        pairs = GROUPS * method.pairs_at_once(count)
+        _check_costs(lambda view=view, keep=keep: method.select(view, keep), given, count, pairs, what)
+        features, coords, sizes, *rows = _played(view.features, view.coords, view.sizes, *view.observed.values())
+        played = replace(
+            view, features=features, coords=coords, sizes=sizes, observed=dict(zip(view.observed, rows, strict=True))
+        )
+        _check_waits(lambda played=played, keep=keep: method.select(played, keep), what)
+
+
+def _check_costs(call: Callable[[], object], given: list[Tensor], count: int, pairs: int, what: str) -> None:
+    seen = observe(call, count * count)
+    if seen.flagged:
+        (name, shape), _ = seen.flagged.most_common(1)[0]
+        raise ContractBroken(f"{what}: {name} makes {list(shape)}, an entry for every two tokens")
+    allowed = COPIES * sum(tensor.nbytes for tensor in given) + 4 * pairs
+    if seen.peak > allowed:
+        raise ContractBroken(
+            f"{what}: it holds {seen.peak:,} bytes at once where {allowed:,} are enough for {COPIES} copies of what it is shown"
+            + (f" and {pairs:,} pairs in fp32" if pairs else "; what compares tokens says so with pairs_at_once()")
+        )
+
+
+def _check_waits(call: Callable[[], object], what: str) -> None:
+    with syncs_of_anybody() as noted:
+        call()
+    if noted:
+        raise ContractBroken(f"{what}: it waits for the device {len(noted)} times, first for {noted[0]}")
 
 
 def _check(method: TokenMethod, view: TokenView, keep: int, what: str) -> None:
@@ -83,6 +130,8 @@ def _check(method: TokenMethod, view: TokenView, keep: int, what: str) -> None:
     for group in range(view.group_count):
         if not _same(_take(selection, group), method.select(_alone(view, group), keep)):
             raise ContractBroken(f"{what}: group {group} alone is treated unlike in company")
+    if selection.is_merge and not method.merges:
+        raise ContractBroken(f"{what}: it merges, and its class does not say merges = True")
     if selection.is_merge:
         _check_weights(selection, what)
 
@@ -159,3 +208,12 @@ def check_step_method(method: StepMethod) -> None:
                 alone = StepView(features[row, None, token, None].clone(), number[row, None, token, None].clone(), _judge)
                 if bool(method.gate(alone, keep)) != bool(stored[row, token]):
                     raise ContractBroken(f"{what}: token {token} alone is treated unlike in company")
+    count = prod(MANY)
+    features, number = torch.randn(GROUPS, count, WIDTH), torch.arange(count).expand(GROUPS, -1).contiguous()
+    view, played = (StepView(*parts, _judge) for parts in ((features, number), _played(features, number)))
+    _check_costs(lambda: method.gate(view, keep), [features, number], count, 0, str(method))
+    _check_waits(lambda: method.gate(played, keep), str(method))
+
+
+def _played(*tensors: Tensor) -> list[Tensor]:
+    return [tensor.as_subclass(OnDevice) for tensor in tensors]

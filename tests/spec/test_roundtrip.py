@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from decimal import Decimal
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foveate import methods
+from foveate import methods, recipes
 from foveate.core.budget import Budget, Rounding
-from foveate.core.method import Method, TokenMethod
+from foveate.core.layout import Role
+from foveate.core.method import Method, StepMethod, TokenMethod
 from foveate.core.plan import Effect, Plan, Scope, Stage
 from foveate.core.site import Site, SiteKind
 from foveate.core.text import option_words
@@ -20,43 +22,11 @@ from foveate.errors import FoveateError, SpecError
 from foveate.spec import from_json, parse, to_json
 from foveate.spec.grammar import parse_calls
 from foveate.spec.words import read_fields
+from tests import tiny
+from tests.examples import counts_by_itself, filled, unused_options
+from tests.options import with_options
+from tests.trained import random_predictors
 
-WINDOW = st.integers(1, 99).map(lambda number: f"window:{number}")
-OPTIONS = {
-    "fastv": {
-        "query": st.sampled_from(["last", "text", "all"]) | WINDOW,
-        "rope": st.booleans(),
-        "topk": st.just("global") | WINDOW,
-    },
-    "illava_v1": {
-        "query": st.sampled_from(["last", "text", "all"]) | WINDOW,
-        "ramp": st.sampled_from(["least", "most", "even"]),
-    },
-    "illava_v2": {
-        "mode": st.sampled_from([1, 2, 3]),
-        "recycle": st.just(0.05) | st.floats(0.001, 1),
-        "partners": st.just(5) | st.integers(1, 99),
-        "absorb": st.just(0.5) | st.floats(0.001, 0.999),
-        "query": st.sampled_from(["last", "text", "all"]) | WINDOW,
-    },
-    "partition": {"query": st.sampled_from(["last", "text", "all"]) | WINDOW},
-    "tome": {"proportional": st.booleans()},
-    "random": {"seed": st.integers(0, 2**32 - 1)},
-    "pool": {"size": st.integers(2, 9)},
-    "uniform": {},
-}
-_TRAINED = {"path": st.sampled_from(["", "owner/name", "./a folder"]), "allow_mismatch": st.booleans()}
-OPTIONS["dynamic_image"] = _TRAINED
-_GATE = {
-    "recent": st.integers(1, 99),
-    "first": st.integers(0, 99),
-    "protect": st.lists(st.integers(0, 10**6), max_size=3).map(tuple),
-}
-GATES = {
-    "random_gate": {**_GATE, "seed": st.integers(0, 2**32 - 1)},
-    "stride_gate": _GATE,
-    "dynamic_text": {**_GATE, **_TRAINED, "bias": st.floats(-9, 9)},
-}
 RATIOS = (
     st.decimals(min_value="0.001", max_value=1, places=3)
     | st.floats(1e-9, 1).map(lambda number: Decimal(str(number))).filter(lambda ratio: ratio.as_tuple().exponent >= -28)
@@ -67,40 +37,43 @@ BUDGETS = st.builds(Budget, ratio=RATIOS, rounding=st.sampled_from(Rounding)) | 
 )
 
 
+TOKENS = [methods.get(name) for name in methods.names() if issubclass(methods.get(name), TokenMethod)]
+ON_PICTURES = [cls for cls in TOKENS if Role.VISUAL in cls.roles]
+ON_TEXT = [cls for cls in TOKENS if Role.VISUAL not in cls.roles]
+GATES = [methods.get(name) for name in methods.names() if issubclass(methods.get(name), StepMethod)]
+
+
 @st.composite
 def plans(draw: st.DrawFn) -> Plan:
+    """Up to four stages on pictures, one on the instruction and a gate, of any methods with any options."""
     layers = sorted(draw(st.sets(st.integers(0, 40), max_size=4)))
     scopes = sorted(draw(st.lists(st.sampled_from(Scope), min_size=4, max_size=4)), key=_width)
-    stages = []
+    stages: list[Stage] = []
     for layer, scope in zip(layers, scopes, strict=False):
-        name = draw(st.sampled_from(sorted(OPTIONS)))
-        options = draw(st.fixed_dictionaries(OPTIONS[name]))
-        try:
-            method = methods.get(name)(**options)
-        except FoveateError:  # options that exclude each other
-            continue
-        site = Site.llm_layer(layer) if layer else Site.pre_llm()
+        method = draw(st.sampled_from(ON_PICTURES).flatmap(with_options))
+        inside = draw(st.booleans()) and SiteKind.VISION_LAYER in method.sites
+        site = Site(SiteKind.VISION_LAYER, layer) if inside else Site.llm_layer(layer) if layer else Site.pre_llm()
         effect = draw(st.sampled_from(Effect)) if len(layers) == 1 else Effect.DROP
-        fixed = isinstance(method, TokenMethod) and method.fixed_count((1, 4, 4)) is not None
-        try:
-            stages.append(Stage(site, method, None if fixed else draw(BUDGETS), scope, effect=effect))
-            Plan(tuple(stages))
-        except FoveateError:  # a place, order or effect that this method does not serve
-            del stages[-1:]
+        budget = None if counts_by_itself(method) else draw(BUDGETS)
+        _join(stages, site, method, budget, scope, effect=effect)
+    if ON_TEXT and draw(st.booleans()):
+        method = draw(st.sampled_from(ON_TEXT).flatmap(with_options))
+        after = max([stage.site.decoder_layer or 0 for stage in stages], default=0)
+        _join(stages, Site.llm_layer(max(1, after)), method, Budget(threshold=draw(st.floats(0.01, 0.99))))
     if draw(st.booleans()):
-        text = methods.get("dynamic_instruct")(**draw(st.fixed_dictionaries(_TRAINED)))
-        after = stages[-1].site.layer if stages else None
-        stages.append(Stage(Site.llm_layer(max(1, after or 1)), text, Budget(threshold=draw(st.floats(0.01, 0.99)))))
-        if any(stage.effect is Effect.MASK for stage in stages):
-            del stages[-1:]
-    if draw(st.booleans()):
-        name = draw(st.sampled_from(sorted(GATES)))
-        gate = methods.get(name)(**draw(st.fixed_dictionaries(GATES[name])))
+        gate = draw(st.sampled_from(GATES).flatmap(with_options))
         budget = Budget(ratio=draw(RATIOS), rounding=draw(st.sampled_from(Rounding)))
-        stages.append(Stage(Site(SiteKind.DECODE, draw(st.integers(0, 40))), gate, budget if gate.takes_keep else None))
-        if any(stage.effect is Effect.MASK for stage in stages):
-            del stages[-1:]
+        _join(stages, Site(SiteKind.DECODE, draw(st.integers(0, 40))), gate, None if counts_by_itself(gate) else budget)
     return Plan(tuple(stages))
+
+
+def _join(stages: list[Stage], *stage: Any, **more: Any) -> None:
+    """One more stage, where a plan can have it."""
+    try:
+        Plan((*stages, Stage(*stage, **more)))
+    except FoveateError:  # a place, order or effect that the method does not serve
+        return
+    stages.append(Stage(*stage, **more))
 
 
 def _width(scope: Scope) -> int:
@@ -123,10 +96,28 @@ def test_the_json_of_a_plan_reads_back_as_the_plan(plan):
     assert to_json(from_json(stored)) == stored
 
 
-def test_the_plans_above_cover_every_method_and_every_option():
-    assert {*OPTIONS, *GATES, "dynamic_instruct"} == set(methods.names())
-    for name, options in {**OPTIONS, **GATES, "dynamic_instruct": _TRAINED}.items():
-        assert set(options) == {field.name for field in fields(methods.get(name))}
+@pytest.mark.parametrize("name", methods.names())
+@settings(max_examples=40)
+@given(data=st.data())
+def test_any_options_of_a_method_read_back(name, data):
+    method = data.draw(with_options(methods.get(name)))
+    (call,) = parse_calls(f"{name}({', '.join(option_words(method))})")
+    assert read_fields(type(method), call.words, name) == method
+    assert hash(method) == hash(read_fields(type(method), call.words, name))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> str:
+    return random_predictors(tmp_path_factory.mktemp("trained"), tiny.tiny_model("llava"), layer=2, instruct_keep=0.5)[0]
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_the_examples_of_a_recipe_use_every_option_and_read_back(name, trained):
+    assert not unused_options(recipes.get(name)), f"add texts to examples() of {recipes.get(name).__name__} that use them"
+    for text in recipes.get(name).examples():
+        plan = parse(filled(text, "llava", trained))
+        assert plan.stages
+        assert parse(str(plan)) == plan == from_json(json.loads(json.dumps(to_json(plan))))
 
 
 @given(
