@@ -57,8 +57,11 @@ def mark_pairs(items: list[pytest.Item]) -> None:
         if item.get_closest_marker("pairs") and hasattr(item, "callspec"):
             tests[str(item.path), item.originalname].append(item)
     for cases in tests.values():
-        # Numbers of parameters of one test would do, but a list of tuples numbers its rows, not its values.
-        values = [{name: repr(value) for name, value in item.callspec.params.items()} for item in cases]
+        # Numbers of parameters of one test would do, but a list of tuples numbers its rows, not its values. A value is written
+        # once: some are long, and many cases share them.
+        written = {id(value): value for item in cases for value in item.callspec.params.values()}
+        words = {key: repr(value) for key, value in written.items()}
+        values = [{name: words[id(value)] for name, value in item.callspec.params.items()} for item in cases]
         families = [item.callspec.params.get("family", FAMILIES[0]) for item in cases]
         near = [number for number, family in enumerate(families) if family in FAMILIES]
         options = cases[0].get_closest_marker("pairs").kwargs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -18,6 +19,12 @@ from foveate.families import TinyMedium
 VERSION = tuple(int(part) for part in transformers.__version__.split(".")[:2])
 
 
+@cache
+def probed(family: str) -> Any:
+    """The config of a family's tiny model, made once, to be looked at; models get one of their own."""
+    return families.get(family).tiny_config()
+
+
 def _runs(name: str) -> bool:
     return families.get(name).model_types[0] in CONFIG_MAPPING and VERSION not in families.get(name).broken_in
 
@@ -31,7 +38,7 @@ PAD, IMAGE, VIDEO = 0, 90, 91
 
 def _takes_video(name: str) -> bool:
     try:
-        families.get(name).media_of_video(families.get(name).tiny_config(), (64, 64), 4)
+        families.get(name).media_of_video(probed(name), (64, 64), 4)
     except FoveateError:
         return False
     return True
@@ -44,18 +51,18 @@ _SPECIAL = list(range(85, 99))
 
 def full_layers(family: str) -> list[int]:
     """Decoder layers that see the whole prompt."""
-    windows = families.get(family).decoder_windows(families.get(family).tiny_config())
+    windows = families.get(family).decoder_windows(probed(family))
     return [layer for layer, window in enumerate(windows) if window is None]
 
 
 def layer_count(family: str) -> int:
     """Decoder layers of the tiny model."""
-    return len(families.get(family).decoder_windows(families.get(family).tiny_config()))
+    return len(families.get(family).decoder_windows(probed(family)))
 
 
 def valid_layers(family: str) -> list[int]:
     """Decoder layers in front of which a stage may stand."""
-    config = families.get(family).tiny_config()
+    config = probed(family)
     return [layer for layer in range(layer_count(family)) if families.get(family).refuse_layer(config, layer) is None]
 
 
@@ -66,7 +73,7 @@ def slides(family: str) -> bool:
 
 def packs(family: str) -> bool:
     """Whether the vision encoder reads all pictures of a call as one sequence, and stages may act in it."""
-    return isinstance(families.get(family).encoder(families.get(family).tiny_config()), PackedPath)
+    return isinstance(families.get(family).encoder(probed(family)), PackedPath)
 
 
 def sizes_differ(family: str) -> bool:
@@ -77,13 +84,13 @@ def sizes_differ(family: str) -> bool:
 
 def axes_differ(family: str) -> bool:
     """Whether the decoder counts time, height and width apart (M-RoPE), so that positions come from the media of a prompt."""
-    text = families.get(family).tiny_config().get_text_config()
+    text = probed(family).get_text_config()
     return "mrope_section" in (getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {})
 
 
 def encoder_layer(family: str) -> int | None:
     """The first layer of the vision encoder in front of which every method can act; None where no stage acts inside it."""
-    path = families.get(family).encoder(families.get(family).tiny_config())
+    path = families.get(family).encoder(probed(family))
     if path is None:
         return None
     windowed = path.windowed if isinstance(path, PackedPath) else ()
