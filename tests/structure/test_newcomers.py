@@ -124,6 +124,10 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return found
 
 
+def cases_of(names: list[str], *parts: str) -> list[str]:
+    return [name for name in names if all(part in name for part in parts)]
+
+
 ORACLES = ("test_a_", "test_b_and_g_pruned", "test_b_rows", "test_c_", "test_d_", "test_f_")
 SUITES = {
     "oracles": [("engine/test_oracles.py::" + oracle, "newcomer(") for oracle in ORACLES],
@@ -137,16 +141,15 @@ SUITES = {
 @pytest.mark.parametrize("suite", SUITES)
 def test_a_new_method_is_met_by_every_suite_in_the_short_run(seen, suite):
     for start, *parts in SUITES[suite]:
-        assert [name for name in seen["short"] if start in name and all(part in name for part in parts)], (start, parts)
+        assert cases_of(seen["short"], start, *parts), (start, parts)
 
 
 def test_a_new_family_is_met_by_every_suite(seen):
     for start in (*("engine/test_oracles.py::" + oracle for oracle in ORACLES), "engine/test_random_plans.py::test_"):
-        assert [name for name in seen["all"] if start in name and "stranger" in name], start
+        assert cases_of(seen["all"], start, "stranger"), start
     for start in ("engine/test_backends.py::test_pruned", "api/test_selfcheck.py::test_every_family"):
-        assert [name for name in seen["all"] if start in name and "stranger" in name], start
-    for oracle in ("test_b_and_g_pruned", "test_c_"):
-        assert [name for name in seen["short"] if f"::{oracle}" in name and "stranger" in name], "one case in the short run"
+        assert cases_of(seen["all"], start, "stranger"), start
+    assert cases_of(seen["short"], "engine/test_oracles.py::test_b_and_g_pruned", "stranger"), "one case in the short run"
 
 
 def test_the_matrix_and_the_table_of_capabilities_have_rows_for_both(seen):
