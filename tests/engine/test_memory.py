@@ -73,7 +73,11 @@ def predictors(wide: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> str
     return folder
 
 
-@pytest.mark.parametrize("plan", [*examples.single_plans(), *examples.two_stages()])
+FIRST = examples.first_plans()
+MORE = [pytest.param(plan, marks=pytest.mark.full) for plan in (*examples.single_plans(), *examples.two_stages())]
+
+
+@pytest.mark.parametrize("plan", [*FIRST, *MORE])
 def test_invariant_6_no_n_by_n_tensor_and_no_more_memory_than_the_plain_model(wide, inputs, plain, predictors, plan):
     with foveate.attach(wide, examples.filled(plan, "llava", predictors)) as attachment:
         seen = observe(lambda: wide(**inputs, use_cache=True), N * N)

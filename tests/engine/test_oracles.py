@@ -124,7 +124,7 @@ def test_b_rows_padded_on_the_right_equal_the_dense_reference(model_of, placed, 
     assert float((pruned - reference)[everywhere].abs().max()) < LOGITS
 
 
-@pytest.mark.pairs(short="values", every_family=True)
+@pytest.mark.pairs(short="values")
 @pytest.mark.matrix
 @matrix(*examples.two_stages("scope=sample"), *examples.text_plans(), *examples.gated_plans(firsts_only=True))
 def test_c_a_row_in_a_batch_equals_the_row_alone(model_of, placed, family, backend, batch, plan):
