@@ -191,7 +191,7 @@ def _cells(benchmark: Benchmark, options: argparse.Namespace) -> tuple[list[Cell
 
 def theory_of(prompt: Prompt, plan: str, benchmark: Benchmark, batch: int, dtype: str) -> CostEstimate | None:
     """Theory of a plan; None where a stage is not counted yet."""
-    workload = dict(text_tokens=models.TEXT_TOKENS, new_tokens=benchmark.new_tokens, batch=batch, dtype=dtype)
+    workload = dict(text_tokens=models.TEXT_TOKENS, max_new_tokens=benchmark.new_tokens, batch=batch, dtype=dtype)
     try:
         return estimate(prompt.config, plan, list(prompt.pictures), **workload)  # type: ignore[arg-type]
     except FoveateError:

@@ -12,6 +12,7 @@ import pytest
 from benchmarks import attention
 
 
+@pytest.mark.full
 def test_the_file_adds_up_and_the_page_agrees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out, page = tmp_path / "study.json", tmp_path / "docs" / "attention.md"
     monkeypatch.setattr(sys, "argv", ["attention", "--questions", "1", "--out", str(out), "--page", str(page)])

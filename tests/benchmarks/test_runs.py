@@ -77,6 +77,7 @@ def test_causal_theory_against_numbers_by_hand():
     assert prefill.causal_ratio(prompt, cost) == pytest.approx(plan / plain)
 
 
+@pytest.mark.full
 def test_a_decode_file_holds_steps_and_bytes(raw):
     result = json.loads(raw["decode"].read_text())
     (cell,) = result["cells"]
@@ -90,6 +91,7 @@ def test_a_decode_file_holds_steps_and_bytes(raw):
     assert cell["rows"][1]["kv_bytes"] == 2 * slot * (2 * 84 + 2 * 76)
 
 
+@pytest.mark.full
 def test_a_raw_file_is_never_overwritten(raw, capsys):
     before = raw["prefill"].read_bytes()
     with pytest.raises(SystemExit) as stopped:
@@ -121,6 +123,7 @@ def test_bad_options_are_refused_before_anything_runs(arguments, words, tmp_path
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.full
 def test_the_page_shows_all_runs_and_names_what_is_missing(raw, tmp_path):
     page = tmp_path / "speed.md"
     table.main([str(raw["prefill"]), str(raw["prefill"]), str(raw["decode"]), "--out", str(page)])
@@ -143,6 +146,7 @@ def test_a_page_without_runs_is_all_not_measured(capsys):
     assert "GPU, llava-1.5-13b" in text and text.count("not measured") >= 60
 
 
+@pytest.mark.full
 def test_a_reason_stands_in_its_cell(raw):
     run = json.loads(raw["prefill"].read_text()) | {"file": "x.json", "device": "cuda"}
     run["skipped"] = [{"model": "llava-1.5-7b", "asked_tokens": 8192, "batch": 8, "reason": "no room"}]
@@ -158,6 +162,7 @@ def test_a_file_of_something_else_is_refused(tmp_path, capsys):
     assert stopped.value.code == 2 and "no raw file" in capsys.readouterr().err
 
 
+@pytest.mark.full
 def test_the_plot_is_a_picture(raw, tmp_path):
     table.main([str(raw["prefill"]), "--out", str(tmp_path / "p.md"), "--plot", str(tmp_path / "pictures" / "p.png")])
     assert (tmp_path / "pictures" / "p.png").read_bytes().startswith(b"\x89PNG")
@@ -222,6 +227,7 @@ def test_the_profile_puts_what_misses_theory_first():
     assert "| gather | 0.00 | 0.25 | new | +0.25 | 0 | 1 |" in lines
 
 
+@pytest.mark.full
 def test_the_vision_encoder_runs_and_its_page_says_what_the_file_says(tmp_path):
     out, page = tmp_path / "v.json", tmp_path / "v.md"
     vision_encoder.main(["run", "--smoke", "--rounds", "2", "--most-rounds", "2", "--out", str(out)])

@@ -41,6 +41,7 @@ def test_demo_prints_two_tables_and_writes_two_pictures_and_a_video(command, tmp
     assert rows[1]["prefill_flops_ratio"] < 1
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("small_speed_model")
 def test_demo_without_pyav_says_what_is_left_out(command, tmp_path, monkeypatch):
     monkeypatch.setattr(command_file, "find_spec", lambda name: None)

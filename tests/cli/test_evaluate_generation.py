@@ -50,6 +50,7 @@ def test_a_file_is_read_under_every_plan(command, model_folder, file, tmp_path):
     assert code == 0 and json.loads(printed)["rows"] == result["rows"]
 
 
+@pytest.mark.full
 def test_token_by_token_gives_the_same_and_nothing_need_be_generated(command, model_folder, file):
     options = (file, "--samples", "2", "--plan", GATE, "--no-generate", "--json")
     results = [json.loads(run(command, model_folder, *options, *more)[1]) for more in ((), ("--step-by-step",))]
@@ -59,6 +60,7 @@ def test_token_by_token_gives_the_same_and_nothing_need_be_generated(command, mo
     assert results[0]["overlap_score"] is None and results[0]["samples"] == 2
 
 
+@pytest.mark.full
 def test_the_demo_model_knows_its_captions(command):
     code, text, _ = command("eval", "generation", "--samples", "3", "--plan", GATE, "--no-generate", "--json")
     assert code == 0
@@ -171,6 +173,7 @@ def test_conversations_of_both_formats_are_read_round_by_round(command, model_fo
     assert again["rows"] == results[0]["rows"]
 
 
+@pytest.mark.full
 def test_the_demo_s_second_turns_are_read_behind_the_first(command):
     code, text, _ = command("eval", "generation", "--task", "follow_up", "--samples", "3", "--no-generate", "--json")
     assert code == 0

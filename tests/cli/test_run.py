@@ -39,6 +39,7 @@ def test_compare_puts_plain_and_controls_beside_the_plan(command, model_folder, 
     assert all(row["ttft_ms"] > 0 for row in rows)
 
 
+@pytest.mark.pairs(short="values")
 @pytest.mark.parametrize("compared", [[], ["--compare"]])
 @pytest.mark.parametrize(("keep", "warned"), [("0.25", True), ("0.5", False)])
 def test_a_plan_that_halves_the_encoder_is_told_what_it_loses(command, model_folder, picture, keep, warned, compared):

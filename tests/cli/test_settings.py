@@ -175,6 +175,7 @@ def test_settings_are_refused_in_python_too():
             ModelSettings(**wrong)
 
 
+@pytest.mark.full
 def test_an_evaluation_samples_and_searches_but_counts_no_gate_over_beams(command):
     code, out, err = command("eval", "generation", "--beams", "2")
     assert code == 2 and not out and "--beams: what a gate stored" in err and len(err.splitlines()) == 1

@@ -24,6 +24,7 @@ def data(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.full
 def test_without_a_model_the_demo_model_learns_from_generated_questions(command: Any, tmp_path: Path) -> None:
     out = tmp_path / "run"
     code, text, error = command("train", "dynamic-llava", "--smoke", "--out", str(out), "--mode", "predictors")

@@ -71,6 +71,7 @@ def test_kept_draws_a_strip_with_a_timeline(command, model_folder, clip, picture
         assert [number_of(strip.crop((at * 246, 60, at * 246 + 240, 200))) for at in range(4)] == [0, 3, 6, 9]
 
 
+@pytest.mark.full
 def test_attention_measures_each_frame(command, model_folder, clip, tmp_path):
     out = tmp_path / "attention"
     code, _, _ = command(

@@ -47,6 +47,7 @@ def test_attention_prints_tables_and_writes_its_files(command, model_folder, pic
     assert numbers["token_counts"][3] == 3
 
 
+@pytest.mark.full
 def test_attention_of_some_layers_as_json(command, model_folder, picture, tmp_path):
     code, text, _ = attention(
         command, model_folder, picture, tmp_path / "o", "--layers", "0, 2..3", "--new-tokens", "1", "--json"

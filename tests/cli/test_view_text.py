@@ -35,6 +35,7 @@ def test_the_demo_s_held_out_caption_is_the_default(command):
     assert shown["kv_bytes"]["lasting"] < shown["kv_bytes"]["held"] < shown["kv_bytes"]["without_gate"]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("task", ["summary", "tally", "backwards"])
 def test_other_tasks_of_the_demo(command, task):
     code, out, _ = command("view", "text", "--task", task, "--json", "--plan", "stride_gate(layer=4, keep=0.5)")
@@ -76,6 +77,7 @@ def test_bytes_without_the_gate_are_those_of_a_plan_without_it(command, model_fo
     assert shown["kv_bytes"]["without_gate"] == stored_bytes(cache_in(answer))
 
 
+@pytest.mark.full
 def test_a_trained_gate_is_shown_too(command, model_folder, picture, tmp_path):
     model, _ = loading.load_model(model_folder)
     folder, _ = random_predictors(tmp_path / "predictors", model)

@@ -38,6 +38,7 @@ def test_a_broken_method_costs_one_line_that_names_its_package(tmp_path, text):
     assert listed.code == 0 and "fastv" in listed.out and not listed.err  # one warning in a process is enough
 
 
+@pytest.mark.full
 def test_a_broken_method_takes_no_other_with_it(tmp_path):
     install(tmp_path, "broken-pack", {"foveate.methods": "mine = mine:Mine"}, {"mine": "1 / 0"})
     install(

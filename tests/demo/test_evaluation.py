@@ -39,6 +39,7 @@ def test_the_majority_falls_back_from_the_question_to_the_task() -> None:
     assert guesser.answer(Question("color", "never seen?", "?")) == "blue"
 
 
+@pytest.mark.full
 def test_blind_guessing_is_near_chance_where_it_should_be() -> None:
     guesser = majority_answers(seed=1, pictures=1500)
     questions = [question for sample in held_out_samples(150, seed=0) for question in sample.questions]

@@ -57,6 +57,7 @@ def test_a_stopped_run_resumes_and_exports_a_plain_model(tmp_path: Path) -> None
     assert len(records(tmp_path)) == len(log)
 
 
+@pytest.mark.full
 def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(tmp_path: Path) -> None:
     whole = small(tmp_path / "whole", steps=30, precision="float32", checkpoint_minutes=99.0)
     train_demo(whole)

@@ -232,7 +232,7 @@ def test_bare_calls_encode_what_they_are_given(model_of, hand_pixels):
         with attachment.conversation() as talk:
             model(**inputs, use_cache=False)
             model(**inputs, use_cache=False)
-        assert talk.features == {}
+        assert talk.encodings.features == {}
     assert len(calls) == 3
 
 

@@ -31,7 +31,7 @@ def models():
     return get
 
 
-@pytest.mark.pairs
+@pytest.mark.pairs(short="values")
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("backend", [FLASH, FLEX])
 @pytest.mark.parametrize("text", [PLANS[0], PLANS[2], PLANS[3]])

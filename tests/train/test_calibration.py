@@ -46,6 +46,7 @@ def kept(folder: Path) -> tuple[float, float, int, int]:
     return seen / total, stored / judged, total, judged
 
 
+@pytest.mark.full
 def test_finished_decisions_keep_the_shares(folders):
     before, after = kept(folders[0]), kept(folders[1])
     assert abs(before[0] - 0.2) > 0.05 or abs(before[1] - 0.5) > 0.05  # there was something to mend
