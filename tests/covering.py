@@ -2,8 +2,8 @@
 
 A test marked `pairs` is parametrized with all that could be tried. What runs when is derived from that:
 
-- `make test`: pairs among the anchor families; with `pairs(every_family=True)` one case of each other family too; with
-  `pairs(short="values")`, where cases are slow, every single value only;
+- `make test`: every single value among the anchor families; with `pairs(short="pairs")` every two; with
+  `pairs(every_family=True)` one case of each other family too;
 - `make test-full`: pairs among all families; what is not in the first is marked `full`;
 - `make test-nightly`: everything; what is in neither is marked `nightly`.
 """
@@ -65,7 +65,7 @@ def mark_pairs(items: list[pytest.Item]) -> None:
         families = [item.callspec.params.get("family", FAMILIES[0]) for item in cases]
         near = [number for number, family in enumerate(families) if family in FAMILIES]
         options = cases[0].get_closest_marker("pairs").kwargs
-        strength = 1 if options.get("short") == "values" else 2
+        strength = 2 if options.get("short") == "pairs" else 1
         short = [near[number] for number in covering([values[number] for number in near], strength=strength)]
         if options.get("every_family"):
             short += [families.index(family) for family in dict.fromkeys(families) if family not in FAMILIES]

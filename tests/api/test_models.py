@@ -15,6 +15,7 @@ from foveate.api import resolve_config
 from foveate.api.models import load_pretrained
 from foveate.demo.loading import MODEL_FOLDER, load_demo
 from foveate.errors import FoveateError, InputError, UnsupportedModel
+from tests.marks import one_and_more
 
 
 @pytest.fixture
@@ -118,7 +119,7 @@ BROKEN = {
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("load", [lambda folder: load_pretrained(str(folder)), load_demo], ids=["load_pretrained", "load_demo"])
-@pytest.mark.parametrize("name", BROKEN)
+@pytest.mark.parametrize("name", one_and_more(BROKEN, 9))
 def test_a_broken_folder_is_one_line(folder, name, load):
     breaks, says = BROKEN[name]
     breaks(folder)

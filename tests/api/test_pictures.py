@@ -127,6 +127,7 @@ def refusal(path):
     return str(error.value)
 
 
+@pytest.mark.full
 def test_bombs_are_refused_before_they_are_decoded(tmp_path):
     path = tmp_path / "a.png"
     path.write_bytes(png_of(13_000, 13_000))

@@ -29,6 +29,7 @@ def untested(monkeypatch, tmp_path):
 EVERY = [pytest.param(family, marks=[] if family in tiny.FAMILIES else pytest.mark.full) for family in tiny.ALL_FAMILIES]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("family", EVERY)
 def test_every_family_passes_here_and_soon(family):
     start = time.process_time()

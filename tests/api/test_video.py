@@ -22,6 +22,7 @@ def numbers(video: foveate.Video) -> list[int]:
     return [number_of(frame) for frame in video.frames]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("container", ENCODERS)
 def test_sampled_frames_are_the_right_ones_in_every_container(tmp_path, container):
     path = write_clip(tmp_path / f"clip.{container}")

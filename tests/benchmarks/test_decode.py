@@ -32,6 +32,7 @@ SLOT = 2 * 2 * 32 * 4
 FED = NEW - 1
 
 
+@pytest.mark.full
 def test_bytes_at_the_end_are_those_that_last_and_those_that_wait(result):
     plain, pruned, gated, both = result["cells"][0]["rows"]
     stored = FED // 2
@@ -47,6 +48,7 @@ def test_bytes_at_the_end_are_those_that_last_and_those_that_wait(result):
     assert "answer_stored" not in plain and "answer_stored" not in pruned
 
 
+@pytest.mark.full
 def test_theory_counts_what_the_gate_stores_in_the_middle_of_the_answer(result):
     _, _, gated, both = result["cells"][0]["rows"]
     weights = 4 * (4 * (4 * 32 * 32 + 3 * 32 * 64 + 2 * 32) + 32 + 32 * 8000)
@@ -58,6 +60,7 @@ def test_theory_counts_what_the_gate_stores_in_the_middle_of_the_answer(result):
         assert row["theory"]["tpot_flops"] < 1
 
 
+@pytest.mark.full
 def test_the_page_shows_what_lasts_and_what_is_held(result):
     lines = table.model_table("decode", "cpu", "smoke-llava", [result]).splitlines()
     (shown,) = [line for line in lines if f"`{GATE}`" in line]
@@ -69,6 +72,7 @@ def test_the_page_shows_what_lasts_and_what_is_held(result):
     assert sum("held" in line for line in lines) == 2
 
 
+@pytest.mark.full
 def test_raw_files_from_before_gates_are_shown_as_they_were(result):
     old = json.loads(json.dumps(result))
     for row in old["cells"][0]["rows"]:
@@ -79,12 +83,14 @@ def test_raw_files_from_before_gates_are_shown_as_they_were(result):
     assert "held" not in shown and f"{result['cells'][0]['rows'][2]['kv_bytes'] / 2**20:,.1f} MiB" in shown
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("tokens", [1024, 2048, 4096])
 @pytest.mark.parametrize("name", [*models.CPU_MODELS, "qwen2.5-vl-7b"])
 def test_answers_of_thousands_of_tokens_have_positions(name, tokens):
     assert models.prompt_for(name, 2880, tokens).visual_tokens > 2700
 
 
+@pytest.mark.full
 def test_answers_beyond_a_model_s_positions_are_named_and_not_run(capsys):
     with pytest.raises(SystemExit) as stopped:
         decode.main(["run", "--smoke", "--models", "llava-1.5-7b", "--tokens", "576", "--new-tokens", "4096", "--plans", GATE])

@@ -28,6 +28,7 @@ def demo() -> tuple[Any, Any]:
 FULL_PLANS = [pytest.param(plan, marks=pytest.mark.full) for plan in ("none", "pool(layer=2)")]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("plan", ["fastv(layer=2, keep=0.3)", *FULL_PLANS])
 def test_one_pass_through_the_pruned_model_decides_like_generate(demo: tuple[Any, Any], plan: str) -> None:
     model, processor = demo

@@ -100,6 +100,7 @@ def test_doctor_names_the_first_valid_layer_of_sliding_models(command):
     assert "not measured" in out
 
 
+@pytest.mark.full
 def test_doctor_measures_a_loaded_model(command, model_folder, picture):
     code, out, _ = command("doctor", model_folder, "--image", picture)
     assert code == 0

@@ -51,6 +51,7 @@ def test_demo_without_pyav_says_what_is_left_out(command, tmp_path, monkeypatch)
     assert {path.name for path in tmp_path.iterdir()} == {"kept-rendered.png", "kept-photo.png"}
 
 
+@pytest.mark.full
 def test_the_speed_model_is_about_100m_parameters_with_1024_visual_tokens():
     model, inputs = command_file.speed_model()
     assert 90e6 < sum(parameter.numel() for parameter in model.parameters()) < 110e6

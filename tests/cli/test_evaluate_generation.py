@@ -156,6 +156,7 @@ def chats(tmp_path, picture):
     return str(lines), str(rows)
 
 
+@pytest.mark.full
 def test_conversations_of_both_formats_are_read_round_by_round(command, model_folder, chats, tmp_path):
     options = ("--plan", f"fastv(layer=2, keep=0.5) | {GATE}", "--new-tokens", "4", "--json")
     results = [json.loads(run(command, model_folder, path, *options)[1]) for path in chats]
@@ -180,6 +181,7 @@ def test_the_demo_s_second_turns_are_read_behind_the_first(command):
     assert 1 < json.loads(text)["rows"][0]["perplexity"]["mean"] < 2
 
 
+@pytest.mark.full
 def test_conversations_that_cannot_be_read_are_refused_by_their_row(command, model_folder, tmp_path, picture):
     good = talk("what?", "this.", picture="picture.png")
     cases = [

@@ -39,7 +39,7 @@ def ends(capsys, *arguments: str) -> tuple[int, str]:
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("number", one_and_more(NUMBERS, 3), ids=lambda text: text[:8])
+@pytest.mark.parametrize("number", one_and_more(NUMBERS), ids=lambda text: text[:8])
 def test_numbers_are_bounded(capsys, place, picture, number):
     for option in COUNTS:
         assert ends(capsys, "plan", option, number)[0] == 2
@@ -52,7 +52,7 @@ def test_numbers_are_bounded(capsys, place, picture, number):
 
 
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize("path", one_and_more(PATHS, 3), ids=lambda text: text[:8])
+@pytest.mark.parametrize("path", one_and_more(PATHS, 2), ids=lambda text: text[:8])
 def test_paths_are_refused_before_any_work(capsys, place, picture, path):
     before = sorted(place.iterdir())
     for arguments in (

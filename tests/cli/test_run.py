@@ -39,7 +39,8 @@ def test_compare_puts_plain_and_controls_beside_the_plan(command, model_folder, 
     assert all(row["ttft_ms"] > 0 for row in rows)
 
 
-@pytest.mark.pairs(short="values")
+@pytest.mark.full
+@pytest.mark.pairs
 @pytest.mark.parametrize("compared", [[], ["--compare"]])
 @pytest.mark.parametrize(("keep", "warned"), [("0.25", True), ("0.5", False)])
 def test_a_plan_that_halves_the_encoder_is_told_what_it_loses(command, model_folder, picture, keep, warned, compared):
@@ -49,6 +50,7 @@ def test_a_plan_that_halves_the_encoder_is_told_what_it_loses(command, model_fol
     assert ("dense text and charts lose most" in " ".join(out.split())) is warned
 
 
+@pytest.mark.full
 def test_a_gate_s_row_says_what_lasts_and_what_is_still_held(command, model_folder, picture):
     options = (
         picture,
@@ -111,6 +113,7 @@ def _is_one_line(code: int, out: str, err: str, says: str) -> None:
     assert "┏" not in out
 
 
+@pytest.mark.full
 def test_bad_pictures_and_questions(command, model_folder, picture, tmp_path):
     empty = tmp_path / "empty.png"
     empty.write_bytes(b"")

@@ -104,6 +104,7 @@ def test_quantized_weights_are_asked_for_by_their_own_config(monkeypatch):
     assert ModelSettings(load_in_8bit=True).pretrained_options()["quantization_config"] == {"load_in_8bit": True}
 
 
+@pytest.mark.full
 def test_drawn_answers_repeat_with_their_seed_and_differ_without(command, model_folder, picture):
     def answers(*more):
         code, out, _ = command("run", picture, "what?", "--model", model_folder, "--temperature", "3", "--json", *more)

@@ -72,6 +72,7 @@ def test_a_help_text_imports_nothing_slow(arguments):
     assert imported == [] and seconds < MOST_CPU_SECONDS
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("arguments", one_and_more(ERRORS, 2), ids=" ".join)
 def test_a_mistyped_command_is_refused_at_once(arguments):
     code, seconds, imported, _ = _run(arguments)
@@ -79,7 +80,7 @@ def test_a_mistyped_command_is_refused_at_once(arguments):
     assert imported == [] and seconds < MOST_CPU_SECONDS
 
 
-@pytest.mark.parametrize("arguments", one_and_more(QUICK, 6), ids=" ".join)
+@pytest.mark.parametrize("arguments", one_and_more(QUICK, 3), ids=" ".join)
 def test_tables_and_costs_need_neither_torch_nor_transformers(arguments):
     code, seconds, imported, _ = _run(arguments)
     assert code == (2 if "fatsv" in " ".join(arguments) else 0)

@@ -43,6 +43,7 @@ def test_a_video_needs_no_option_and_stands_where_it_is_typed(command, model_fol
     assert [video["path"] for video in told["videos"]] == [clip, folder]
 
 
+@pytest.mark.full
 def test_compare_downsamples_each_frame(command, model_folder, clip):
     code, out, _ = command(
         "run", clip, "what?", "--model", model_folder, "--new-tokens", "2", "--json", "--frames", "2", "--compare"
@@ -124,6 +125,7 @@ def bad_cases(tmp_path: Path, clip: str, picture: str) -> list[tuple[tuple[str, 
     ]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["run", "view kept"])
 def test_bad_videos_give_one_line(command, clip, picture, tmp_path, name):
     more = ("--plan", "fastv(layer=2, keep=0.5)", "--out", str(tmp_path / "out")) if name == "view kept" else ()

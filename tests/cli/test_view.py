@@ -24,6 +24,7 @@ def attention(command, model_folder, picture, out, *more):
     return command("view", "attention", picture, picture, "what?", "--model", model_folder, "--out", str(out), *more)
 
 
+@pytest.mark.full
 def test_attention_prints_tables_and_writes_its_files(command, model_folder, picture, tmp_path):
     out = tmp_path / "deep" / "folder"
     code, text, _ = attention(command, model_folder, picture, out, "--new-tokens", "3")
@@ -71,6 +72,7 @@ def test_kept_draws_every_stage_of_every_picture(command, model_folder, picture,
         assert 3 * 300 < shown.width < 2000 and 300 < shown.height < 800
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("view", ["attention", "kept"])
 def test_bad_input_gives_one_line_and_writes_nothing(command, model_folder, picture, tmp_path, view):
     out = tmp_path / "out"

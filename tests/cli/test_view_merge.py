@@ -29,6 +29,7 @@ def test_the_default_is_a_page_of_merges_in_this_folder(command, model_folder, p
     ]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "plan", [MERGES, "fastv(layer=2, keep=0.5)", "illava(vit_layers=1..2, vit_keep=[100, 70], llm_layers=2, llm_keep=0.7)"]
 )
@@ -74,6 +75,7 @@ def test_a_video_is_a_strip(command, model_folder, picture, clip, tmp_path):
         assert shown.width > 3 * 240 and shown.height > 3 * 240 + 336
 
 
+@pytest.mark.full
 def test_bad_input_gives_one_line_and_writes_nothing(command, model_folder, picture, clip, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.rglob("*"))

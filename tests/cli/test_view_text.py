@@ -23,6 +23,7 @@ def view(command, model_folder, *arguments):
     return command("view", "text", *arguments, "--model", model_folder)
 
 
+@pytest.mark.full
 def test_the_demo_s_held_out_caption_is_the_default(command):
     code, out, _ = command("view", "text", "--json")
     assert code == 0
@@ -64,6 +65,7 @@ def test_text_page_picture_and_numbers_agree(command, model_folder, picture, tmp
         assert run in shown["answer"]
 
 
+@pytest.mark.full
 def test_bytes_without_the_gate_are_those_of_a_plan_without_it(command, model_folder, picture):
     _, out, _ = view(command, model_folder, picture, "what?", "--plan", f"fastv(layer=2, keep=0.5) | {GATE}", "--json",
                      "--new-tokens", "9")  # fmt: skip

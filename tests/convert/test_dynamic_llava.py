@@ -148,6 +148,7 @@ def test_a_model_that_transformers_saved_again_goes_back_too(tmp_path, made):
     assert found.keys() == weights.keys() and all(torch.equal(found[name], weights[name]) for name in weights)
 
 
+@pytest.mark.full
 def test_predictors_that_were_trained_here_get_an_official_config(tmp_path, made):
     """Nothing of an official config is known then."""
     path = tmp_path / "predictors"

@@ -41,6 +41,7 @@ def test_a_target_that_exists_is_replaced_only_when_asked_to(source, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dst", "src"]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", ["model.safetensors", "predictors/mine.txt", ".hidden/deep/mine.txt", "predictors/link"])
 def test_no_file_that_is_not_a_conversion_s_own_is_ever_removed(source, tmp_path, name):
     target = tmp_path / "dst"

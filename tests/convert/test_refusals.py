@@ -58,6 +58,7 @@ def refused(command: Any, words: str, *arguments: Any) -> None:
     assert error.count("\n") == 1
 
 
+@pytest.mark.full
 def test_broken_folders_are_refused_in_one_line(command, tmp_path, plain):
     source, target = official.write(tmp_path / "src", official.weights(), official.config()), tmp_path / "dst"
     shard = source / "model-00002-of-00003.safetensors"

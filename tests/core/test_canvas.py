@@ -71,6 +71,7 @@ def test_of_equally_covered_tokens_some_stay_everywhere():
     assert all(45 <= int(part.sum()) <= 55 for part in quarters)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "canvas", [*CANVASES, Canvas((2, 3), (4, 4), (0, 0, 8, 12), (8, 12)), Canvas.of_row((8, 8), (4, 4), 2)]
 )

@@ -81,6 +81,7 @@ def test_a_name_that_no_plan_can_hold_is_refused(tmp_path, name):
     assert done.code == 0 and "odd-pack" in done.err and len(done.err.splitlines()) == 1
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("lines", one_and_more(["mine", "mine = ", "= mine:Mine", "mine = mine:Mine:Mine"]))
 def test_entry_points_that_cannot_be_read_hide_nobody_else_s(tmp_path, lines):
     install(tmp_path, "odd-pack", {"foveate.methods": lines}, {"mine": METHOD})
@@ -91,6 +92,7 @@ def test_entry_points_that_cannot_be_read_hide_nobody_else_s(tmp_path, lines):
     assert unknown.code == 2 and len(said) == 2 and "odd-pack" in said[0] and "Did you mean 'fastv'" in said[1]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("group", "name"), one_and_more([("methods", "illava"), ("recipes", "fastv"), ("methods", "fastv"), ("recipes", "illava")])
 )
@@ -105,6 +107,7 @@ def test_ours_are_never_shadowed(tmp_path, group, name):
     assert "greedy-pack" in done.err and "foveate has that name itself" in done.err
 
 
+@pytest.mark.full
 def test_a_name_that_two_packages_want_is_nobody_s(tmp_path):
     for package in ("one-pack", "two-pack"):
         install(tmp_path, package, {"foveate.methods": "mine = mine:Mine"}, {"mine": METHOD})
@@ -130,6 +133,7 @@ def test_a_name_cannot_be_a_method_of_one_and_a_recipe_of_another(tmp_path):
     assert "Traceback" not in done.err
 
 
+@pytest.mark.full
 def test_good_plugins_serve_as_ours_do(tmp_path):
     points = {
         "foveate.methods": "mine = mine:Mine",
@@ -156,6 +160,7 @@ LYING_FAMILIES = {
 }
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("text", one_and_more(LYING_FAMILIES.values()), ids=list(LYING_FAMILIES))
 def test_a_family_that_lies_hides_no_other(tmp_path, text):
     install(tmp_path, "lying-pack", {"foveate.families": "aaa = aaa:Mine"}, {"aaa": text})

@@ -68,6 +68,7 @@ def test_prefill_and_decoding_cost_what_eager_attention_executes(name):
     assert counted.estimate(STEPS + 1).kv_bytes.plain == stored_bytes(cache)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", [name for name in families.names() if "video" in families.get(name).placeholders])
 def test_the_prefill_of_a_video_costs_what_eager_attention_executes(name):
     counted = Counted(name, "video")

@@ -114,6 +114,7 @@ def test_exact_prefill_is_what_eager_attention_executes(make):
     assert cost.kv_bytes.plain == stored_bytes(cache)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("make", [llava, gemma])
 def test_exact_decoding_is_what_eager_attention_executes(make):
     model, shape, medium, inputs = build(make)

@@ -48,6 +48,7 @@ def test_blind_guessing_is_near_chance_where_it_should_be() -> None:
         assert sum(right) / len(right) < ceiling, task
 
 
+@pytest.mark.full
 def test_an_evaluation_reports_every_task_beside_its_baselines(processor: Any, tiny_model: Any) -> None:
     settings = DemoEvaluationConfig(questions_per_task=4, captions=2, majority_pictures=50, batch_size=4)
     results = evaluate_demo(tiny_model, processor, settings)

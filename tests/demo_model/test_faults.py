@@ -19,6 +19,7 @@ from foveate.errors import InputError
 from foveate.files.folders import locked
 from tests.convert.official import Bomb
 from tests.faults import content, duration, killed
+from tests.marks import one_and_more
 
 
 def small(out: Path, **changes: Any) -> DemoTrainingConfig:
@@ -44,6 +45,7 @@ def refused(run: Path, words: str = "checkpoint.pt is damaged") -> None:
     assert words in str(caught.value) and str(caught.value).isprintable()
 
 
+@pytest.mark.full
 def test_a_broken_checkpoint_is_refused_and_runs_nothing(run):
     path = run / "checkpoint.pt"
     whole, before = path.read_bytes(), content(run / "model")
@@ -61,7 +63,7 @@ BROKEN += [("elapsed", math.nan), ("weights", {}), ("weights", []), ("optimizers
 BROKEN += [("weights", {"a": torch.zeros(1)})]
 
 
-@pytest.mark.parametrize(("name", "value"), BROKEN)
+@pytest.mark.parametrize(("name", "value"), one_and_more(BROKEN, 2))
 def test_a_checkpoint_that_holds_no_run_is_refused(run, name, value):
     found = torch.load(run / "checkpoint.pt", weights_only=True)
     torch.save({**found, name: value}, run / "checkpoint.pt")

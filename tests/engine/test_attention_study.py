@@ -133,6 +133,7 @@ def test_heat_maps_and_shares_equal_a_computation_from_eager_maps(model_of, fami
                 assert float((heat - expected[raters][medium.row, medium.columns]).abs().max()) < WEIGHTS
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("family", tiny.VIDEO_FAMILIES)
 def test_tokens_of_video_are_measured_frame_after_frame(model_of, family):
     maker = tiny.Maker(family)

@@ -182,6 +182,7 @@ def test_probe_scores_equal_eager_output_attentions(models, family, backend, bat
     assert calls[0]["hidden"].shape[1] == measured[0].shape[2]
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 @pytest.mark.parametrize("query", ["all", "text", "window:5"])
 def test_rows_of_several_raters_equal_eager_output_attentions(model_of, family, query, monkeypatch):

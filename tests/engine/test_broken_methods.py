@@ -64,6 +64,7 @@ def test_every_broken_method_is_covered():
     assert set(REFUSED) | set(UNSEEN) == set(broken.BROKEN)
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 @pytest.mark.parametrize("method", REFUSED, ids=lambda method: method.__name__)
 @pytest.mark.parametrize("site", [Site.pre_llm(), Site.llm_layer(2)], ids=str)
@@ -84,6 +85,7 @@ def test_the_engine_rejects(model_of, family, method, site):
     assert state_of(model) == before
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 @pytest.mark.parametrize("method", UNSEEN, ids=lambda method: method.__name__)
 def test_the_contract_rejects(model_of, family, method):
@@ -93,7 +95,8 @@ def test_the_contract_rejects(model_of, family, method):
 HONEST = [one for one in examples.examples(TokenMethod) if examples.acts_on_pictures(one, SiteKind.LLM_LAYER)]
 
 
-@pytest.mark.pairs(short="values")
+@pytest.mark.full
+@pytest.mark.pairs
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 @pytest.mark.parametrize("method", [broken.Honest(), *HONEST], ids=str)
 def test_honest_methods_pass(model_of, predictors_of, family, method):

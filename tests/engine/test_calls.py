@@ -35,6 +35,7 @@ def _no_grad():
 # A prompt that ends with a picture.
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("plan", ENDS)
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("family", EVERY)
@@ -92,6 +93,7 @@ class Asking(StoppingCriteria):
         return torch.zeros(len(ids), dtype=torch.bool)
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("use_cache", [True, False])
 @pytest.mark.parametrize("length", [1, 3, 9, 48, 60])
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from foveate.engine.compat import CACHE
 from foveate.errors import FoveateWarning, UnsupportedCombination
 from tests import tiny
 from tests.engine.prompts import FASTV, LOGITS, MODELS, plan_of, prompt
+from tests.marks import one_and_more
 from tests.tiny import Maker, Row
 
 
@@ -98,7 +99,7 @@ def test_a_picture_that_holds_no_numbers_spoils_its_own_row_only():
             assert bool(got[1].isnan().any())
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("family", one_and_more(tiny.FAMILIES))
 def test_default_number_formats_and_devices_are_not_ours(family):
     model, inputs = MODELS[family, "sdpa"], prompt(family)
     plans = [FASTV, "random(site=pre_llm, keep=0.5)", "fastv(layer={layer}, keep=0.5) | random_gate(layer={layer}, keep=0.5)"]

@@ -41,7 +41,7 @@ def next_turn(family: str, answer, inputs: dict[str, Tensor], more: Tensor) -> d
     return {"input_ids": ids, "attention_mask": mask, **types_of(family, ids)}
 
 
-@pytest.mark.pairs(short="values")
+@pytest.mark.pairs
 @every_family
 @pytest.mark.parametrize(
     ("batch", "length"),
@@ -78,6 +78,7 @@ def test_a_turn_may_name_the_grids_and_types_of_the_turns_before_it(model_of, fa
     assert tiny.greatest_difference(answer, expected) == 0
 
 
+@pytest.mark.pairs
 @pytest.mark.since((5, 23), "before, Gemma 3 sees a second turn's image through the mask of its first")
 @pytest.mark.parametrize("family", tiny.PLAIN_ANCHORS)  # transformers cannot continue a Qwen chat with a new image
 @pytest.mark.parametrize("plan", [FASTV, "fastv(layer=2, keep=0.5, query=text)", "random(layer=2, keep=0.3)"])
@@ -188,6 +189,7 @@ def test_embeddings_instead_of_ids_give_the_same_answer(model_of, family, batch)
     assert float((logits - expected).abs().max()) < LOGITS
 
 
+@pytest.mark.pairs
 @every_family
 @pytest.mark.parametrize("batch", [1, 3])
 def test_without_a_cache_every_step_chooses_anew(model_of, family, batch):
@@ -208,6 +210,7 @@ def test_without_a_cache_every_step_chooses_anew(model_of, family, batch):
         assert columns[kept].tolist() == expected
 
 
+@pytest.mark.pairs
 @every_family
 @pytest.mark.parametrize("batch", [1, 3])
 def test_masking_equals_dropping_in_the_prefill_and_saves_nothing(model_of, family, batch):
@@ -225,6 +228,7 @@ def test_masking_equals_dropping_in_the_prefill_and_saves_nothing(model_of, fami
     assert [layer.keys.shape for layer in cache.layers] == [layer.keys.shape for layer in cache_in(plain).layers]
 
 
+@pytest.mark.pairs
 @every_family
 @pytest.mark.parametrize("batch", [1, 3])
 def test_masking_ranks_anew_at_every_decode_step(model_of, family, batch):
@@ -305,6 +309,7 @@ def test_masking_refuses_what_would_need_several_choices_at_once(model_of, famil
                 model(input_ids=torch.tensor([[5, 6]]), **{CACHE: cache})
 
 
+@pytest.mark.pairs
 @every_family
 @pytest.mark.parametrize("plan", [FASTV, f"{FASTV[:-1]}, effect=mask)"])
 def test_a_conversation_with_a_manual_decode_loop_equals_generate(model_of, family, plan):
@@ -381,6 +386,7 @@ def test_a_pruned_cache_without_its_plan_is_refused(model_of, family):
         tiny.generate(model, again, **{CACHE: cache_in(first)})
 
 
+@pytest.mark.pairs
 @every_family
 @pytest.mark.parametrize("batch", [1, 3])
 def test_a_copy_of_a_pruned_cache_continues_like_the_original(model_of, family, batch):

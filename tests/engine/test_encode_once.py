@@ -122,7 +122,7 @@ def compare(hand: Hand, model: nn.Module, inputs: dict[str, Tensor], plan: str, 
     check(remembered, reference, runs)
 
 
-@pytest.mark.pairs(short="values", every_family=True)
+@pytest.mark.pairs
 @pytest.mark.parametrize(("family", "plan", "side"), CASES)
 def test_the_encoder_runs_once_and_every_bit_is_as_if_it_ran_at_every_step(model_of, hand_pixels, family, plan, side):
     compare(hand_pixels, model_of(family), prompts(family, 3, side), plan_for(family, plan))

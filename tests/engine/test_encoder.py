@@ -216,7 +216,7 @@ def merges_in_decoder(case: Case, trace: Trace) -> dict[int, Tensor]:
     return {layer: change}
 
 
-@pytest.mark.pairs(short="values")
+@pytest.mark.pairs
 @pytest.mark.parametrize("backend", ["sdpa", "eager"])
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("plan", [*PLANS, *examples.encoder_plans(layer=1)])
@@ -243,6 +243,7 @@ def test_b_g_a_shorter_encoder_equals_a_masked_one(cases, plan, name, backend):
     assert dense is None or tiny.greatest_difference(answer, dense) < LOGITS
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("shortcut", [True, False])
 def test_a_keeping_everything_is_bit_identical(cases, name, shortcut):
@@ -256,7 +257,7 @@ def test_a_keeping_everything_is_bit_identical(cases, name, shortcut):
     assert all(torch.equal(a, b) for a, b in zip(kept.logits, plain.logits, strict=True))
 
 
-@pytest.mark.pairs(short="values")
+@pytest.mark.pairs
 @pytest.mark.parametrize("name", ["clip", "siglip"])
 @pytest.mark.parametrize("plan", PLANS)
 def test_c_a_row_in_company_equals_the_row_alone(cases, plan, name):

@@ -103,7 +103,7 @@ def test_b_i_decoding_equals_a_masked_plain_model_that_reads_the_whole_answer(mo
         torch.testing.assert_close(answer.logits[step], there, atol=LOGITS, rtol=0)
 
 
-@pytest.mark.pairs(short="values")
+@pytest.mark.pairs
 @pytest.mark.parametrize("text", PLANS)
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_c_d_rows_alone_and_answers_without_a_cache_are_the_same(model_of, family, text):
@@ -253,6 +253,7 @@ def test_b_i_on_every_other_family(model_of, family, text):
     test_b_i_decoding_equals_a_masked_plain_model_that_reads_the_whole_answer(model_of, family, text, "sdpa")
 
 
+@pytest.mark.pairs
 @pytest.mark.since((5, 17), "before, prompt lookup needs an end token")
 @pytest.mark.parametrize("clean_every", [2, 64])
 @pytest.mark.parametrize("text", PLANS[:4])
@@ -275,6 +276,7 @@ def test_beams_take_their_slots_along(model_of):
     assert torch.equal(cached, uncached)
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("clean_every", [2, 64])
 @pytest.mark.parametrize("options", ["", ", recent=3"])
 def test_a_second_turn_sees_what_the_first_one_stored(model_of, monkeypatch, options, clean_every):

@@ -31,7 +31,7 @@ def models():
     return get
 
 
-@pytest.mark.pairs(short="values")
+@pytest.mark.pairs
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("backend", [FLASH, FLEX])
 @pytest.mark.parametrize("text", [PLANS[0], PLANS[2], PLANS[3]])
@@ -46,6 +46,7 @@ def test_steps_say_the_same_under_every_backend(models, model_of, monkeypatch, f
     assert tiny.greatest_difference(found, expected) < LOGITS
 
 
+@pytest.mark.full
 def test_flex_reads_an_answer_at_once_and_flash_says_why_not(models, model_of):
     inputs, plan = prompt("llava"), PLANS[0].format(l=2)
     with foveate.attach(model_of("llava"), plan):

@@ -68,6 +68,7 @@ def test_invariant_8_sampling_with_a_seed_equals_the_dense_reference(model_of, f
     assert not torch.equal(answer.sequences, other.sequences)
 
 
+@pytest.mark.pairs
 @pytest.mark.since((5, 18), "before, transformers repeats pictures for beams without their rows")
 @every_family
 @pytest.mark.parametrize("batch", [1, 3])
@@ -197,6 +198,7 @@ def test_invariant_8_labels_of_a_failed_call_do_not_reach_the_next(model_of, fam
         assert attachment.last.measured.ignored == []
 
 
+@pytest.mark.pairs
 @every_family
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("plan", [FASTV, "uniform(site=pre_llm, keep=0.6) | fastv(layer=2, keep=0.5)"])
@@ -289,6 +291,7 @@ def test_invariant_8_gradient_checkpointing_gives_the_same_gradients(family):
     assert float(expected.abs().max()) > 1000 * GRADIENTS
 
 
+@pytest.mark.pairs
 @pytest.mark.since((5, 23), "before, transformers itself answers wrongly when a chunked prompt holds pictures")
 @every_family
 @pytest.mark.parametrize("chunk", [1, 7, 10, 20])
@@ -313,6 +316,7 @@ def test_invariant_8_chunked_prefill_is_refused_where_the_plan_looks_at_attentio
     assert tiny.greatest_difference(one_chunk, pruned) == 0 < tiny.greatest_difference(pruned, whole)
 
 
+@pytest.mark.pairs
 @pytest.mark.since((5, 23), "before, transformers itself answers wrongly when a chunked prompt holds pictures")
 @every_family
 @pytest.mark.parametrize("plan", ["uniform(layer=2, keep=0.5)", "random(site=pre_llm, keep=0.5)"])

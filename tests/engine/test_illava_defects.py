@@ -128,6 +128,7 @@ def test_2_no_token_sees_a_later_one_where_something_is_merged(case):
     assert not torch.equal(one[-1], two[-1])
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("variant", ["v1", "v2", "partition"])
 def test_3_text_between_pictures_is_kept_and_read(case, variant):
     row, plan = case.rows[1], recipe(variant=variant)
@@ -173,6 +174,7 @@ def test_6_merges_at_several_layers_of_the_llm_all_happen(case, layers):
     assert cache.get_seq_length() == width
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("variant", ["v1", "v2", "partition"])
 def test_7_rows_of_a_batch_and_their_padding_do_not_meet(case, side, variant):
@@ -190,6 +192,7 @@ def test_7_rows_of_a_batch_and_their_padding_do_not_meet(case, side, variant):
     assert chosen == alone_chosen
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("length", [1, 14, 30])
 def test_8_a_prompt_without_pictures_is_an_exact_no_op(case, length):
     inputs = case.maker.inputs([tiny.Row([case.maker.text(length)])])
@@ -222,6 +225,7 @@ def test_9_any_text_may_stand_in_front_of_the_pictures(case, before):
         assert list(map(len, entry.kept)) == [inside, first, (6 * first + 5) // 10]
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("variant", ["v1", "v2", "partition"])
 @pytest.mark.parametrize("name", NAMES)
 def test_10_activations_beyond_the_range_of_half_precision_survive(name, variant):
@@ -255,6 +259,7 @@ def test_10_states_before_a_merge_are_not_written_into(case):
     assert all(torch.equal(a, b) for a, b in zip(states[:2], plain[:2], strict=True))
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("variant", ["v1", "v2", "partition"])
 def test_10_gradients_pass_the_merges(case, variant):
     inputs = case.maker.inputs(case.rows[:1])
@@ -285,6 +290,7 @@ def test_11_a_prefill_does_not_wait_for_the_device_at_every_merge(cases, monkeyp
 PARTS = {"both": BOTH, "encoder": recipe(only="vit"), "llm": recipe(only="llm"), "neither": "none"}
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("part", PARTS)
 def test_13_each_part_runs_alone_and_neither_is_the_plain_model(case, part):
     seen: list[int] = []

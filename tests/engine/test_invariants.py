@@ -60,6 +60,7 @@ def test_invariant_1_a_text_only_prompt_is_an_exact_no_op(model_of, family):
     assert [layer.keys.shape for layer in cache_in(answer).layers] == [layer.keys.shape for layer in cache_in(plain).layers]
 
 
+@pytest.mark.pairs
 @every_family
 @pytest.mark.parametrize("plan", ["fastv(layer=2, keep=0.4)", "random(site=pre_llm, keep=0.4)"])
 def test_invariant_2_kept_tokens_keep_their_positions_and_decode_continues_from_the_full_length(model_of, family, plan):
@@ -133,6 +134,7 @@ def test_invariant_4_layers_below_the_cut_are_full_and_kv_bytes_shrink(model_of,
     assert measured < sum(layer.keys.nbytes + layer.values.nbytes for layer in plain.layers)
 
 
+@pytest.mark.pairs
 @every_family
 @pytest.mark.parametrize("plan", ["fastv(layer=2, keep=0.4)", "uniform(site=pre_llm, keep=0.5) | fastv(layer=2, keep=0.5)"])
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -163,6 +165,7 @@ def test_invariant_5_another_row_changes_nothing(model_of, family):
     assert not torch.equal(one[1], two[1])
 
 
+@pytest.mark.pairs
 @every_family
 @pytest.mark.parametrize("shortcut", [True, False])
 def test_invariant_7_keeping_everything_is_bit_identical(model_of, family, shortcut):

@@ -56,7 +56,7 @@ def stage_texts(plan: Any) -> list[str]:
     return [text for text in str(plan).split(" | ") if not text.startswith(("dynamic_text", "dynamic_instruct"))]
 
 
-@pytest.mark.pairs(short="values")
+@pytest.mark.pairs
 @pytest.mark.parametrize("backend", ["sdpa", "eager"])
 @pytest.mark.parametrize("text", PLANS)
 @pytest.mark.parametrize("family", tiny.FAMILIES)
@@ -85,7 +85,8 @@ def test_b_i_answers_equal_a_masked_plain_model(model_of, trained, family, text,
         torch.testing.assert_close(answer.logits[step], logits[:, length - 1 + step], atol=LOGITS, rtol=0)
 
 
-@pytest.mark.pairs(short="values")
+@pytest.mark.full
+@pytest.mark.pairs
 @pytest.mark.parametrize("text", PLANS)
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_c_d_rows_alone_and_answers_without_a_cache_are_the_same(model_of, trained, family, text):

@@ -77,6 +77,7 @@ FIRST = examples.first_plans()
 MORE = [pytest.param(plan, marks=pytest.mark.full) for plan in (*examples.single_plans(), *examples.two_stages())]
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("plan", [*FIRST, *MORE])
 def test_invariant_6_no_n_by_n_tensor_and_no_more_memory_than_the_plain_model(wide, inputs, plain, predictors, plan):
     with foveate.attach(wide, examples.filled(plan, "llava", predictors)) as attachment:

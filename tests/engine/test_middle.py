@@ -85,6 +85,7 @@ def test_b_g_blocks_equal_their_halves_by_hand(cases, plan, name, backend):
     assert seen[-1].shape[1] < case.path.prefix + case.path.patches
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("shortcut", [True, False])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_merging_nothing_is_bit_identical(cases, name, shortcut):

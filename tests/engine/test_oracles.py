@@ -48,7 +48,7 @@ def matrix(*plans: str, elsewhere: int | None = None) -> pytest.MarkDecorator:
     return pytest.mark.parametrize(("family", "backend", "batch", "plan"), cases)
 
 
-@pytest.mark.pairs(short="values")
+@pytest.mark.pairs
 @pytest.mark.matrix
 @matrix(*KEEPABLE)
 @pytest.mark.parametrize("shortcut", [True, False])
@@ -88,7 +88,7 @@ def check_against_the_reference(model, inputs, plan):
     assert tiny.greatest_difference(answer, dense) < LOGITS
 
 
-@pytest.mark.pairs(short="values", every_family=True)
+@pytest.mark.pairs(every_family=True)
 @pytest.mark.matrix(caches=("dynamic", "uncached"))
 @matrix(*examples.single_plans(), *examples.three_stages())
 def test_b_and_g_pruned_and_merged_equals_the_dense_reference(model_of, placed, family, backend, batch, plan):
@@ -97,7 +97,7 @@ def test_b_and_g_pruned_and_merged_equals_the_dense_reference(model_of, placed, 
     check_against_the_reference(model_of(family, backend), inputs, placed(plan, family))
 
 
-@pytest.mark.pairs(short="values")
+@pytest.mark.pairs
 @pytest.mark.matrix
 @matrix(*examples.recipe_plans(), elsewhere=0)
 def test_b_and_g_recipes_equal_the_dense_reference(model_of, placed, family, backend, batch, plan):
@@ -106,7 +106,7 @@ def test_b_and_g_recipes_equal_the_dense_reference(model_of, placed, family, bac
     check_against_the_reference(model_of(family, backend), inputs, placed(plan, family))
 
 
-@pytest.mark.pairs(short="values")
+@pytest.mark.pairs
 @pytest.mark.matrix(caches=("uncached",), padding="right")
 @matrix(*examples.two_stages(), elsewhere=2)
 def test_b_rows_padded_on_the_right_equal_the_dense_reference(model_of, placed, family, backend, batch, plan):
@@ -124,7 +124,7 @@ def test_b_rows_padded_on_the_right_equal_the_dense_reference(model_of, placed, 
     assert float((pruned - reference)[everywhere].abs().max()) < LOGITS
 
 
-@pytest.mark.pairs(short="values")
+@pytest.mark.pairs
 @pytest.mark.matrix
 @matrix(*examples.two_stages("scope=sample"), *examples.text_plans(), *examples.gated_plans(firsts_only=True))
 def test_c_a_row_in_a_batch_equals_the_row_alone(model_of, placed, family, backend, batch, plan):
@@ -139,7 +139,7 @@ def test_c_a_row_in_a_batch_equals_the_row_alone(model_of, placed, family, backe
             assert difference < LOGITS
 
 
-@pytest.mark.pairs(short="values")
+@pytest.mark.pairs
 @pytest.mark.matrix(caches=("dynamic", "uncached"))
 @matrix(*CACHED)
 def test_d_cached_equals_uncached(model_of, placed, family, backend, batch, plan):
@@ -153,7 +153,7 @@ def test_d_cached_equals_uncached(model_of, placed, family, backend, batch, plan
     assert tiny.greatest_difference(cached, uncached) < LOGITS
 
 
-@pytest.mark.pairs(short="values")
+@pytest.mark.pairs
 @pytest.mark.matrix
 @matrix(*examples.three_stages(), *examples.text_plans(), *examples.gated_plans(firsts_only=True), elsewhere=1)
 def test_f_attach_and_detach_leave_no_trace(model_of, placed, family, backend, batch, plan):
@@ -169,7 +169,7 @@ def test_f_attach_and_detach_leave_no_trace(model_of, placed, family, backend, b
     assert all(torch.equal(a, b) for a, b in zip(again.logits, plain.logits, strict=True))
 
 
-@pytest.mark.pairs(short="values")
+@pytest.mark.pairs
 @pytest.mark.matrix(caches=("uncached",))
 @matrix(*examples.masked_plans(), elsewhere=1)
 def test_hiding_tokens_equals_dropping_them(model_of, placed, family, backend, batch, plan):
@@ -184,7 +184,7 @@ def test_hiding_tokens_equals_dropping_them(model_of, placed, family, backend, b
     assert float((hidden - plain).abs().max()) > 100 * LOGITS
 
 
-@pytest.mark.pairs(short="values")
+@pytest.mark.pairs
 @pytest.mark.parametrize(("family", "backend", "layer"), [*product(tiny.ALL_FAMILIES, BACKENDS, ["site=pre_llm", "layer=2"])])
 def test_pool_merges_what_its_twin_merges(model_of, family, backend, layer):
     model, maker = model_of(family, backend), tiny.Maker(family)
@@ -205,7 +205,7 @@ def test_pool_merges_what_its_twin_merges(model_of, family, backend, layer):
             torch.testing.assert_close(merge[entry.medium.row, entry.medium.columns[token]], row)
 
 
-@pytest.mark.pairs(short="values")
+@pytest.mark.pairs
 @pytest.mark.parametrize(
     ("family", "backend", "query"), [*product(tiny.ALL_FAMILIES, BACKENDS, ["last", "text", "all", "window:4"])]
 )

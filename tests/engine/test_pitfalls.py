@@ -130,6 +130,7 @@ def test_p4_a_sliding_layer_that_records_its_past_can_be_cropped(model_of, recor
     assert float((got[:, -1] - expected[:, -1]).abs().max()) < LOGITS
 
 
+@pytest.mark.pairs
 @every_family
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_p5_the_last_query_is_the_rows_last_real_token(model_of, family, side):
@@ -281,6 +282,7 @@ def test_p15_signatures_are_read_once_and_slot_layers_are_ordinary_classes(model
         assert getattr(__import__(kind.__module__, fromlist=[kind.__name__]), kind.__name__) is kind, "it could not be pickled"
 
 
+@pytest.mark.pairs
 @pytest.mark.since((5, 17), "before, crop takes the length that stays")
 @pytest.mark.parametrize("family", tiny.FULL_ANCHORS)
 @pytest.mark.parametrize("batch", [1, 3])

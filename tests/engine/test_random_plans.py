@@ -18,13 +18,16 @@ from foveate.core.site import Site
 from foveate.engine.attachment import Attachment
 from tests import tiny
 from tests.examples import acts_on_pictures, counts_by_itself, everything_kept, with_path
+from tests.marks import one_and_more
 from tests.options import with_options
 from tests.oracles.dense_reference import dense_reference
 from tests.oracles.stages import alive_by_layer, merged_by_layer
 from tests.spies import real
 
 LOGITS = 2e-4  # fp32 sums in another order, logits of size 10
-every_family = pytest.mark.parametrize("family", tiny.ALL_FAMILIES)
+every_family = pytest.mark.parametrize(
+    "family", one_and_more([*tiny.FAMILIES, *(f for f in tiny.ALL_FAMILIES if f not in tiny.FAMILIES)])
+)
 # A busy machine is no failure, and a model is made once per process.
 examples = settings(max_examples=8, derandomize=True, suppress_health_check=list(HealthCheck))
 KEEPS = ["0.2", "0.5", "90%", "1tok", "7"]
@@ -80,7 +83,6 @@ def batches(draw: st.DrawFn, family: str, side: str | None = None) -> tuple[list
     return rows, maker.inputs(rows, side=side)
 
 
-@pytest.mark.pairs
 @every_family
 @examples
 @given(data=st.data())
@@ -100,7 +102,6 @@ def test_b_random_plans_equal_the_dense_reference(model_of, predictors_of, famil
     assert float((pruned - reference)[everywhere].abs().max()) < LOGITS
 
 
-@pytest.mark.pairs
 @every_family
 @examples
 @given(data=st.data())
@@ -124,7 +125,6 @@ def test_c_and_d_random_batches_equal_their_rows_alone(model_of, predictors_of, 
             assert tiny.greatest_difference(uncached, together) < LOGITS
 
 
-@pytest.mark.pairs
 @every_family
 @examples
 @given(data=st.data())

@@ -93,6 +93,7 @@ def test_masks_of_every_format_say_the_same(mask):
     torch.testing.assert_close(out.transpose(1, 2)[real.any(1)], reference(query, key, value, policy, seen)[real.any(1)])
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_b_validation_sees_what_dropping_computes(model_of, path, family, side):

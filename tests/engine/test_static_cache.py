@@ -163,6 +163,7 @@ def test_static_caches_are_refused_where_they_cannot_be_right(model_of):
     assert int(cache.get_seq_length()) == 0, "refused before anything is written"
 
 
+@pytest.mark.full
 @pytest.mark.matrix(caches=("compiled",), plan="random fastv")
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(("family", "batch"), one_and_more([("llava", 3), *product(tiny.ALL_FAMILIES, [1])]))

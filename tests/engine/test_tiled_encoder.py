@@ -20,6 +20,7 @@ from foveate.errors import FoveateWarning, InputError, UnsupportedCombination
 from foveate.families import llava_next
 from foveate.spec import parse
 from tests import tiny
+from tests.marks import one_and_more
 from tests.oracles.dense_reference import dense_reference
 from tests.oracles.tiled_encoder import (
     CASES,
@@ -98,7 +99,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, Selection, int]]:
     return found
 
 
-@pytest.mark.pairs(short="values")
+@pytest.mark.pairs
 @pytest.mark.parametrize("backend", ["sdpa", "eager"])
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("plan", [*PLANS, *WEIGHED, *MIDDLE])
@@ -133,8 +134,8 @@ def test_b_g_a_shorter_encoder_equals_a_masked_one(case_of, asked, plan, name, b
     assert tiny.greatest_difference(answer, uncached) < LOGITS
 
 
-@pytest.mark.pairs(short="values")
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.pairs
+@pytest.mark.parametrize("name", one_and_more(CASES, 2))
 @pytest.mark.parametrize("plan", [*PLANS[:7], WEIGHED[0], MIDDLE[1]])
 def test_the_trace_says_what_each_token_is_made_of(case_of, asked, plan, name):
     case = case_of(name)
@@ -158,7 +159,8 @@ def test_the_trace_says_what_each_token_is_made_of(case_of, asked, plan, name):
     assert "next" not in name or not plan.startswith("tome") or lost, "some tokens took patches of padding in"
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.pairs
+@pytest.mark.parametrize("name", one_and_more(CASES, 2))
 def test_later_stages_know_how_many_patches_a_token_stands_for(case_of, asked, monkeypatch, name):
     case, plan = case_of(name), "partition(site=vision, layer=1, keep=0.4) | random(site=pre_llm, keep=0.5)"
     views: dict[int, TokenView] = {}
@@ -185,7 +187,7 @@ def test_later_stages_know_how_many_patches_a_token_stands_for(case_of, asked, m
         torch.testing.assert_close(sizes, expected[int(record.owner[0])], atol=WEIGHTS, rtol=WEIGHTS)
 
 
-@pytest.mark.pairs(short="values")
+@pytest.mark.pairs
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("shortcut", [True, False])
 @pytest.mark.parametrize("how", ["", ", proportional=on", ", point=mid"])
@@ -201,8 +203,8 @@ def test_a_keeping_everything_is_bit_identical(case_of, name, shortcut, how):
     assert all(torch.equal(a, b) for a, b in zip(kept.logits, plain.logits, strict=True))
 
 
-@pytest.mark.pairs(short="values")
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.pairs
+@pytest.mark.parametrize("name", one_and_more(CASES, 2))
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("plan", [*PLANS, WEIGHED[0], MIDDLE[1]])
 def test_c_a_row_in_company_equals_the_row_alone(case_of, plan, name, side):
@@ -215,8 +217,8 @@ def test_c_a_row_in_company_equals_the_row_alone(case_of, plan, name, side):
             torch.testing.assert_close(together[number, real][-1], alone[-1], atol=LOGITS, rtol=0)
 
 
-@pytest.mark.pairs(short="values")
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.pairs
+@pytest.mark.parametrize("name", one_and_more(CASES, 2))
 @pytest.mark.parametrize("plan", [PLANS[1], PLANS[-1]])
 def test_d_a_cached_answer_equals_an_uncached_one(case_of, plan, name):
     case = case_of(name)
@@ -232,7 +234,8 @@ def test_d_a_cached_answer_equals_an_uncached_one(case_of, plan, name):
         assert all(torch.equal(a, b) for a, b in zip(one[:inside], other[:inside], strict=True))
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.pairs
+@pytest.mark.parametrize("name", one_and_more(CASES, 2))
 def test_d_steps_without_a_cache_know_what_the_encoder_left(case_of, name):
     case = case_of(name)
     with foveate.attach(case.model, PLANS[1]) as attachment:
@@ -244,6 +247,7 @@ def test_d_steps_without_a_cache_know_what_the_encoder_left(case_of, name):
 NO_VIDEO_BEAMS = pytest.mark.since((5, 23), "before, plain LLaVA-NeXT-Video fails on beams where one row has a video")
 
 
+@pytest.mark.pairs
 @pytest.mark.since((5, 18), "before, transformers repeats pictures for beams without their rows")
 @pytest.mark.parametrize("name", [pytest.param(n, marks=NO_VIDEO_BEAMS if n == "next-video" else []) for n in CASES])
 def test_beams_share_one_encoding(case_of, name):
@@ -256,7 +260,8 @@ def test_beams_share_one_encoding(case_of, name):
     assert torch.equal(cached, uncached)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.pairs
+@pytest.mark.parametrize("name", one_and_more(CASES, 2))
 def test_f_detaching_leaves_no_trace_and_the_same_answers(case_of, name):
     case = case_of(name)
     plain = tiny.generate(case.model, case.inputs)
@@ -268,7 +273,7 @@ def test_f_detaching_leaves_no_trace_and_the_same_answers(case_of, name):
     assert all(torch.equal(a, b) for a, b in zip(after.logits, plain.logits, strict=True))
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", one_and_more(CASES, 2))
 def test_a_text_only_prompt_is_an_exact_no_op(case_of, name):
     case = case_of(name)
     inputs = case.maker.inputs([tiny.Row([case.maker.text(9)])])
@@ -293,8 +298,9 @@ def test_chunks_of_a_prompt_share_one_encoding(case_of, name):
     assert tiny.greatest_difference(chunked, whole) < LOGITS
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("number", [0, 1, 2])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", one_and_more(CASES, 2))
 def test_an_estimate_counts_what_leaves_the_encoder(case_of, name, number):
     case = case_of(name)
     inputs = case.maker.inputs([tiny.Row([case.maker.text(4), case.maker.picture(number), case.maker.text(6)])])
@@ -315,7 +321,7 @@ def test_an_estimate_counts_what_leaves_the_encoder(case_of, name, number):
     assert cost.encoder_tokens[1] == tuple(rows * (prefix + length) for length in lengths)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", one_and_more(CASES, 2))
 def test_pictures_that_are_not_in_the_prompt_are_refused(case_of, name):
     case = case_of(name)
     names = ("pixel_values", "pixel_values_images", "image_sizes", "batch_num_images")

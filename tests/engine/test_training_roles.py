@@ -15,6 +15,7 @@ def _kept(model, inputs, **more) -> list[list[int]]:
         return [entry.kept_index.tolist() for entry in attachment.trace]
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_a_training_call_keeps_what_its_prompt_alone_keeps(family, side):

@@ -21,6 +21,7 @@ def _rows(maker: tiny.Maker) -> list[tiny.Row]:
     ]
 
 
+@pytest.mark.pairs
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 @pytest.mark.parametrize("backend", ["sdpa", "eager"])
 @pytest.mark.parametrize("with_mask", [True, False])

@@ -48,7 +48,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
     return count
 
 
-@pytest.mark.pairs(short="values")
+@pytest.mark.pairs
 @every_plan
 @pytest.mark.parametrize("name", CONFIGS)
 def test_rows_that_are_grids_of_tokens_need_one_wait(waits, name, plan):
@@ -59,6 +59,7 @@ def test_rows_that_are_grids_of_tokens_need_one_wait(waits, name, plan):
     assert len(found) == 1, found
 
 
+@pytest.mark.pairs
 @every_plan
 @pytest.mark.parametrize("family", PACKED)
 def test_packed_encoders_read_their_grids_and_their_windows(waits, family, plan):
@@ -70,6 +71,7 @@ def test_packed_encoders_read_their_grids_and_their_windows(waits, family, plan)
     assert "layout" in found[0] and "packed_encoder" in found[1]
 
 
+@pytest.mark.pairs
 @every_plan
 @pytest.mark.parametrize(
     ("family", "rows", "expected"),
@@ -89,6 +91,7 @@ def test_padding_and_shrinking_need_a_second_wait(waits, family, rows, expected,
     assert "layout" in found[0] and (expected == 1 or "entrance" in found[1])
 
 
+@pytest.mark.pairs
 @every_plan
 @pytest.mark.parametrize("make", [tiny.Maker, Several])
 def test_tiles_without_padding_and_whole_images_need_one(waits, monkeypatch, make, plan):

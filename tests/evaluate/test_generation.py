@@ -40,6 +40,7 @@ def scores(model):
     return evaluate(model, SAMPLES, [GATE, PRUNE, BOTH, GATE], GENERATION)
 
 
+@pytest.mark.full
 def test_every_plan_once_and_the_plain_model_first(scores, model):
     assert list(scores) == ["none", GATE, PRUNE, BOTH]
     assert all(len(own) == 3 for own in scores.values())

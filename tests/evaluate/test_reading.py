@@ -40,6 +40,7 @@ def prompt(family: str):
     return inputs, answer
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("text", [None, *PLANS])
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_one_pass_gives_what_token_by_token_gives(model_of, family, text):

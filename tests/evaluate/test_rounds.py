@@ -55,7 +55,8 @@ def whole(family: str, rounds: Rounds) -> tuple[dict[str, Tensor], list[slice]]:
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **media, **tiny.Maker(family).side_inputs(ids)}, places
 
 
-@pytest.mark.pairs(short="values")
+@pytest.mark.full
+@pytest.mark.pairs
 @pytest.mark.parametrize("text", PLANS)
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_one_pass_for_each_round_gives_what_token_by_token_gives(model_of, family, text):
@@ -73,7 +74,7 @@ def test_one_pass_for_each_round_gives_what_token_by_token_gives(model_of, famil
         )
 
 
-@pytest.mark.pairs(short="values")
+@pytest.mark.pairs
 @pytest.mark.parametrize("text", PLANS)
 @pytest.mark.parametrize("family", tiny.FULL_ANCHORS)
 def test_every_round_equals_one_uncached_pass_of_a_plain_model_under_masks_made_by_hand(model_of, family, text):
@@ -107,7 +108,8 @@ def test_a_trained_gate_judges_each_answer(model_of, tmp_path):
     assert not all(one.stored.all() for one in at_once)
 
 
-@pytest.mark.pairs(short="values")
+@pytest.mark.full
+@pytest.mark.pairs
 @pytest.mark.parametrize("steps", [False, True])
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_asking_in_between_changes_nothing_and_finds_what_was_read(model_of, family, steps):

@@ -29,6 +29,7 @@ def config_of(**changes: Any) -> Any:
     return AutoConfig.for_model(**(load_preset("gemma-4-e2b") | changes))
 
 
+@pytest.mark.full
 def test_a_size_gives_the_grid_of_the_processor():
     config, rules = config_of(), image_processor("gemma4", "gemma4", "Gemma4ImageProcessorPil")
     family = family_for(config)

@@ -46,6 +46,7 @@ def processor(**options: Any) -> Any:
     return image_processor("glm4v", "glm4v", "Glm4vImageProcessorPil", **options)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("size", SIZES)
 def test_a_size_gives_the_grid_of_the_processor(config, size):
     rules = processor(size={"shortest_edge": IMAGE[0], "longest_edge": IMAGE[1]})

@@ -52,6 +52,7 @@ def test_an_image_fills_the_columns_that_its_processor_makes(size):
     assert family_for(config).media(config, inputs, {"image": columns}) == {"image": [shape]}
 
 
+@pytest.mark.full
 def test_many_sizes_fill_the_columns_of_the_processor_s_rule():
     config, rules, rng = config_of(), processor(), random.Random(0)
     sizes = [(rng.randint(1, 3000), rng.randint(1, 3000)) for _ in range(1500)]
@@ -81,6 +82,7 @@ def test_an_estimate_knows_the_tokens_of_each_size():
         assert cost.visual_tokens_per_layer == ((tokens,) * 32, (tokens,) * 2 + (kept,) * 30)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("size", [(32, 16), (16, 32), (32, 24), (24, 32)])
 @pytest.mark.parametrize("name", ["llava_next", "llava_next_video"])
 def test_the_features_of_a_region_are_at_its_cell_of_overview_and_tiles(name, size):

@@ -49,6 +49,7 @@ def columns_of(rules, inputs, number: int) -> int:
     return rules.replace_image_token(inputs, number).count("<image>")
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("size", SIZES)
 def test_an_image_fills_the_columns_that_its_processor_makes(size):
     config, rules = config_of(), processor()
@@ -104,6 +105,7 @@ def rules_of(config):
     )
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("size", [(16, 16), (32, 16), (16, 32), (32, 32)])
 def test_the_features_of_a_region_are_at_its_cell_of_overview_and_tiles(size):
     model, family = tiny.tiny_model("llava_onevision"), families.get("llava_onevision")

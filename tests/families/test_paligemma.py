@@ -73,6 +73,7 @@ def second():
     return tiny.tiny_model("paligemma", "eager", config=config), tiny.Maker("paligemma", config=config)
 
 
+@pytest.mark.full
 @pytest.mark.since((5, 18), "before, transformers puts generated tokens into the bidirectional prompt if it has no cache")
 @pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("batch", [1, 3])
@@ -97,6 +98,7 @@ def test_paligemma_2_pruned_equals_the_dense_reference(second, plan, batch):
     assert tiny.greatest_difference(answer, dense) < LOGITS
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("plan", PLANS)
 def test_paligemma_2_in_a_batch_equals_each_row_alone(second, plan):
     model, maker = second

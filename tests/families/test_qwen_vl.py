@@ -48,7 +48,8 @@ def processor(patch: int, least: int, most: int):
     )
 
 
-@pytest.mark.pairs(short="values")
+@pytest.mark.full
+@pytest.mark.pairs
 @every_relative
 @pytest.mark.parametrize("size", SIZES)
 def test_a_size_gives_the_grid_of_the_processor(preset, size):

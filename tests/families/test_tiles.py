@@ -18,6 +18,7 @@ from foveate.families import family_for
 from tests import tiny
 from tests.families.features import flat, painted, places
 from tests.families.processors import image, image_processor, tokenizer
+from tests.marks import one_and_more
 
 # One tile, wide, high, a strip, one pixel, more than twice the pixels of the tiles.
 SIZES = [(300, 300), (1600, 500), (500, 1600), (20, 900), (1, 1), (3000, 2000)]
@@ -164,7 +165,7 @@ def media(made, inputs):
 
 
 @every_family
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", one_and_more(SIZES, 2))
 def test_an_image_fills_the_columns_that_its_processor_makes(kind, size):
     family = made(kind)
     inputs, (tiles,) = family([[image(*size)]])
@@ -175,6 +176,7 @@ def test_an_image_fills_the_columns_that_its_processor_makes(kind, size):
     assert shape.separators == ()
 
 
+@pytest.mark.full
 @every_family
 def test_tiles_of_several_images_and_prompts_are_told_apart(kind):
     family = made(kind)

@@ -83,6 +83,7 @@ while True:
 """
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("how", ["exchange", "renames"])
 def test_a_kill_at_any_moment_leaves_a_whole_folder(tmp_path, how):
     target = tmp_path / "a"

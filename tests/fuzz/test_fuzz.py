@@ -159,6 +159,7 @@ def predictors(tmp_path_factory) -> Path:
 FIELDS = "base_model model_type hidden_size fingerprint layer keep text_keep instruct_keep width heads feedforward blocks"
 
 
+@pytest.mark.full
 @given(st.dictionaries(st.sampled_from([*FIELDS.split(), "provenance", "format", "colour"]), JSON, min_size=1, max_size=3))
 @FEW
 def test_any_description_of_predictors_is_read_or_refused_at_once(predictors, changes):

@@ -41,12 +41,14 @@ REASONS = {
 }
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("broken", "reason"), COSTLY.items(), ids=lambda value: getattr(value, "__name__", ""))
 def test_the_contract_rejects_methods_for_what_they_cost(broken, reason):
     with pytest.raises(ContractBroken, match=reason):
         check_method(broken())
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("how", WAYS_TO_WAIT)
 def test_every_way_of_waiting_is_seen(how):
     with pytest.raises(ContractBroken, match=r"waits for the device \d+ times, first for \w+ at broken\.py:\d+"):

@@ -20,6 +20,7 @@ def predictor(seed: int = 0) -> VisionPredictor:
     return module.double().eval()
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("seed", range(4))
 def test_logits_and_choice_are_the_twins(seed):
     module, tokens = predictor(seed), torch.randn(3, 11, 12, dtype=torch.double)

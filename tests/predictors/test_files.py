@@ -114,6 +114,7 @@ def test_without_a_path_nothing_is_attached(model):
         parse("dynamic_llava(path='./nowhere')")
 
 
+@pytest.mark.full
 def test_the_demo_model_s_own_predictors_are_a_word_away():
     from foveate.demo.evaluation import generate_answers, held_out_samples
     from foveate.demo.loading import load_demo

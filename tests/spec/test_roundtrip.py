@@ -120,6 +120,7 @@ def test_the_examples_of_a_recipe_use_every_option_and_read_back(name, trained):
         assert parse(str(plan)) == plan == from_json(json.loads(json.dumps(to_json(plan))))
 
 
+@pytest.mark.full
 @given(
     st.lists(st.tuples(st.integers(1, 40), BUDGETS.filter(lambda b: b.rounding is Rounding.HALF_UP)), min_size=1, max_size=5)
 )

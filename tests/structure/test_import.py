@@ -94,6 +94,7 @@ assert foveate.attention is foveate.api.attention and callable(foveate.api.compa
 """
 
 
+@pytest.mark.full
 def test_public_names_load_when_they_are_asked_for():
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run([sys.executable, "-c", PUBLIC], cwd=ROOT, env=environment, capture_output=True, text=True)

@@ -56,6 +56,7 @@ def test_finished_decisions_keep_the_shares(folders):
     assert after[1] == pytest.approx(0.5, abs=1.5 / after[3])
 
 
+@pytest.mark.full
 def test_nothing_changes_but_one_number_of_each_predictor(folders):
     plain, shifted = (load_file(folder / "predictors.safetensors") for folder in folders)
     calibration = json.loads((folders[1] / "predictors.json").read_text())["provenance"]["calibration"]

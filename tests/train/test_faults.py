@@ -50,6 +50,7 @@ def refused(run: Path, words: str) -> None:
 FILES = ["optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "trained.safetensors"]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", one_and_more(FILES))
 def test_a_checkpoint_that_lacks_a_file_is_refused_by_its_name(run, name):
     path = newest(run) / name
@@ -83,6 +84,7 @@ def test_an_unfinished_checkpoint_is_passed_over_and_a_folder_that_is_none(run):
     assert found is not None and found.name == "checkpoint-2"
 
 
+@pytest.mark.full
 def test_a_full_disk_leaves_the_checkpoint_before(monkeypatch, tmp_path):
     from foveate.train.trainer import DynamicLlavaTrainer
 

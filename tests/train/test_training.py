@@ -215,6 +215,7 @@ def test_the_result_loads_as_a_plan(tmp_path, mode):
     assert [entry["step"] for entry in entries if "eval_loss" in entry] == [3, 6]
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("masks", one_and_more(["none", "random"]))
 def test_controls_leave_a_model_and_no_predictors(tmp_path, masks):
     outcome = runs.train(tmp_path / "run", masks=masks)
@@ -258,6 +259,7 @@ def test_a_resumed_run_equals_one_that_never_stopped(tmp_path, stop_at, changes)
     assert logs[0] == logs[1] and len(logs[0]) >= 6
 
 
+@pytest.mark.full
 def test_a_folder_in_use_and_a_run_with_other_settings_are_refused(tmp_path):
     runs.train(tmp_path / "run", steps=2, save_every=1)
     for options, said in (
@@ -298,6 +300,7 @@ class OnePicture(runs.Rows):
         return super().__getitem__(1)
 
 
+@pytest.mark.full
 def test_several_passes_make_the_step_of_one(tmp_path):
     """Rows with answers of one length, so that the mean over tokens is the mean over passes."""
     changes = {"masks": "none", "steps": 2}

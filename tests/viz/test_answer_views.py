@@ -85,6 +85,7 @@ def test_the_page_holds_every_token_once_and_nothing_from_outside():
     assert "Without the plan" not in same and "<img" not in same
 
 
+@pytest.mark.full
 def test_the_picture_marks_stored_tokens_and_grows_with_the_answer():
     def orange(kept: bool | None) -> int:
         text = AnswerText(("word",) * 3, (kept,) * 3)

@@ -64,6 +64,7 @@ def data_of(page: str):
     return json.loads(re.search(r"^const data = (.*);$", page, re.MULTILINE)[1])
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("family", one_and_more(SHOWN))
 def test_pictures_have_sane_sizes(study_of, family):
     study = study_of(family)
