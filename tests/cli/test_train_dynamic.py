@@ -39,6 +39,7 @@ def test_without_a_model_the_demo_model_learns_from_generated_questions(command:
     assert code == 0, error
 
 
+@pytest.mark.full
 def test_a_model_with_data_of_its_own(command: Any, tmp_path: Path, model_folder: str, data: Path) -> None:
     out = tmp_path / "run"
     arguments = ("train", "dynamic-llava", "--smoke", "--model", model_folder, "--data", str(data), "--out", str(out))

@@ -245,6 +245,7 @@ def test_buffers_of_older_versions_are_left_out(tmp_path):
     load(convert_dynamic_llava(str(source), tmp_path / "dst").folder)
 
 
+@pytest.mark.full
 def test_the_command_says_how_to_go_on(command, tmp_path, plain):
     code, text, error = command("convert", "dynamic-llava", str(plain), str(tmp_path / "dst"))
     assert code == 0, error

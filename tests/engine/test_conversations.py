@@ -309,7 +309,6 @@ def test_masking_refuses_what_would_need_several_choices_at_once(model_of, famil
                 model(input_ids=torch.tensor([[5, 6]]), **{CACHE: cache})
 
 
-@pytest.mark.pairs
 @every_family
 @pytest.mark.parametrize("plan", [FASTV, f"{FASTV[:-1]}, effect=mask)"])
 def test_a_conversation_with_a_manual_decode_loop_equals_generate(model_of, family, plan):

@@ -86,6 +86,7 @@ def test_2_what_stands_in_the_padding_reaches_no_layer(model_of, path, plan, sid
     assert torch.equal(first[real], second[real])
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("clean_every", [2, 64])
 def test_3_a_second_turn_of_a_ragged_batch_loses_nothing(model_of, path, monkeypatch, clean_every):
     """There the keys of a new prompt are appended behind the filler and cut off at the next step."""
@@ -139,6 +140,7 @@ def test_5_beams_keep_pictures_sparse_and_their_own_answers(model_of, path):
             assert torch.equal(cached[number, -8:], alone[0, -8:])
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("backend", ["eager", fake_backends.FLASH, fake_backends.FLEX])
 def test_6_every_backend_gates(model_of, path, backend):
     """There only SDPA does: flash ignores the decisions, eager breaks behind the pruning."""

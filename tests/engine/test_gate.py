@@ -103,6 +103,7 @@ def test_b_i_decoding_equals_a_masked_plain_model_that_reads_the_whole_answer(mo
         torch.testing.assert_close(answer.logits[step], there, atol=LOGITS, rtol=0)
 
 
+@pytest.mark.full
 @pytest.mark.pairs
 @pytest.mark.parametrize("text", PLANS)
 @pytest.mark.parametrize("family", tiny.FAMILIES)

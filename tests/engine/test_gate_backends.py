@@ -31,6 +31,7 @@ def models():
     return get
 
 
+@pytest.mark.full
 @pytest.mark.pairs
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("backend", [FLASH, FLEX])

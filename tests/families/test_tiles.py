@@ -165,7 +165,7 @@ def media(made, inputs):
 
 
 @every_family
-@pytest.mark.parametrize("size", one_and_more(SIZES, 2))
+@pytest.mark.parametrize("size", one_and_more([(size,) for size in SIZES], 2))
 def test_an_image_fills_the_columns_that_its_processor_makes(kind, size):
     family = made(kind)
     inputs, (tiles,) = family([[image(*size)]])
