@@ -96,7 +96,7 @@ install: .venv/.ready
 # What works with what, measured anew for `foveate methods`, `foveate models` and docs/models.md; takes two minutes.
 capabilities: install
 	@$(BIN)/python -c "from foveate.api.capabilities import write_table; write_table()"
-	@$(BIN)/foveate models --markdown
+	@$(BIN)/python -m docs._models_table
 
 clean:
 	rm -rf .venv demo-output site .pytest_cache .mypy_cache .ruff_cache build *.egg-info
