@@ -2,8 +2,9 @@
 
     python -m tests.logit_hashes > before.tsv          and afterwards > after.tsv, then diff
 
-One line for each: the family, the plan, and a hash of the logits of a ragged batch with and without a KV cache, with the bytes that
-the cache held; or the line with which the plan is refused. On one machine, with one thread, equal code gives equal bits.
+One line for each: the family, the plan, and a hash of the logits of a ragged batch with and without a KV cache, with the
+bytes that the cache held; or the line with which the plan is refused. On one machine, with one thread, equal code gives
+equal bits.
 """
 
 from __future__ import annotations
