@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import Enum
 from fractions import Fraction
 from itertools import islice
@@ -18,6 +18,7 @@ from foveate.core.text import stage_text
 from foveate.errors import BudgetError, PlanError, SpecError
 
 _ORDER = list(SiteKind)
+_LARGEST = 10**18
 
 
 class Scope(str, Enum):
@@ -56,6 +57,10 @@ class Stage:
 
     def __post_init__(self) -> None:
         method, name = self.method, self.method.name
+        for option in fields(method):
+            value = getattr(method, option.name)
+            if any(isinstance(n, int) and abs(n) >= _LARGEST for n in (value if isinstance(value, tuple) else (value,))):
+                raise PlanError(f"{name}({option.name}=...): a whole number has at most 18 digits, so that texts can hold it")
         if self.site.kind not in method.sites:
             allowed = ", ".join(kind.value for kind in method.sites)
             hint = ""

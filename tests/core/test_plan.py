@@ -14,6 +14,7 @@ from foveate.errors import BudgetError, FoveateError, PlanError
 from foveate.methods.fastv import FastV
 from foveate.methods.pool import Pool
 from foveate.methods.random import Random
+from foveate.methods.stride_gate import StrideGate
 from foveate.methods.uniform import Uniform
 from foveate.spec import as_plan, parse
 
@@ -90,6 +91,14 @@ def test_a_stage_that_cannot_be_made_is_refused_in_one_line(words, told):
     with pytest.raises(FoveateError, match=told) as refused:
         FastV().at(**words)
     assert "\n" not in str(refused.value)
+
+
+def test_a_number_that_no_text_can_hold_is_refused():
+    gate = StrideGate(first=10**18 - 1, protect=(10**18 - 1,))
+    assert parse(str(gate.at(layer=2, keep=0.5))).stages[0].method == gate
+    for beyond in (StrideGate(first=10**18), StrideGate(protect=(3, 10**18))):
+        with pytest.raises(PlanError, match="at most 18 digits"):
+            beyond.at(layer=2, keep=0.5)
 
 
 @pytest.mark.parametrize("first", Scope)
