@@ -38,6 +38,10 @@ CACHED = [
 ]
 
 
+# On every family: each method between two others, and each at its places.
+EVERY_METHOD = list(dict.fromkeys([*examples.three_stages(), *examples.first_plans()]))
+
+
 def matrix(*plans: str, elsewhere: int | None = None) -> pytest.MarkDecorator:
     """Families x backends x batches x plans; on families that are no anchors the first `elsewhere` plans, None for all."""
     cases = [
@@ -90,7 +94,7 @@ def check_against_the_reference(model, inputs, plan):
 
 @pytest.mark.pairs(every_family=True)
 @pytest.mark.matrix(caches=("dynamic", "uncached"))
-@matrix(*examples.single_plans(), *examples.three_stages())
+@matrix(*EVERY_METHOD, *examples.single_plans(), elsewhere=len(EVERY_METHOD))
 def test_b_and_g_pruned_and_merged_equals_the_dense_reference(model_of, placed, family, backend, batch, plan):
     maker = tiny.Maker(family)
     inputs = maker.inputs(tiny.ragged_rows(maker, batch))
@@ -126,7 +130,7 @@ def test_b_rows_padded_on_the_right_equal_the_dense_reference(model_of, placed, 
 
 @pytest.mark.pairs
 @pytest.mark.matrix
-@matrix(*examples.two_stages("scope=sample"), *examples.text_plans(), *examples.gated_plans(firsts_only=True))
+@matrix(*examples.two_stages("scope=sample"), *examples.text_plans(), *examples.gated_plans(firsts_only=True), elsewhere=6)
 def test_c_a_row_in_a_batch_equals_the_row_alone(model_of, placed, family, backend, batch, plan):
     model, maker, alone = model_of(family, backend), tiny.Maker(family), tiny.Maker(family)
     rows = tiny.ragged_rows(maker, 3)
@@ -141,7 +145,7 @@ def test_c_a_row_in_a_batch_equals_the_row_alone(model_of, placed, family, backe
 
 @pytest.mark.pairs
 @pytest.mark.matrix(caches=("dynamic", "uncached"))
-@matrix(*CACHED)
+@matrix(*CACHED, elsewhere=6)
 def test_d_cached_equals_uncached(model_of, placed, family, backend, batch, plan):
     # These methods choose without attention, so choosing anew at every uncached step freezes the choice.
     model, maker = model_of(family, backend), tiny.Maker(family)
