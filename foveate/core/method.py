@@ -49,7 +49,8 @@ class Method:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        cls.__repr__ = Method.__repr__  # type: ignore[method-assign]  # dataclasses would write one of their own
+        if "__repr__" not in vars(cls):  # dataclasses would write one of their own
+            cls.__repr__ = Method.__repr__  # type: ignore[method-assign]
 
     def __repr__(self) -> str:
         return f"{self.name}({', '.join(option_words(self))})"
