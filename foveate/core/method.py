@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from foveate.core.layout import Role
 from foveate.core.selection import Selection
 from foveate.core.site import SiteKind
-from foveate.core.text import option_words
+from foveate.core.text import Written
 from foveate.core.view import Observation, StepView, TokenView
 from foveate.errors import SpecError
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # a cost estimate needs no torch
 
 
 @dataclass(frozen=True)
-class Method:
+class Method(Written):
     """Base of all methods. Fields are the method's options; `keep`, `layer`, `site`, `scope` belong to the stage (see `at`).
 
     Class attributes:
@@ -46,14 +46,6 @@ class Method:
     def name(self) -> str:
         """The name in specs, JSON and on the command line: the name of the file that defines the method."""
         return type(self).__module__.rpartition(".")[2]
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        if "__repr__" not in vars(cls):  # dataclasses would write one of their own
-            cls.__repr__ = Method.__repr__  # type: ignore[method-assign]
-
-    def __repr__(self) -> str:
-        return f"{self.name}({', '.join(option_words(self))})"
 
     def at(
         self,

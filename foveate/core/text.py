@@ -16,6 +16,17 @@ if TYPE_CHECKING:
     from foveate.core.plan import Stage
 
 
+class Written:
+    """Its `repr` is its canonical text, unless a class has one of its own. The name is that of the file."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.__repr__ = cls.__repr__  # type: ignore[method-assign]  # its own: dataclasses write none over it
+
+    def __repr__(self) -> str:
+        return f"{type(self).__module__.rpartition('.')[2]}({', '.join(option_words(self))})"
+
+
 def stage_text(stage: Stage) -> str:
     """The canonical text of a stage, e.g. `fastv(layer=2, keep=0.5)`."""
     words = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -106,15 +106,19 @@ class Passes:
         if source is not None and not in_compiled_step(source, compat.cache_of(call)):
             self._close(output)
 
-    @property
+    @cached_property
     def _masks(self) -> bool:
         return any(stage.effect is Effect.MASK for stage in self.plan.stages)
 
-    @property
+    @cached_property
     def _by_piece(self) -> bool:
         return any(stage.scope in (Scope.CROP, Scope.FRAME) for stage in self.plan.stages)
 
-    @property
+    @cached_property
+    def _in_encoder(self) -> bool:
+        return bool(self.plan.encoder_stages)
+
+    @cached_property
     def _on_media(self) -> bool:
         """Whether stages act on visual tokens."""
         return any(stage.role is Role.VISUAL for stage in self.plan.stages)
@@ -159,7 +163,7 @@ class Passes:
     @uncompiled
     def _close(self, output: Any) -> None:
         closed = forward.leave(self.owner)
-        if self.plan.encoder_stages:
+        if self._in_encoder:
             compat.replace_features(output, _unmarked)
         if closed is None:
             return

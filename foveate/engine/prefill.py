@@ -56,14 +56,14 @@ def run_stage(running: Pass, stage: Stage, layer: int, hidden: Tensor, shortcut:
         shortcut: skip a stage that keeps everything.
         check: verify the values of the method's answer, which waits for accelerators.
     """
-    left = running.left
+    left, text = running.left, str(stage)
     left.regroup(widen(left.spans, stage))
     buckets = _buckets(left.spans, stage)
     if shortcut and all(keep == count for count, _, keep in buckets):
         for (count, _, _), spans in buckets.items():
             everything = Selection(torch.arange(count, device=hidden.device).expand(len(spans), -1))
             for group, span in enumerate(spans):
-                running.conversation.trace.add(GroupRecord(str(stage), span.owner, everything, group))
+                running.conversation.trace.add(GroupRecord(text, span.owner, everything, group))
         return hidden
     changed, survivors = hidden, []
     for (_, grid, keep), spans in buckets.items():
@@ -81,7 +81,7 @@ def run_stage(running: Pass, stage: Stage, layer: int, hidden: Tensor, shortcut:
                 changed[row, slot.gather(1, selection.kept)] = take(merged, selection.kept, 1)
             left.keep_of(own, row, column, selection.kept)
             sizes = selection.kept_sizes(view.sizes if whole else view.sizes[groups])
-            survivors += _survivors(running, stage, own, selection, sizes)
+            survivors += _survivors(running, text, own, selection, sizes)
     left.regroup(sorted(survivors, key=lambda span: (span.row, span.medium, span.frame)))
     return left.shorten(layer, changed)
 
@@ -91,7 +91,7 @@ def choose_hidden(running: Pass, stage: Stage, layer: int, rows: int, columns: i
 
     `check` is that of `run_stage`.
     """
-    left = running.left
+    left, text = running.left, str(stage)
     left.regroup(widen(left.spans, stage))
     device = left.spans[0].columns.device
     hidden = torch.zeros(rows, columns, dtype=torch.bool, device=device)
@@ -104,7 +104,7 @@ def choose_hidden(running: Pass, stage: Stage, layer: int, rows: int, columns: i
         selection = ask(stage, view, keep, check)
         hidden[row_index, own] = True
         hidden[row_index, own.gather(1, selection.kept)] = False
-        _survivors(running, stage, spans, selection, selection.kept_sizes(view.sizes))
+        _survivors(running, text, spans, selection, selection.kept_sizes(view.sizes))
     left.hide(hidden)
     return hidden
 
@@ -151,11 +151,11 @@ def _view(
     )
 
 
-def _survivors(running: Pass, stage: Stage, spans: list[Span], selection: Selection, sizes: Tensor) -> list[Span]:
+def _survivors(running: Pass, text: str, spans: list[Span], selection: Selection, sizes: Tensor) -> list[Span]:
     """Note the stage in the trace and return the spans of what stays, which stand for `sizes` [G, K] tokens."""
     out = []
     for group, span in enumerate(spans):
-        running.conversation.trace.add(GroupRecord(str(stage), span.owner, selection, group))
+        running.conversation.trace.add(GroupRecord(text, span.owner, selection, group))
         kept = selection.kept[group]
         out.append(
             replace(

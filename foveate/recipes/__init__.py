@@ -14,12 +14,12 @@ from typing import Any, ClassVar
 from foveate.core import registry
 from foveate.core.budget import Budget, Rounding
 from foveate.core.plan import Plan, Stage
-from foveate.core.text import option_words
+from foveate.core.text import Written
 from foveate.errors import SpecError, did_you_mean
 
 
 @dataclass(frozen=True)
-class Recipe(ABC):
+class Recipe(Written, ABC):
     """Fields are the recipe's options; lists and ranges arrive as tuples.
 
     Class attributes:
@@ -45,14 +45,6 @@ class Recipe(ABC):
     def stages(self) -> tuple[Stage, ...]:
         """The same, as plans have it: a recipe can be attached, and joined to others with `|`."""
         return self.expand()
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        if "__repr__" not in vars(cls):  # dataclasses would write one of their own
-            cls.__repr__ = Recipe.__repr__  # type: ignore[method-assign]
-
-    def __repr__(self) -> str:
-        return f"{type(self).__module__.rpartition('.')[2]}({', '.join(option_words(self))})"
 
     def __or__(self, other: Any) -> Plan:
         joined: Plan = Plan(self.stages) | other
