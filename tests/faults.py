@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
+
+# tqdm's own lock is shared by every process that comes of this one: a fork that is killed while it shows a bar would keep it,
+# and the next bar anywhere would wait for ever. Its monitor is a thread that takes the lock at any time, so none runs either.
+tqdm.set_lock(threading.RLock())
+tqdm.monitor_interval = 0
 
 
 def killed(work: Callable[[], object], seconds: float) -> bool:
