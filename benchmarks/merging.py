@@ -138,7 +138,7 @@ def run(questions: int, out: Path) -> None:
     }  # fmt: skip
     report = resumed(out, report, ("questions_per_task", "seed", "versions"))
     if "features" not in report:
-        pictures = [sample.pixels[0] for sample in samples[: PICTURES * 4 : 4]]
+        pictures = [sample.pixels()[0] for sample in samples[: PICTURES * 4 : 4]]
         stacked = processor.image_processor(pictures, return_tensors="pt")["pixel_values"].to(model.dtype)
         report["features"] = feature_study(model, stacked, 2, "demo")
         random = torch.randn(4, 3, 378, 378, generator=torch.Generator().manual_seed(SEED))

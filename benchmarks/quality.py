@@ -81,11 +81,15 @@ class _Pixels:
 
     def __init__(self, sample: Sample, keep: float) -> None:
         self.pictures, self.questions = sample.pictures, sample.questions
-        pictures = [Image.fromarray(pixels) for pixels in sample.pixels]
+        pictures = [Image.fromarray(pixels) for pixels in sample.pixels()]
         # Brought back to its size, as the demo model reads no other.
-        self.pixels = np.stack(
+        self._pixels = np.stack(
             [np.asarray(downsampled(one, keep).resize(one.size, Image.Resampling.BICUBIC)) for one in pictures]
         )
+
+    def pixels(self, side: int) -> npt.NDArray[np.uint8]:
+        assert side == self._pixels.shape[1]
+        return self._pixels
 
 
 @dataclass
@@ -97,7 +101,7 @@ class Prompts:
 
     @classmethod
     def of(cls, processor: Any, asked: Sequence[tuple[Any, Question]]) -> Prompts:
-        packer = Packer(processor.tokenizer)
+        packer = Packer(processor)
         groups: dict[tuple[int, int], list[int]] = defaultdict(list)
         for i, (sample, question) in enumerate(asked):
             alone = packer.pack([_asking(sample, question)])
@@ -122,7 +126,7 @@ class Prompts:
 
 def _asking(sample: Any, question: Question) -> Any:
     class Asked:
-        pictures, pixels, questions = sample.pictures, sample.pixels, (question,)
+        pictures, pixels, questions = sample.pictures, staticmethod(sample.pixels), (question,)
 
     return Asked
 

@@ -9,8 +9,9 @@ from typing import Annotated
 
 import typer
 
+from demo_model.config import DemoTrainingConfig
 from demo_model.release import release
-from demo_model.training import DemoTrainingConfig, train_demo
+from demo_model.training import train_demo
 from foveate.cli.guard import guarded
 from foveate.cli.options import Smoke
 from foveate.errors import InputError
@@ -25,14 +26,19 @@ def train(
     seed: Annotated[int, typer.Option(help="Decides weights and data.")] = 1,
     threads: Annotated[int, typer.Option(min=1, max=256, help="CPU threads.")] = 1,
     precision: Annotated[str, typer.Option(help="bfloat16, or float32 for a CPU without AVX512-BF16 or AMX.")] = "bfloat16",
+    start: Annotated[
+        Path | None, typer.Option(help="Demo model with pictures of 96 pixels: go on from it with 192, on a detailed world.")
+    ] = None,
     smoke: Smoke = False,
 ) -> None:
-    """Train from scratch on pictures that are drawn as it goes; progress is printed and logged."""
+    """Train on pictures that are drawn as it goes, from scratch or from a smaller model; progress is printed and logged."""
     if precision not in ("bfloat16", "float32"):
         raise InputError(f"--precision is bfloat16 or float32, not '{precision}'")
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out} is a file; name a folder")
     config = DemoTrainingConfig(out=out, seed=seed, threads=threads, precision=precision, smoke=smoke)
+    if start is not None:
+        config = config.continued(start)
     if steps is not None and not smoke:
         if steps <= config.decay_steps:
             raise InputError(

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from foveate.demo.long_answers import LONG_WEIGHTS
-from foveate.demo.questions import TASK_WEIGHTS, Question
+from foveate.demo.questions import Question
 from foveate.demo.samples import Kind, Sample, make_sample
 from foveate.demo.scenes import MAX_OBJECTS, make_dense_scene, picture_random
 
 POOL_BATCHES = 4  # pictures of a pool are sorted by length, so that little of a batch is padding
-DENSE_SHARE = 0.6
+DENSE_SHARE = {False: 0.6, True: 0.3}  # by whether the world is detailed: its pages are crowded too
 # Every so many steps, once they have begun, a batch of several pictures per row; it holds fewer rows.
 SEVERAL_EVERY: dict[Kind, tuple[int, int, int]] = {"pair": (10, 4, 2), "clip": (20, 9, 3)}  # period, phase, rows are 1/n
 
@@ -34,6 +34,7 @@ class JointBatches:
     curriculum_steps: int
     several_from: int
     focus_from: int
+    detailed: bool = False
     _pool: tuple[int, list[list[Entry]]] = field(default=(-1, []), repr=False)
 
     def at(self, step: int) -> list[Entry]:
@@ -43,7 +44,9 @@ class JointBatches:
                 if step % period == phase:
                     rows = max(1, self.batch_size // part)
                     first = step * self.batch_size
-                    return [(make_sample("train", self.seed, first + i, kind=kind), ()) for i in range(rows)]
+                    return [
+                        (make_sample("train", self.seed, first + i, kind=kind, detailed=self.detailed), ()) for i in range(rows)
+                    ]
         if step >= self.focus_from:
             for only, (period, phase, times) in FOCUS.items():
                 if step % period == phase:
@@ -56,7 +59,8 @@ class JointBatches:
     def _focused(self, only: Literal["sign", "chart"], first: int, rows: int) -> list[Entry]:
         """Signs with their captions, or charts with their sums."""
         samples = [
-            make_sample("train", self.seed, first + i, question_limit=self.question_limit, only=only) for i in range(rows)
+            make_sample("train", self.seed, first + i, question_limit=self.question_limit, only=only, detailed=self.detailed)
+            for i in range(rows)
         ]
         return [(sample, sample.long_questions[-1:]) for sample in samples]
 
@@ -72,24 +76,29 @@ class JointBatches:
 
     def _entry(self, index: int, max_objects: int) -> Entry:
         sample = make_sample(
-            "train", self.seed, index, max_objects=max_objects, question_limit=self.question_limit, weights=TASK_WEIGHTS
+            "train",
+            self.seed,
+            index,
+            max_objects=max_objects,
+            question_limit=self.question_limit,
+            detailed=self.detailed,
         )
         rng = picture_random("train", self.seed, index, "long")
-        if rng.random() >= self.long_share:
+        if not sample.long_questions or rng.random() >= self.long_share:
             return sample, ()
         weights = [LONG_WEIGHTS[question.task] for question in sample.long_questions]
         return sample, tuple(rng.choices(sample.long_questions, weights))
 
 
-def vision_batch(seed: int, step: int, size: int) -> list[Sample]:
-    """Return the pictures of a step of the vision phase, most of them crowded scenes."""
+def vision_batch(seed: int, step: int, size: int, detailed: bool = False) -> list[Sample]:
+    """Return the pictures of a step of the vision phase, many of them crowded scenes."""
     samples = []
     for index in range(step * size, (step + 1) * size):
-        is_dense = picture_random("train", seed, index, "vision").random() < DENSE_SHARE
+        is_dense = picture_random("train", seed, index, "vision").random() < DENSE_SHARE[detailed]
         samples.append(
-            Sample((make_dense_scene("train", seed, index),), ())
+            Sample((make_dense_scene("train", seed, index, detailed),), ())
             if is_dense
-            else make_sample("train", seed, index, question_limit=0)
+            else make_sample("train", seed, index, question_limit=0, detailed=detailed)
         )
     return samples
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from foveate.demo.packing import IMAGE_TOKEN
-from foveate.demo.scenes import PATCH_PIXELS, PICTURE_PIXELS, VISUAL_TOKENS
+from foveate.demo.scenes import PATCH_PIXELS, PICTURE_PIXELS
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,12 @@ class DemoModelConfig:
     text_layers: int = 8
     text_heads: int = 3
     text_mlp: int = 512
+    picture_pixels: int = PICTURE_PIXELS
+
+    @property
+    def grid(self) -> int:
+        """Patches along a side."""
+        return self.picture_pixels // PATCH_PIXELS
 
 
 def build_model(tokenizer: Any, config: DemoModelConfig | None = None, *, seed: int = 0) -> Any:
@@ -36,7 +42,7 @@ def build_model(tokenizer: Any, config: DemoModelConfig | None = None, *, seed: 
         num_attention_heads=sizes.vision_heads,
         intermediate_size=sizes.vision_mlp,
         projection_dim=sizes.vision_width,
-        image_size=PICTURE_PIXELS,
+        image_size=sizes.picture_pixels,
         patch_size=PATCH_PIXELS,
     )
     text = LlamaConfig(
@@ -46,7 +52,7 @@ def build_model(tokenizer: Any, config: DemoModelConfig | None = None, *, seed: 
         num_key_value_heads=sizes.text_heads,
         intermediate_size=sizes.text_mlp,
         vocab_size=len(tokenizer),
-        max_position_embeddings=2048,
+        max_position_embeddings=max(2048, 8 * sizes.grid**2),
         rms_norm_eps=1e-5,
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
         tie_word_embeddings=True,
@@ -58,7 +64,7 @@ def build_model(tokenizer: Any, config: DemoModelConfig | None = None, *, seed: 
         vision_config=vision,
         text_config=text,
         image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
-        image_seq_length=VISUAL_TOKENS,
+        image_seq_length=sizes.grid**2,
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
         tie_word_embeddings=True,

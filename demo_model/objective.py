@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from demo_model.labels import COLOR_CLASSES, FORM_CLASSES, PART_CLASSES, PATCH_WORDS, TAG_COUNT, PatchLabels, picture_tags
+from demo_model.labels import COLOR_CLASSES, FORM_CLASSES, PART_CLASSES, TAG_COUNT, PatchLabels, patch_words, picture_tags
 from foveate.demo.forced import answer_logits, hidden_states
 from foveate.demo.packing import PackedBatch
 from foveate.demo.samples import Sample
@@ -59,19 +59,20 @@ class AuxiliaryHeads(nn.Module):
     their names: a question that says "star" then finds the star by its key, which is otherwise learnt late.
     """
 
-    def __init__(self, width: int, word_ids: Sequence[int]) -> None:
+    def __init__(self, width: int, word_ids: Sequence[int], grid: int, detailed: bool = False) -> None:
         super().__init__()
         self.classes = nn.ModuleList(nn.Linear(width, count) for count in (COLOR_CLASSES, FORM_CLASSES, PART_CLASSES))
         self.tags = nn.Linear(width, TAG_COUNT)
         self.word_scale = nn.Parameter(torch.ones(1))
         self.word_bias = nn.Parameter(torch.full((1,), -3.0))
         self.word_ids = list(word_ids)
+        self.grid, self.detailed = grid, detailed
 
     def loss(self, model: Any, features: torch.Tensor, samples: Sequence[Sample]) -> torch.Tensor:
         """Return the auxiliary loss of `features` [pictures, 1 + patches, D], class token first."""
-        pictures = [PatchLabels(picture) for sample in samples for picture in sample.pictures]
+        pictures = self._labels(samples)
         classes = torch.from_numpy(np.stack([labels.classes for labels in pictures]))
-        words = torch.from_numpy(np.stack([labels.words for labels in pictures]))
+        words = torch.from_numpy(np.stack([labels.words[:, : len(self.word_ids)] for labels in pictures]))
         tags = torch.from_numpy(np.stack([picture_tags(picture) for sample in samples for picture in sample.pictures]))
         patches = features[:, 1:]
         total = TAG_WEIGHT * F.binary_cross_entropy_with_logits(self.tags(features[:, 0]).float(), tags)
@@ -92,21 +93,22 @@ class AuxiliaryHeads(nn.Module):
         weights = torch.where(words.any(-1), 1.0, BACKGROUND_WEIGHT)
         return (losses * weights).sum() / weights.sum()
 
+    def _labels(self, samples: Sequence[Sample]) -> list[PatchLabels]:
+        return [PatchLabels(picture, self.grid, self.detailed) for sample in samples for picture in sample.pictures]
+
     @torch.no_grad()
     def form_accuracy(self, features: torch.Tensor, samples: Sequence[Sample]) -> float:
         """Return how often the form of a labelled patch is recognised."""
-        labels = torch.from_numpy(
-            np.stack([PatchLabels(picture).classes[1] for sample in samples for picture in sample.pictures])
-        )
+        labels = torch.from_numpy(np.stack([labels.classes[1] for labels in self._labels(samples)]))
         is_labelled = labels > 0
         guesses = self.classes[1](features[:, 1:]).argmax(-1)
         return float((guesses[is_labelled] == labels[is_labelled]).float().mean())
 
 
-def patch_word_ids(tokenizer: Any) -> list[int]:
-    """Return the token that starts each of `PATCH_WORDS` inside a sentence; digits are tokens of their own."""
+def patch_word_ids(tokenizer: Any, detailed: bool = False) -> list[int]:
+    """Return the token that starts each of `patch_words` inside a sentence; digits are tokens of their own."""
     ids = []
-    for word in PATCH_WORDS:
+    for word in patch_words(detailed):
         tokens = list(tokenizer(word if word.isdigit() else f" {word}", add_special_tokens=False)["input_ids"])
         if len(tokens) != 1:
             raise FoveateError(f"'{word}' is {len(tokens)} tokens; raise VOCABULARY_LIMIT of the demo tokenizer")

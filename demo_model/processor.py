@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from demo_model.labels import PATCH_WORDS
+from demo_model.labels import patch_words
 from foveate.demo.long_answers import CAPTION_PHRASINGS
 from foveate.demo.packing import ASSISTANT_TOKEN, END_TOKEN, IMAGE_TOKEN, PAD_TOKEN, START_TOKEN, USER_TOKEN
 from foveate.demo.samples import KINDS, make_sample
@@ -17,7 +17,7 @@ from foveate.demo.scenes import PATCH_PIXELS, PICTURE_PIXELS
 UNKNOWN_TOKEN = "<unk>"
 SPECIAL_TOKENS = (PAD_TOKEN, START_TOKEN, END_TOKEN, USER_TOKEN, ASSISTANT_TOKEN, IMAGE_TOKEN, UNKNOWN_TOKEN)
 
-VOCABULARY_LIMIT = 640
+VOCABULARY_LIMIT = 704
 VOCABULARY_SAMPLES = 3000
 
 # A system turn is skipped: the model never saw one in training.
@@ -32,8 +32,10 @@ CHAT_TEMPLATE = (
 )
 
 
-def build_processor(seed: int = 0, sample_count: int = VOCABULARY_SAMPLES) -> Any:
-    """Return a `LlavaProcessor` whose tokenizer was learnt from `sample_count` generated samples."""
+def build_processor(
+    seed: int = 0, sample_count: int = VOCABULARY_SAMPLES, side: int = PICTURE_PIXELS, detailed: bool = False
+) -> Any:
+    """Return a `LlavaProcessor` for pictures of `side` pixels whose tokenizer was learnt from `sample_count` samples."""
     from transformers import LlavaProcessor
 
     # The Pil class is imported directly: the plain name warns when torchvision is absent.
@@ -41,13 +43,13 @@ def build_processor(seed: int = 0, sample_count: int = VOCABULARY_SAMPLES) -> An
 
     image_processor = CLIPImageProcessorPil(
         do_resize=True,
-        size={"shortest_edge": PICTURE_PIXELS},
+        size={"shortest_edge": side},
         do_center_crop=True,
-        crop_size={"height": PICTURE_PIXELS, "width": PICTURE_PIXELS},
+        crop_size={"height": side, "width": side},
     )
     return LlavaProcessor(
         image_processor=image_processor,
-        tokenizer=_build_tokenizer(seed, sample_count),
+        tokenizer=_build_tokenizer(seed, sample_count, detailed),
         patch_size=PATCH_PIXELS,
         vision_feature_select_strategy="default",
         chat_template=CHAT_TEMPLATE,
@@ -55,7 +57,7 @@ def build_processor(seed: int = 0, sample_count: int = VOCABULARY_SAMPLES) -> An
     )
 
 
-def _build_tokenizer(seed: int, sample_count: int) -> Any:
+def _build_tokenizer(seed: int, sample_count: int, detailed: bool) -> Any:
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -71,7 +73,7 @@ def _build_tokenizer(seed: int, sample_count: int) -> Any:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    backend.train_from_iterator(_texts(seed, sample_count), trainer)
+    backend.train_from_iterator(_texts(seed, sample_count, detailed), trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         bos_token=START_TOKEN,
@@ -84,14 +86,14 @@ def _build_tokenizer(seed: int, sample_count: int) -> Any:
     )
 
 
-def _texts(seed: int, sample_count: int) -> Iterator[str]:
+def _texts(seed: int, sample_count: int, detailed: bool) -> Iterator[str]:
     # Often enough to be one token each, whatever the samples say.
-    yield from (f" {word}" for word in PATCH_WORDS for _ in range(sample_count // 10))
+    yield from (f" {word}" for word in patch_words(detailed) for _ in range(sample_count // 10))
     for text in CAPTION_PHRASINGS:
         yield f" {text}"
     for index in range(sample_count):
         for kind in KINDS:
-            sample = make_sample("vocabulary", seed, index, kind=kind)
+            sample = make_sample("vocabulary", seed, index, kind=kind, detailed=detailed)
             for question in (*sample.questions, *sample.long_questions):
                 yield f" {question.text}"
                 yield f" {question.answer}"

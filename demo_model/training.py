@@ -11,7 +11,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,9 @@ from torch import nn
 
 from demo_model.batches import JointBatches, vision_batch
 from demo_model.checkpoint import CHECKPOINT, checkpoint_readable, read_checkpoint, write_checkpoint
-from demo_model.model import DemoModelConfig, build_model
+from demo_model.config import DemoTrainingConfig, check_settings
+from demo_model.growth import grow
+from demo_model.model import build_model
 from demo_model.objective import (
     AuxiliaryHeads,
     answer_loss,
@@ -32,82 +34,13 @@ from demo_model.processor import build_processor
 from demo_model.training_log import TrainingLog
 from foveate.demo.forced import correct_answers, vision_features
 from foveate.demo.packing import Packer, pixel_batch
-from foveate.demo.samples import KINDS, QUESTIONS_PER_PICTURE, Kind, Sample, make_sample
+from foveate.demo.samples import KINDS, Kind, Sample, make_sample
 from foveate.errors import FoveateError, InputError, first_line
 from foveate.files.folders import appearing, locked
 from foveate.files.paths import refused
 from foveate.files.writing import make_folder
 
 VISION, JOINT, DONE = "vision", "joint", "done"
-_BOUNDS = {
-    "threads": (1, 256),
-    "steps": (1, 10**7),
-    "vision_steps": (1, 10**7),
-    "batch_size": (1, 4_096),
-    "vision_batch_size": (1, 4_096),
-    "seed": (0, 2**32 - 1),
-}
-
-
-@dataclass(frozen=True)
-class DemoTrainingConfig:
-    """Everything that decides a run. `smoke` replaces sizes and steps by the smallest that exercise every part."""
-
-    out: Path
-    vision_steps: int = 1200
-    steps: int = 4000
-    seed: int = 1
-    threads: int = 1
-    batch_size: int = 16
-    vision_batch_size: int = 32
-    question_limit: int = QUESTIONS_PER_PICTURE
-    learning_rate: float = 2e-3
-    vision_learning_rate: float = 3e-3
-    weight_decay: float = 0.05
-    warmup_steps: int = 100
-    decay_steps: int = 1400
-    vision_decay_steps: int = 500
-    curriculum_steps: int = 800
-    first_objects: int = 3
-    several_from: int = 900  # step of the first batch of pairs and clips
-    focus_from: int = 2300  # step of the first batch of nothing but signs, or charts to add up
-    question_weight: float = 3.0
-    long_share: float = 0.6  # of the pictures that come with a question that has a long answer
-    auxiliary_weight: float = 0.3
-    checkpoint_minutes: float = 5.0
-    validation_pictures: int = 128
-    vocabulary_samples: int = 3000
-    precision: str = "bfloat16"  # "float32" is faster on a CPU without AVX512-BF16 or AMX
-    model: DemoModelConfig = field(default_factory=DemoModelConfig)
-    smoke: bool = False
-
-    def resolved(self) -> DemoTrainingConfig:
-        """Return the configuration that runs."""
-        if not self.smoke:
-            return self
-        return replace(
-            self,
-            vision_steps=20,
-            steps=60,
-            warmup_steps=5,
-            decay_steps=20,
-            vision_decay_steps=10,
-            curriculum_steps=10,
-            several_from=20,
-            focus_from=30,
-            batch_size=4,
-            vision_batch_size=4,
-            checkpoint_minutes=0.05,
-            validation_pictures=8,
-            vocabulary_samples=200,
-            model=DemoModelConfig(64, 1, 1, 64, 64, 2, 1, 64),
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the settings without the output folder."""
-        settings = asdict(self)
-        del settings["out"]
-        return settings
 
 
 def train_demo(config: DemoTrainingConfig, on_step: Callable[[str, int], None] | None = None) -> Path:
@@ -132,32 +65,21 @@ def train_demo(config: DemoTrainingConfig, on_step: Callable[[str, int], None] |
         torch.set_num_threads(threads_before)
 
 
-def check_settings(config: DemoTrainingConfig) -> None:
-    """Refuse numbers that no machine can run.
-
-    Raises:
-        InputError: one line that names the option.
-    """
-    for name, (least, most) in _BOUNDS.items():
-        value = getattr(config, name)
-        if type(value) is not int or not least <= value <= most:
-            raise InputError(f"--{name} is a whole number from {least} to {most:,}")
-    for name in ("learning_rate", "vision_learning_rate", "weight_decay"):
-        if not 0 <= getattr(config, name) < 1_000:  # NaN neither
-            raise InputError(f"{name} is a finite number of at least 0")
-
-
 class _Run:
     def __init__(self, config: DemoTrainingConfig, on_step: Callable[[str, int], None]) -> None:
         self.config, self.on_step = config, on_step
         make_folder(config.out)
         self.processor = _saved_or_new_processor(config)
-        self.packer = Packer(self.processor.tokenizer, question_weight=config.question_weight)
+        self.packer = Packer(self.processor, question_weight=config.question_weight)
         self.model = build_model(self.processor.tokenizer, config.model, seed=config.seed)
-        use_fast_attention(self.model)
+        if config.start is not None:
+            grow(self.model, self.processor.tokenizer, config.start)
+        if config.precision == "bfloat16":
+            use_fast_attention(self.model)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self.heads = AuxiliaryHeads(config.model.vision_width, patch_word_ids(self.processor.tokenizer))
+            words = patch_word_ids(self.processor.tokenizer, config.detailed)
+            self.heads = AuxiliaryHeads(config.model.vision_width, words, config.model.grid, config.detailed)
         self.everything = nn.ModuleDict({"model": self.model, "heads": self.heads})
         self.phase, self.step, self.masters = VISION, 0, MasterWeights(nn.Module(), torch.float32)
         self.optimizers: list[torch.optim.Optimizer] = []
@@ -170,6 +92,7 @@ class _Run:
             curriculum_steps=config.curriculum_steps,
             several_from=config.several_from,
             focus_from=config.focus_from,
+            detailed=config.detailed,
         )
         optimizer_states, elapsed = self._load()
         self._start_phase(optimizer_states)
@@ -196,14 +119,10 @@ class _Run:
         rate = self.config.learning_rate
         if self.phase == VISION:
             inner = self.model.model
-            trained = nn.ModuleDict(
-                {
-                    "vision": inner.vision_tower,
-                    "projector": inner.multi_modal_projector,
-                    "words": inner.language_model.embed_tokens,
-                    "heads": self.heads,
-                }
-            )
+            parts = {"vision": inner.vision_tower, "projector": inner.multi_modal_projector, "heads": self.heads}
+            if self.config.start is None:  # a decoder that knows its words already would lose them
+                parts["words"] = inner.language_model.embed_tokens
+            trained = nn.ModuleDict(parts)
             rate = self.config.vision_learning_rate
         self.masters = MasterWeights(trained, getattr(torch, self.config.precision))
         self.optimizers = self.masters.optimizers(rate, self.config.weight_decay)
@@ -229,8 +148,8 @@ class _Run:
 
     def _vision_step(self) -> dict[str, float]:
         config = self.config
-        samples = vision_batch(config.seed, self.step, config.vision_batch_size)
-        loss = self.heads.loss(self.model, vision_features(self.model, pixel_batch(samples)), samples)
+        samples = vision_batch(config.seed, self.step, config.vision_batch_size, config.detailed)
+        loss = self.heads.loss(self.model, vision_features(self.model, pixel_batch(samples, self.packer.side)), samples)
         scale = learning_rate_scale(self.step, config.vision_steps, config.warmup_steps, config.vision_decay_steps)
         self._update(loss, config.vision_learning_rate * scale)
         return {"pictures": len(samples), "auxiliary": float(loss.detach())}
@@ -257,7 +176,7 @@ class _Run:
         if self.phase == VISION:
             with torch.no_grad():
                 batches = _validation_batches(self.config, "single")
-                features = [vision_features(self.model, pixel_batch(batch)) for batch in batches]
+                features = [vision_features(self.model, pixel_batch(batch, self.packer.side)) for batch in batches]
                 hits = [self.heads.form_accuracy(f, batch) for f, batch in zip(features, batches, strict=True)]
             scores["patch_form"] = sum(hits) / len(hits)
         else:
@@ -318,7 +237,9 @@ def _saved_or_new_processor(config: DemoTrainingConfig) -> Any:
     folder = config.out / "processor"
     if not folder.exists():
         with appearing(folder) as partial, refused("write", folder):
-            build_processor(config.seed, config.vocabulary_samples).save_pretrained(partial)
+            build_processor(
+                config.seed, config.vocabulary_samples, config.model.picture_pixels, config.detailed
+            ).save_pretrained(partial)
     from transformers import AutoProcessor
 
     try:
@@ -329,7 +250,7 @@ def _saved_or_new_processor(config: DemoTrainingConfig) -> Any:
 
 def _validation_batches(config: DemoTrainingConfig, kind: Kind) -> list[list[Sample]]:
     count = max(1, config.validation_pictures // {"single": 1, "pair": 2, "clip": 4}[kind])
-    samples = [make_sample("validation", config.seed, i, kind=kind) for i in range(count)]
+    samples = [make_sample("validation", config.seed, i, kind=kind, detailed=config.detailed) for i in range(count)]
     return [samples[i : i + config.batch_size] for i in range(0, count, config.batch_size)]
 
 

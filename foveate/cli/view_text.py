@@ -121,7 +121,7 @@ def _prompt(arguments: list[str], task: str | None, video: list[Path] | None, sa
 
         samples = held_out_samples(_LOOKED_AT, 0, (task,))
     sample = max(samples, key=lambda one: len(one.questions[0].answer))
-    picture, (asked,) = Image.fromarray(sample.pixels[0]), sample.questions
+    picture, (asked,) = Image.fromarray(sample.pixels()[0]), sample.questions
     return _Prompt(asked.text, [picture], f"held-out {task}", [(f"held-out {task}", picture)], asked.answer)
 
 

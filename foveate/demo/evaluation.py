@@ -17,9 +17,10 @@ import torch
 
 from foveate.demo.blind import majority_answers
 from foveate.demo.forced import correct_answers
-from foveate.demo.packing import PackedBatch, Packer, without_every_other_output
+from foveate.demo.packing import PackedBatch, Packer, picture_side, without_every_other_output
 from foveate.demo.questions import Question
 from foveate.demo.samples import KIND_OF_TASK, KINDS, TASKS, Sample, make_sample
+from foveate.demo.scenes import PICTURE_PIXELS
 from foveate.demo.tasks import LONG_TASKS
 from foveate.version import __version__
 
@@ -119,7 +120,7 @@ def versions() -> dict[str, str]:
 def _task_results(model: Any, processor: Any, samples: Sequence[Sample], config: DemoEvaluationConfig) -> list[TaskResult]:
     guesser = majority_answers(config.training_seed, config.majority_pictures)
     questions = [question for sample in samples for question in sample.questions]
-    packer = Packer(processor.tokenizer)
+    packer = Packer(processor)
     by_model = _count_right(questions, _correct(model, packer, samples, config.batch_size))
     by_blank = _count_right(questions, _correct(model, packer, samples, config.batch_size, blank=True))
     long = [replace(sample, questions=tuple(q for q in sample.questions if q.task in LONG_TASKS)) for sample in samples]
@@ -166,11 +167,14 @@ def _count_right(questions: Sequence[Question], correct: Sequence[bool]) -> Mapp
     return counts
 
 
-def conversation(sample: Sample, question: Question) -> list[dict[str, Any]]:
-    """Return the chat messages that ask a question about a sample, with the right answers of its earlier turns."""
+def conversation(sample: Sample, question: Question, side: int = PICTURE_PIXELS) -> list[dict[str, Any]]:
+    """Return the chat messages that ask a question about a sample, with the right answers of its earlier turns.
+
+    Its pictures are drawn with `side` x `side` pixels.
+    """
     from PIL import Image
 
-    pictures = [{"type": "image", "image": Image.fromarray(pixels)} for pixels in sample.pixels]
+    pictures = [{"type": "image", "image": Image.fromarray(pixels)} for pixels in sample.pixels(side)]
     messages: list[dict[str, Any]] = []
     for text, answer in question.earlier:
         messages.append({"role": "user", "content": [{"type": "text", "text": text}]})
@@ -183,7 +187,7 @@ def conversation(sample: Sample, question: Question) -> list[dict[str, Any]]:
 def generate_answers(model: Any, processor: Any, asked: Sequence[tuple[Sample, Question]], new_tokens: int) -> list[str]:
     """Return the greedy answers of `model.generate`, one question per conversation."""
     inputs = processor.apply_chat_template(
-        [conversation(sample, question) for sample, question in asked],
+        [conversation(sample, question, picture_side(processor)) for sample, question in asked],
         add_generation_prompt=True,
         tokenize=True,
         return_dict=True,

@@ -10,13 +10,15 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 
+from foveate.demo.pages import Page
 from foveate.demo.questions import Question, plural, spelt
-from foveate.demo.scenes import SHAPES, SIZES, Chart, Picture, Scene
+from foveate.demo.scenes import SHAPES, SIZES, TINY, Chart, Picture, Scene
 from foveate.demo.tasks import CAPTION as CAPTION
 from foveate.demo.tasks import LONG_TASKS as LONG_TASKS
+from foveate.demo.tasks import TRANSCRIPT
 
 # Asked in training in these proportions; a caption is the longest and would drown the others.
-LONG_WEIGHTS = {CAPTION: 1.0, "summary": 0.7, "tally": 2.0, "backwards": 0.8, "follow_up": 1.5}
+LONG_WEIGHTS = {CAPTION: 1.0, "summary": 0.7, "tally": 2.0, "backwards": 0.8, "follow_up": 1.5, TRANSCRIPT: 1.0}
 
 CAPTION_PHRASINGS = ("describe the image in detail.", "describe the image.", "what do you see?")
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
@@ -24,7 +26,11 @@ LONGEST_REPETITION = 6  # objects
 
 
 def make_long_questions(picture: Picture, rng: random.Random) -> tuple[Question, ...]:
-    """Return one question of each long task that fits the picture, the caption first."""
+    """Return one question of each long task that fits the picture, the caption first; none for scenes of tiny objects."""
+    if isinstance(picture, Page):
+        return (Question(TRANSCRIPT, "read everything.", " ".join(fact.sentence for fact in picture.facts)),)
+    if isinstance(picture, Scene) and any(item.size == TINY for item in picture.objects):
+        return ()
     phrase = rng.choice(CAPTION_PHRASINGS)
     if isinstance(picture, Chart):
         bars = [f"the {bar.color} bar is {bar.value}." for bar in picture.bars]

@@ -1,6 +1,6 @@
 """Many questions about one picture in one sequence, exactly equal to asking them one by one.
 
-A row is `[start, user, 144 visual tokens per picture]` followed by segments `question, assistant, answer, end`, or several
+A row is `[start, user, visual tokens of each picture]` followed by segments `question, assistant, answer, end`, or several
 such turns. A segment sees the prefix and itself only, and its positions restart after the prefix, so one pass over the
 pictures serves all questions.
 """
@@ -16,8 +16,7 @@ import torch
 
 from foveate.demo.questions import Question
 from foveate.demo.samples import Sample
-from foveate.demo.scenes import VISUAL_TOKENS
-from foveate.demo.tasks import LONG_TASKS
+from foveate.demo.tasks import LONG_ANSWERS
 
 IMAGE_TOKEN = "<image>"
 USER_TOKEN = "<|user|>"
@@ -48,13 +47,18 @@ class PackedBatch:
     segments: torch.Tensor  # [B, N]
     position_ids: torch.Tensor  # [B, N]
     is_visible: torch.Tensor  # [B, 1, N, N], rows look at columns
-    pixel_values: torch.Tensor  # [B * M, 3, 96, 96]
+    pixel_values: torch.Tensor  # [B * M, 3, side, side]
     questions: list[list[Question]]
 
 
-def pixel_batch(samples: Sequence[Sample]) -> torch.Tensor:
-    """Return normalised pixels [pictures, 3, 96, 96], as the image processor makes them."""
-    pixels = torch.from_numpy(np.concatenate([sample.pixels for sample in samples])).permute(0, 3, 1, 2).float()
+def picture_side(processor: Any) -> int:
+    """Return the side in pixels of the pictures that a demo model's processor makes."""
+    return int(processor.image_processor.crop_size["height"])
+
+
+def pixel_batch(samples: Sequence[Sample], side: int) -> torch.Tensor:
+    """Return normalised pixels [pictures, 3, side, side], as the image processor makes them."""
+    pixels = torch.from_numpy(np.concatenate([sample.pixels(side) for sample in samples])).permute(0, 3, 1, 2).float()
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (MEAN, STD))
     return (pixels / 255 - mean) / std
 
@@ -62,8 +66,10 @@ def pixel_batch(samples: Sequence[Sample]) -> torch.Tensor:
 class Packer:
     """Turns samples into packed batches; remembers the token ids of texts it has seen."""
 
-    def __init__(self, tokenizer: Any, *, question_weight: float = 1.0) -> None:
-        self.tokenizer = tokenizer
+    def __init__(self, processor: Any, *, question_weight: float = 1.0) -> None:
+        self.tokenizer = tokenizer = processor.tokenizer
+        self.side = picture_side(processor)
+        self.visual_tokens = (self.side // processor.patch_size) ** 2
         self.question_weight = question_weight
         names = (START_TOKEN, USER_TOKEN, ASSISTANT_TOKEN, END_TOKEN, PAD_TOKEN, IMAGE_TOKEN)
         ids = [int(tokenizer.convert_tokens_to_ids(name)) for name in names]
@@ -78,7 +84,7 @@ class Packer:
             extra: per sample more questions, appended to its short ones.
         """
         questions = [[*sample.questions, *more] for sample, more in zip(samples, extra or [()] * len(samples), strict=True)]
-        visual = [self.image_id] * (VISUAL_TOKENS * len(samples[0].pictures))
+        visual = [self.image_id] * (self.visual_tokens * len(samples[0].pictures))
         prefix = torch.tensor([self.start_id, self.user_id, *visual], dtype=torch.float32)
         rows = [self._row(row, len(prefix)) for row in questions]
         longest = len(prefix) + max(len(row) for row in rows)
@@ -102,7 +108,7 @@ class Packer:
             segments=segments,
             position_ids=positions,
             is_visible=_visibility(segments),
-            pixel_values=pixel_batch(samples),
+            pixel_values=pixel_batch(samples, self.side),
             questions=questions,
         )
 
@@ -110,7 +116,7 @@ class Packer:
         """Return (id, label, segment, position, weight, is graded) per token after the prefix."""
         row: list[tuple[float, ...]] = []
         for segment, question in enumerate(questions, start=1):
-            weight = 1.0 if question.task in LONG_TASKS else self.question_weight
+            weight = 1.0 if question.task in LONG_ANSWERS else self.question_weight
             position = start
             for turn, (text, answer) in enumerate((*question.earlier, (question.text, question.answer))):
                 asked = [*([self.user_id] if turn else []), *self._encode(text), self.assistant_id]

@@ -10,9 +10,12 @@ import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from foveate.demo.scenes import COLOR_NAMES, PICTURE_PIXELS, SHAPES, Chart, Picture, Scene, SceneObject, Sign
+from foveate.demo.pages import SIDE, Page
+from foveate.demo.scenes import COLOR_NAMES, GROUND_COLUMNS, SHAPES, TINY, Chart, Picture, Scene, SceneObject, Sign
 
 SINGLE_TASKS = ("color", "shape", "size", "position", "relation", "exist", "count", "chart_value", "chart_compare", "ocr")
+# What is asked of a detailed world beside those; all but the grid cell need more pixels than a shrunk picture has.
+DETAIL_TASKS = ("ground", "tiny", "small_text", "page", "table", "dense_chart")
 
 PHRASINGS: dict[str, tuple[str, ...]] = {
     "color": ("what color is the {}?", "which color does the {} have?", "what is the color of the {}?"),
@@ -27,11 +30,19 @@ PHRASINGS: dict[str, tuple[str, ...]] = {
     "extreme": ("which bar is the {}?", "what color is the {} bar?"),
     "relative": ("is the {} bar taller or shorter than the {} bar?",),
     "ocr": ("spell the word.", "what does the sign say?"),
+    "ground": ("in which grid cell is the {}?", "which grid cell holds the {}?"),
+    "page": ("what is the {}?", "what does the page say for {}?", "read the {} line."),
+    "table": ("what is in row {}, column {}?", "what is the {} in column {}?"),
+    "dense_chart": ("what is the value of bar {}?", "how tall is bar {}?"),
+    "small_text": ("spell the small {} word.", "what does the small {} word say?"),
     "ocr_place": ("spell the {} word.", "what does the {} word say?"),
 }
 # What binds two attributes of an object is learnt late; it gets more questions.
 TASK_WEIGHTS = {"color": 1.2, "shape": 0.8, "size": 1.2, "position": 1.8, "relation": 1.2, "exist": 1.8, "count": 1.3}
-FEWEST_RELATION_PIXELS = 0.12 * PICTURE_PIXELS  # closer than this, left and right are a matter of taste
+DETAIL_TASK_WEIGHTS = {**TASK_WEIGHTS, "ground": 1.8}
+SPARSE_TASK_WEIGHTS = {"tiny": 3.0, "ground": 1.0}  # of scenes with tiny objects
+GROUND_CLEARANCE = 1.0  # units between a centre and the line to the next grid cell
+FEWEST_RELATION_UNITS = 0.12 * SIDE  # closer than this, left and right are a matter of taste
 PAIR_SHARE = 0.65  # of the existence questions that name a colour and a shape
 NEAR_MISS_SHARE = 0.8  # of their "no" answers that share one attribute with an object
 PRESENT_SHARE = 0.85  # of the counts that ask for something present
@@ -56,6 +67,11 @@ def make_questions(
         return _chart_questions(picture, rng)[:limit]
     if isinstance(picture, Sign):
         return _sign_questions(picture, rng)[:limit]
+    if isinstance(picture, Page):
+        facts = rng.sample(picture.facts, len(picture.facts))
+        return tuple(ask(picture.kind, picture.kind, fact.answer, rng, *fact.asked) for fact in facts[:limit])
+    if any(item.size == TINY for item in picture.objects):
+        weights = SPARSE_TASK_WEIGHTS
     found: dict[str, Question] = {}
     for task in rng.choices(list(weights), list(weights.values()), k=limit * TRIALS_PER_QUESTION):
         question = _MAKERS[task](picture, rng)
@@ -107,6 +123,27 @@ def _attribute_question(task: str, attribute: str) -> Callable[[Scene, random.Ra
     return make
 
 
+def _tiny_question(scene: Scene, rng: random.Random) -> Question | None:
+    """Colour or shape of an object that a smaller picture no longer shows."""
+    target = rng.choice([item for item in scene.objects if item.size == TINY])
+    attribute = rng.choice(("color", "shape"))
+    options = [text for text in references(scene, target, attribute) if text.startswith(TINY)]
+    if not options:
+        return None
+    return ask("tiny", attribute, getattr(target, attribute), rng, rng.choice(options))
+
+
+def _ground_question(scene: Scene, rng: random.Random) -> Question | None:
+    """The cell of an 8 x 8 grid, columns lettered and rows numbered."""
+    target = rng.choice(scene.objects)
+    options = references(scene, target, "position")
+    cell = SIDE / len(GROUND_COLUMNS)
+    is_clear = all(GROUND_CLEARANCE < v % cell < cell - GROUND_CLEARANCE for v in (target.x, target.y))
+    if not options or not is_clear:
+        return None
+    return ask("ground", "ground", target.ground, rng, rng.choice(options))
+
+
 def _relation_question(scene: Scene, rng: random.Random) -> Question | None:
     """Left or right, above or below; the places of the objects are not named."""
     if len(scene.objects) < 2:
@@ -115,7 +152,7 @@ def _relation_question(scene: Scene, rng: random.Random) -> Question | None:
     is_sideways = rng.random() < 0.5
     distance = first.x - second.x if is_sideways else first.y - second.y
     one, other = references(scene, first, "position"), references(scene, second, "position")
-    if abs(distance) < FEWEST_RELATION_PIXELS or not one or not other:
+    if abs(distance) < FEWEST_RELATION_UNITS or not one or not other:
         return None
     words = ["left", "right"] if is_sideways else ["above", "below"]
     answer = words[distance > 0]
@@ -223,4 +260,6 @@ _MAKERS: dict[str, Callable[[Scene, random.Random], Question | None]] = {
     "relation": _relation_question,
     "exist": _exist_question,
     "count": _count_question,
+    "ground": _ground_question,
+    "tiny": _tiny_question,
 }

@@ -1,7 +1,7 @@
-"""What a demo picture contains: coloured shapes on a texture, a bar chart, or words on a sign.
+"""What a demo picture contains: coloured shapes on a texture, a bar chart, words on a sign, or a page.
 
 A picture is a pure function of (split, seed, index), so training can resume anywhere and the test split can never leak
-into training. Nothing is drawn here; `drawing` turns a picture into pixels.
+into training. Nothing is drawn here; `drawing` turns a picture into pixels. Lengths are in units of 1/96 of its side.
 """
 
 from __future__ import annotations
@@ -9,11 +9,10 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from pathlib import Path
 from typing import Literal
 
-from PIL.ImageFont import FreeTypeFont, Layout, truetype
+from foveate.demo.fonts import CAPITALS, FONTS, Box, letter_boxes, load_font
+from foveate.demo.pages import SIDE, Fact, Page, PageKind, Text, make_page, width_of
 
 COLORS: dict[str, tuple[int, int, int]] = {
     "red": (220, 30, 30),
@@ -30,10 +29,11 @@ SHAPES = ("circle", "square", "triangle", "star", "cross", "diamond", "ring")
 SIZES = ("small", "large")
 CELLS = ("top left", "top", "top right", "left", "center", "right", "bottom left", "bottom", "bottom right")
 
-PICTURE_PIXELS = 96
+TINY = "tiny"  # the size of what is lost first when a picture is shrunk; `SIZES` are those of ordinary scenes
+GROUND_COLUMNS = "abcdefgh"  # of the 8 x 8 cells that a place can be named by
+
+PICTURE_PIXELS = 96  # side of a drawn picture, unless told otherwise
 PATCH_PIXELS = 8
-GRID = PICTURE_PIXELS // PATCH_PIXELS
-VISUAL_TOKENS = GRID * GRID
 
 MAX_OBJECTS = 10
 MAX_BAR_VALUE = 9
@@ -41,12 +41,21 @@ TEXTURES_PER_SPLIT = 400
 CHART_SHARE = 0.18
 SIGN_SHARE = 0.2
 FEW_COLORS_SHARE = 0.6  # fewer colours or shapes in a scene make counts above one and references need two words
-RADIUS_RANGE = {"small": (0.055, 0.068), "large": (0.1, 0.125)}  # fraction of the picture side
+RADIUS_RANGE = {"small": (0.055, 0.068), "large": (0.1, 0.125), TINY: (0.019, 0.027)}  # fraction of the picture side
+# Of the pictures of a detailed world.
+DETAIL_SHARE = 0.48
+DETAIL_WEIGHTS: dict[PageKind | Literal["sparse"], float] = {
+    "page": 3,
+    "table": 2.2,
+    "dense_chart": 2,
+    "small_text": 2,
+    "sparse": 2,
+}
+PHOTO_SHARE, PHOTO = 0.4, "photo"  # backgrounds that look like one, and how their names begin
+SHADE_SPREAD = {False: 16, True: 28}  # of a channel, by whether the world is detailed
 BORDER_CLEARANCE = 0.022  # centres this close to a line of the 3x3 grid would make the position ambiguous
 PLACEMENT_TRIALS = 40
 
-FONT_FOLDER = Path(__file__).parent / "assets" / "fonts"
-FONTS = ("DejaVuSans-Bold", "DejaVuSerif-Bold", "DejaVuSansMono-Bold")
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _WORD_LIST = (
     "ant ape arm art bag bat bed bee big box boy bug bus cab can cap car cat cow cup day dog dot ear egg eye fan fig fit "
@@ -64,7 +73,7 @@ FONT_SIZES = {1: (20, 34), 2: (18, 25)}  # pixels, by the number of words
 TEXT_MARGIN = 4
 
 FRAMES = 4
-STEP_PIXELS = (9.0, 14.0)  # how far the moving object of a clip goes between frames
+STEP_UNITS = (9.0, 14.0)  # how far the moving object of a clip goes between frames
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 
 Split = Literal["train", "validation", "test", "vocabulary", "examples"]
@@ -72,7 +81,7 @@ Split = Literal["train", "validation", "test", "vocabulary", "examples"]
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One shape: names for the language, numbers (in pixels and radians) for the drawing."""
+    """One shape: names for the language, numbers (in units and radians) for the drawing."""
 
     color: str
     shape: str
@@ -86,9 +95,15 @@ class SceneObject:
     @property
     def cell(self) -> str:
         """Name of the cell of the 3x3 grid that holds the centre."""
-        column = min(2, int(3 * self.x / PICTURE_PIXELS))
-        row = min(2, int(3 * self.y / PICTURE_PIXELS))
+        column = min(2, int(3 * self.x / SIDE))
+        row = min(2, int(3 * self.y / SIDE))
         return CELLS[3 * row + column]
+
+    @property
+    def ground(self) -> str:
+        """Letter and number of the cell of the 8x8 grid that holds the centre, such as "c 5"."""
+        column, row = (min(7, int(8 * v / SIDE)) for v in (self.x, self.y))
+        return f"{GROUND_COLUMNS[column]} {row + 1}"
 
 
 @dataclass(frozen=True)
@@ -106,11 +121,12 @@ class Bar:
 
     color: str
     value: int
+    shade: tuple[int, int, int]
 
 
 @dataclass(frozen=True)
 class Chart:
-    """Bars of different colours, left to right; lengths in pixels."""
+    """Bars of different colours, left to right."""
 
     bars: tuple[Bar, ...]
     texture: str
@@ -121,16 +137,16 @@ class Chart:
     bar_fill: float
     has_gridlines: bool
 
-    def box(self, index: int) -> tuple[float, float, float, float]:
-        """Left, top, right and bottom of one bar, in pixels."""
+    def box(self, index: int) -> Box:
+        """Left, top, right and bottom of one bar."""
         step = (self.right - self.left) / len(self.bars)
         left = self.left + step * (index + 0.5 - self.bar_fill / 2)
-        return left, self.base - self.bars[index].value * VALUE_PIXELS, left + step * self.bar_fill, self.base
+        return left, self.base - self.bars[index].value * VALUE_UNITS, left + step * self.bar_fill, self.base
 
 
 @dataclass(frozen=True)
 class Word:
-    """One written word; `left` and `top` of its letters and the font size in pixels."""
+    """One written word in capitals; `left` and `top` of its letters and the font size."""
 
     text: str
     color: str
@@ -138,16 +154,11 @@ class Word:
     size: int
     left: float
     top: float
+    shade: tuple[int, int, int]
 
-    def letter_boxes(self) -> list[tuple[float, float, float, float]]:
-        """Left, top, right and bottom of each letter's ink, in pixels."""
-        font = load_font(self.font, self.size)
-        boxes = []
-        for i, letter in enumerate(self.text.upper()):
-            start = font.getlength(self.text[:i].upper())
-            x0, y0, x1, y1 = font.getbbox(letter)
-            boxes.append((self.left + start + x0, self.top + y0, self.left + start + x1, self.top + y1))
-        return boxes
+    def letter_boxes(self) -> list[Box]:
+        """Left, top, right and bottom of each letter's ink."""
+        return letter_boxes(self.text.upper(), load_font(self.font, self.size), self.left, self.top)
 
 
 @dataclass(frozen=True)
@@ -159,14 +170,8 @@ class Sign:
     flips: int
 
 
-VALUE_PIXELS = 0.09 * PICTURE_PIXELS
-Picture = Scene | Chart | Sign
-
-
-@lru_cache(maxsize=256)
-def load_font(name: str, size: int) -> FreeTypeFont:
-    """Return a bundled font (capital letters only) at a size in pixels."""
-    return truetype(str(FONT_FOLDER / f"{name}.ttf"), size, layout_engine=Layout.BASIC)
+VALUE_UNITS = 0.09 * SIDE
+Picture = Scene | Chart | Sign | Page
 
 
 def picture_random(split: Split, seed: int, index: int, purpose: str) -> random.Random:
@@ -175,24 +180,40 @@ def picture_random(split: Split, seed: int, index: int, purpose: str) -> random.
 
 
 def make_picture(
-    split: Split, seed: int, index: int, max_objects: int = MAX_OBJECTS, only: Literal["chart", "sign"] | None = None
+    split: Split,
+    seed: int,
+    index: int,
+    max_objects: int = MAX_OBJECTS,
+    only: Literal["chart", "sign"] | None = None,
+    detailed: bool = False,
 ) -> Picture:
-    """Return picture `index` of a split: a chart or a sign with the shares above, a scene otherwise, or what `only` says."""
+    """Return picture `index` of a split.
+
+    A chart or a sign with the shares above, a scene otherwise, or what `only` says. In a detailed world about half of them are
+    pages or scenes of tiny objects, and colours, fonts and backgrounds vary more.
+    """
     rng = picture_random(split, seed, index, "picture")
-    texture, flips = _background(split, seed, rng)
+    if detailed and only is None and rng.random() < DETAIL_SHARE:
+        return _make_detail(split, seed, rng)
+    texture, flips = _background(split, seed, rng, detailed)
     kind = rng.random()
     if only == "chart" or (only is None and kind < CHART_SHARE):
-        return _make_chart(rng, texture, flips)
+        return _make_chart(rng, texture, flips, detailed)
     if only == "sign" or (only is None and kind < CHART_SHARE + SIGN_SHARE):
-        return _make_sign(rng, texture, flips)
-    return Scene(_make_objects(rng, rng.randint(1, max_objects)), texture, flips)
+        return _make_sign(rng, texture, flips, detailed)
+    return Scene(_make_objects(rng, rng.randint(1, max_objects), detailed=detailed), texture, flips)
 
 
-def make_pair(split: Split, seed: int, index: int) -> tuple[Scene, Scene]:
+def make_pair(split: Split, seed: int, index: int, detailed: bool = False) -> tuple[Scene, Scene]:
     """Return two scenes that share their palette, for questions that compare them."""
     rng = picture_random(split, seed, index, "pair")
     colors, shapes = rng.sample(COLOR_NAMES, rng.randint(2, 4)), rng.sample(SHAPES, rng.randint(2, 3))
-    scenes = [Scene(_make_objects(rng, rng.randint(1, 5), colors, shapes), *_background(split, seed, rng)) for _ in range(2)]
+    scenes = [
+        Scene(
+            _make_objects(rng, rng.randint(1, 5), colors, shapes, detailed=detailed), *_background(split, seed, rng, detailed)
+        )
+        for _ in range(2)
+    ]
     return scenes[0], scenes[1]
 
 
@@ -211,39 +232,81 @@ class Clip:
     direction: str
 
 
-def make_clip(split: Split, seed: int, index: int) -> Clip:
+def make_clip(split: Split, seed: int, index: int, detailed: bool = False) -> Clip:
     """Return a clip of `FRAMES` frames; no two of its objects share colour and shape."""
     rng = picture_random(split, seed, index, "clip")
-    background = _background(split, seed, rng)
+    background = _background(split, seed, rng, detailed)
     direction = rng.choice(tuple(DIRECTIONS))
-    step = rng.uniform(*STEP_PIXELS)
+    step = rng.uniform(*STEP_UNITS)
     dx, dy = (step * sign for sign in DIRECTIONS[direction])
     size = rng.choice(SIZES)
-    radius = rng.uniform(*RADIUS_RANGE[size]) * PICTURE_PIXELS
+    radius = rng.uniform(*RADIUS_RANGE[size]) * SIDE
     way = (FRAMES - 1) * step
     x, y = (_start(rng, radius, way, sign) for sign in DIRECTIONS[direction])
     color = rng.choice(COLOR_NAMES)
-    mover = SceneObject(color, rng.choice(SHAPES), size, x, y, radius, rng.uniform(-0.25, 0.25), _shade(rng, color))
+    shape, rotation = rng.choice(SHAPES), rng.uniform(-0.25, 0.25)
+    mover = SceneObject(color, shape, size, x, y, radius, rotation, _shade(rng, color, detailed))
     path = [replace(mover, x=x + i * dx, y=y + i * dy) for i in range(FRAMES)]
-    others = _make_objects(rng, rng.randint(0, 3), taken=path)
+    others = _make_objects(rng, rng.randint(0, 3), taken=path, detailed=detailed)
     still = [item for item in others if (item.color, item.shape) != (mover.color, mover.shape)]
     return Clip(tuple(Scene((*still, moved), *background) for moved in path), mover, direction)
 
 
 def _start(rng: random.Random, radius: float, way: float, sign: int) -> float:
-    low, high = radius + 1, PICTURE_PIXELS - radius - 1
+    low, high = radius + 1, SIDE - radius - 1
     return rng.uniform(low + way * (sign < 0), high - way * (sign > 0))
 
 
-def _background(split: Split, seed: int, rng: random.Random) -> tuple[str, int]:
-    return f"{split}:{seed}:{rng.randrange(TEXTURES_PER_SPLIT)}", rng.randrange(4)
+def _background(split: Split, seed: int, rng: random.Random, detailed: bool) -> tuple[str, int]:
+    kind = PHOTO if detailed and rng.random() < PHOTO_SHARE else ""
+    return f"{split}:{seed}:{kind}{rng.randrange(TEXTURES_PER_SPLIT)}", rng.randrange(4)
 
 
-def make_dense_scene(split: Split, seed: int, index: int) -> Scene:
+def make_dense_scene(split: Split, seed: int, index: int, detailed: bool = False) -> Scene:
     """Return a crowded scene: more labelled patches per picture for the vision warm-up."""
     rng = picture_random(split, seed, index, "dense")
-    texture, flips = _background(split, seed, rng)
-    return Scene(_make_objects(rng, rng.randint(6, 14)), texture, flips)
+    texture, flips = _background(split, seed, rng, detailed)
+    return Scene(_make_objects(rng, rng.randint(6, 14), detailed=detailed), texture, flips)
+
+
+def _make_detail(split: Split, seed: int, rng: random.Random) -> Page | Scene:
+    kind = rng.choices(list(DETAIL_WEIGHTS), list(DETAIL_WEIGHTS.values()))[0]
+    texture, flips = _background(split, seed, rng, True)
+    if kind == "sparse":
+        large = _make_objects(rng, rng.randint(0, 2), sizes=("large",), detailed=True)
+        tiny = _make_objects(rng, rng.randint(1, 5), sizes=(TINY,), taken=large, detailed=True)
+        return Scene(_in_order([*large, *tiny]), texture, flips)
+    if kind == "small_text":
+        return _make_small_text(rng, texture, flips)
+    return make_page(kind, rng, texture, flips)
+
+
+def _make_small_text(rng: random.Random, texture: str, flips: int) -> Page:
+    """Small words of different colours among empty space."""
+    texts: list[Text] = []
+    facts: list[Fact] = []
+    for color in rng.sample(COLOR_NAMES, rng.randint(1, 5)):
+        word = _any_word(rng)
+        shown = (word, word.capitalize(), word.upper())[rng.randrange(3)]
+        font, size = rng.choice(FONTS), rng.uniform(5.6, 8.5)
+        width = width_of(shown, font, size)
+        for _ in range(PLACEMENT_TRIALS):
+            left, top = rng.uniform(2, SIDE - 2 - width), rng.uniform(1, SIDE - 2 - 1.3 * size)
+            if all(
+                left > other.left + width_of(other.text, other.font, other.size) + 4
+                or other.left > left + width + 4
+                or abs(other.top - top) > 1.3 * max(size, other.size)
+                for other in texts
+            ):
+                rim = (245, 245, 245) if color == "black" else (15, 15, 15)
+                texts.append(Text(shown, _shade(rng, color, True), rim, font, size, left, top, (), color))
+                facts.append(Fact((color,), " ".join(word), f"the {color} word says {' '.join(word)}."))
+                break
+    return Page("small_text", tuple(texts), (), (), (0, 0, 0), None, tuple(facts), texture, flips)
+
+
+def _any_word(rng: random.Random) -> str:
+    return rng.choice(WORDS) if rng.random() < WORD_SHARE else "".join(rng.choices(LETTERS, k=rng.randint(2, 4)))
 
 
 def _make_objects(
@@ -252,6 +315,8 @@ def _make_objects(
     colors: Sequence[str] = COLOR_NAMES,
     shapes: Sequence[str] = SHAPES,
     taken: Sequence[SceneObject] = (),
+    sizes: Sequence[str] = SIZES,
+    detailed: bool = False,
 ) -> tuple[SceneObject, ...]:
     """Return up to `count` objects that touch neither each other nor those of `taken`."""
     if rng.random() < FEW_COLORS_SHARE and len(colors) == len(COLOR_NAMES):
@@ -260,19 +325,24 @@ def _make_objects(
         shapes = rng.sample(SHAPES, rng.randint(2, 4))
     placed: list[SceneObject] = []
     for _ in range(count):
-        size = rng.choice(SIZES)
-        radius = rng.uniform(*RADIUS_RANGE[size]) * PICTURE_PIXELS
+        size = rng.choice(sizes)
+        radius = rng.uniform(*RADIUS_RANGE[size]) * SIDE
         centre = _free_centre(rng, radius, (*taken, *placed))
         if centre is None:
             continue
         color = rng.choice(colors)
         rotation = rng.uniform(-0.25, 0.25)
-        placed.append(SceneObject(color, rng.choice(shapes), size, *centre, radius, rotation, _shade(rng, color)))
-    return tuple(sorted(placed, key=lambda item: (CELLS.index(item.cell), item.x)))
+        placed.append(SceneObject(color, rng.choice(shapes), size, *centre, radius, rotation, _shade(rng, color, detailed)))
+    return _in_order(placed)
+
+
+def _in_order(objects: Sequence[SceneObject]) -> tuple[SceneObject, ...]:
+    """Reading order of the cells."""
+    return tuple(sorted(objects, key=lambda item: (CELLS.index(item.cell), item.x)))
 
 
 def _free_centre(rng: random.Random, radius: float, placed: Sequence[SceneObject]) -> tuple[float, float] | None:
-    side = PICTURE_PIXELS
+    side = SIDE
     for _ in range(PLACEMENT_TRIALS):
         x = rng.uniform(radius + 1, side - radius - 1)
         y = rng.uniform(radius + 1, side - radius - 1)
@@ -283,40 +353,45 @@ def _free_centre(rng: random.Random, radius: float, placed: Sequence[SceneObject
     return None
 
 
-def _shade(rng: random.Random, color: str) -> tuple[int, int, int]:
-    red, green, blue = (int(min(255, max(0, channel + rng.uniform(-16, 16)))) for channel in COLORS[color])
+def _shade(rng: random.Random, color: str, detailed: bool) -> tuple[int, int, int]:
+    spread = SHADE_SPREAD[detailed]
+    red, green, blue = (int(min(255, max(0, channel + rng.uniform(-spread, spread)))) for channel in COLORS[color])
     return red, green, blue
 
 
-def _make_chart(rng: random.Random, texture: str, flips: int) -> Chart:
+def _make_chart(rng: random.Random, texture: str, flips: int, detailed: bool) -> Chart:
     colors = rng.sample(COLOR_NAMES, rng.randint(2, 6))
-    side = PICTURE_PIXELS
     return Chart(
-        bars=tuple(Bar(color, rng.randint(1, MAX_BAR_VALUE)) for color in colors),
+        bars=tuple(
+            Bar(color, rng.randint(1, MAX_BAR_VALUE), _shade(rng, color, True) if detailed else COLORS[color])
+            for color in colors
+        ),
         texture=texture,
         flips=flips,
-        left=rng.uniform(0.06, 0.12) * side,
-        right=rng.uniform(0.9, 0.96) * side,
-        base=rng.uniform(0.92, 0.96) * side,
+        left=rng.uniform(0.06, 0.12) * SIDE,
+        right=rng.uniform(0.9, 0.96) * SIDE,
+        base=rng.uniform(0.92, 0.96) * SIDE,
         bar_fill=rng.uniform(0.5, 0.8),
         has_gridlines=rng.random() < 0.8,
     )
 
 
-def _make_sign(rng: random.Random, texture: str, flips: int) -> Sign:
+def _make_sign(rng: random.Random, texture: str, flips: int, detailed: bool) -> Sign:
     count = rng.choice((1, 1, 2))
     colors = rng.sample(COLOR_NAMES, count)
-    half = PICTURE_PIXELS / count
+    half = SIDE / count
+    fonts = (*CAPITALS, *FONTS) if detailed else CAPITALS
     words = []
     for i, color in enumerate(colors):
-        text = rng.choice(WORDS) if rng.random() < WORD_SHARE else "".join(rng.choices(LETTERS, k=rng.randint(2, 4)))
-        name, size = rng.choice(FONTS), rng.randint(*FONT_SIZES[count])
-        room = PICTURE_PIXELS - 2 * TEXT_MARGIN
+        text = _any_word(rng)
+        name, size = rng.choice(fonts), rng.randint(*FONT_SIZES[count])
+        room = SIDE - 2 * TEXT_MARGIN
         while load_font(name, size).getlength(text.upper()) > room:
             size -= 1
         font = load_font(name, size)
         _, top, _, bottom = font.getbbox(text.upper())
         left = rng.uniform(TEXT_MARGIN, TEXT_MARGIN + room - font.getlength(text.upper()))
         upper = i * half + rng.uniform(TEXT_MARGIN, half - TEXT_MARGIN - (bottom - top))
-        words.append(Word(text, color, name, size, left, upper - top))
+        shade = _shade(rng, color, True) if detailed else COLORS[color]
+        words.append(Word(text, color, name, size, left, upper - top, shade))
     return Sign(tuple(words), texture, flips)

@@ -86,7 +86,7 @@ def test_an_answer_is_read_as_it_was_trained():
     model, processor = loading.load_model(None)
     picture = Image.new("RGB", (96, 96))
     rounds = read_messages(model, processor, talk("what do you see?", "a sign.", picture=picture))
-    packer = Packer(processor.tokenizer)
+    packer = Packer(processor)
     assert rounds.turns == () and [ids.tolist() for ids in rounds.answers] == [[*packer._encode("a sign."), packer.end_id]]
     plain = loading.prompt_inputs(model, processor, [picture], "what do you see?")
     assert set(rounds.inputs) == set(plain) and all(torch.equal(rounds.inputs[name], plain[name]) for name in plain)

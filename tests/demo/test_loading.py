@@ -52,7 +52,7 @@ def test_one_teacher_forced_pass_decides_like_generate(demo: tuple[Any, Any]) ->
     model, processor = demo
     for kind in KINDS:
         samples = [make_sample("test", 5, index, kind=kind) for index in range(2, 5)]
-        batch = Packer(processor.tokenizer).pack(samples, [sample.long_questions for sample in samples])
+        batch = Packer(processor).pack(samples, [sample.long_questions for sample in samples])
         forced = [flag for row in correct_answers(model, batch) for flag in row]
         asked = [(sample, question) for sample, row in zip(samples, batch.questions, strict=True) for question in row]
         written = generate_answers(model, processor, asked, 130)

@@ -16,7 +16,7 @@ TOLERANCE = 2e-5  # float32, sums over another number of columns
 def test_packed_questions_equal_separate_conversations(processor: Any, tiny_model: Any) -> None:
     for kind in KINDS:
         samples = [make_sample("test", 2, index, kind=kind) for index in range(2, 4)]
-        batch = Packer(processor.tokenizer).pack(samples, [samples[0].long_questions, ()])
+        batch = Packer(processor).pack(samples, [samples[0].long_questions, ()])
         check_packing(tiny_model, batch, len(samples[0].pictures))
 
 
@@ -34,7 +34,7 @@ def check_packing(tiny_model: Any, batch: PackedBatch, pictures: int) -> None:
 
 def test_only_answers_are_labelled_and_long_ones_weigh_less(processor: Any) -> None:
     sample = next(s for s in (make_sample("test", 2, i) for i in range(99)) if len(s.long_questions) == 4)
-    batch = Packer(processor.tokenizer, question_weight=3.0).pack([sample], [sample.long_questions])
+    batch = Packer(processor, question_weight=3.0).pack([sample], [sample.long_questions])
     for number, question in enumerate(batch.questions[0], start=1):
         is_own = batch.segments[0] == number
         labels = batch.labels[0][is_own]
@@ -50,7 +50,7 @@ def test_only_answers_are_labelled_and_long_ones_weigh_less(processor: Any) -> N
 def test_padding_does_not_change_the_loss(processor: Any, tiny_model: Any) -> None:
     sample = make_sample("test", 2, 0)
     short = replace(sample, questions=sample.questions[:1])
-    packer = Packer(processor.tokenizer)
+    packer = Packer(processor)
     alone = packer.pack([short])
     padded = packer.pack([short, sample], [(), sample.long_questions])
     assert padded.input_ids.shape[1] > alone.input_ids.shape[1]
@@ -65,7 +65,7 @@ def test_padding_does_not_change_the_loss(processor: Any, tiny_model: Any) -> No
 
 def test_correct_answers_has_one_entry_per_question(processor: Any, tiny_model: Any) -> None:
     samples = [make_sample("test", 2, index, kind="pair") for index in range(3)]
-    batch = Packer(processor.tokenizer).pack(samples)
+    batch = Packer(processor).pack(samples)
     for blank in (False, True):
         correct = correct_answers(tiny_model, batch, blank=blank)
         assert [len(row) for row in correct] == [len(sample.questions) for sample in samples]
@@ -73,7 +73,7 @@ def test_correct_answers_has_one_entry_per_question(processor: Any, tiny_model: 
 
 def test_every_second_output_token_is_hidden_from_those_behind_it(processor: Any) -> None:
     dialogue = next(s for s in (make_sample("test", 2, i) for i in range(99)) if s.long_questions[-1].earlier)
-    before = Packer(processor.tokenizer).pack([dialogue], [dialogue.long_questions])
+    before = Packer(processor).pack([dialogue], [dialogue.long_questions])
     after = without_every_other_output(before)
     checked = 0
     for number in range(1, len(before.questions[0]) + 1):

@@ -5,10 +5,12 @@ from itertools import pairwise
 import numpy as np
 
 from foveate.demo.drawing import render
+from foveate.demo.pages import Page
 from foveate.demo.samples import make_sample
 from foveate.demo.scenes import (
     COLORS,
     DIRECTIONS,
+    PHOTO,
     Scene,
     Sign,
     make_clip,
@@ -24,7 +26,7 @@ def test_a_sample_depends_on_split_seed_and_index_only() -> None:
     for index in range(20):
         first, again = make_sample("train", 3, index), make_sample("train", 3, index)
         assert first == again
-        assert np.array_equal(first.pixels, again.pixels)
+        assert np.array_equal(first.pixels(), again.pixels())
     assert make_sample("train", 3, 0) != make_sample("train", 4, 0)
     assert make_sample("train", 3, 0) != make_sample("test", 3, 0)
 
@@ -35,10 +37,10 @@ def test_splits_share_no_texture() -> None:
 
 
 def test_pictures_are_96_pixels_of_rgb() -> None:
-    pixels = make_sample("train", 1, 0).pixels
+    pixels = make_sample("train", 1, 0).pixels()
     assert pixels.shape == (1, 96, 96, 3)
-    assert make_sample("train", 1, 0, kind="pair").pixels.shape == (2, 96, 96, 3)
-    assert make_sample("train", 1, 0, kind="clip").pixels.shape == (4, 96, 96, 3)
+    assert make_sample("train", 1, 0, kind="pair").pixels().shape == (2, 96, 96, 3)
+    assert make_sample("train", 1, 0, kind="clip").pixels().shape == (4, 96, 96, 3)
     assert pixels.dtype == np.uint8
 
 
@@ -110,3 +112,20 @@ def test_the_scenes_of_a_pair_differ() -> None:
     for index in range(50):
         first, second = make_pair("train", 1, index)
         assert first.objects != second.objects
+
+
+def test_a_picture_shows_the_same_at_every_size() -> None:
+    for index in range(40):
+        picture = make_picture("train", 1, index, detailed=index % 2 == 0)
+        small, large = np.asarray(render(picture)).astype(int), np.asarray(render(picture, 192)).astype(int)
+        assert large.shape == (192, 192, 3)
+        halved = large.reshape(96, 2, 96, 2, 3).mean((1, 3))
+        assert np.abs(small - halved).mean() < 6, index
+
+
+def test_a_detailed_world_varies_more() -> None:
+    pictures = [make_picture("train", 1, index, detailed=True) for index in PICTURES]
+    kinds = {type(picture).__name__ for picture in pictures}
+    assert kinds == {"Scene", "Chart", "Sign", "Page"}
+    assert 0.2 < np.mean([PHOTO in picture.texture for picture in pictures]) < 0.6
+    assert 0.3 < np.mean([isinstance(picture, Page) for picture in pictures]) < 0.55

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from demo_model.training import DemoTrainingConfig, train_demo
+from demo_model.config import DemoTrainingConfig
+from demo_model.training import train_demo
 from foveate.errors import InputError
 from foveate.files.folders import locked
 from tests.convert.official import Bomb

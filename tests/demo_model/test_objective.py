@@ -14,7 +14,7 @@ TOLERANCE = 2e-5  # float32, sums over another number of columns
 
 def test_the_training_attention_equals_the_default_one(processor: Any, tiny_model: Any) -> None:
     samples = [make_sample("test", 2, index) for index in range(2)]
-    batch = Packer(processor.tokenizer).pack(samples, [samples[0].long_questions, ()])
+    batch = Packer(processor).pack(samples, [samples[0].long_questions, ()])
     default = tiny_model.config.text_config._attn_implementation
     losses = []
     with torch.no_grad():

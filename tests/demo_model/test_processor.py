@@ -11,7 +11,6 @@ from transformers import AutoProcessor
 from foveate.demo.evaluation import conversation as chat
 from foveate.demo.packing import IMAGE_TOKEN, Packer, pixel_batch
 from foveate.demo.samples import KINDS, make_sample
-from foveate.demo.scenes import VISUAL_TOKENS
 
 
 def conversation(text: str, image: Any) -> list[dict[str, Any]]:
@@ -28,7 +27,7 @@ def encode(processor: Any, text: str, image: Any) -> Any:
 def test_a_saved_processor_loads_and_encodes_the_same(processor: Any, tmp_path: Path) -> None:
     processor.save_pretrained(tmp_path)
     loaded = AutoProcessor.from_pretrained(tmp_path)
-    image = Image.fromarray(make_sample("test", 1, 0).pixels[0])
+    image = Image.fromarray(make_sample("test", 1, 0).pixels()[0])
     before, after = (encode(p, "what color is the star?", image) for p in (processor, loaded))
     assert torch.equal(before["input_ids"], after["input_ids"])
     assert torch.equal(before["pixel_values"], after["pixel_values"])
@@ -38,14 +37,14 @@ def test_a_picture_becomes_144_visual_tokens_whatever_its_size(processor: Any) -
     for size in ((96, 96), (150, 120), (60, 40)):
         inputs = encode(processor, "what do you see?", Image.new("RGB", size, (90, 90, 90)))
         image_id = processor.tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
-        assert int((inputs["input_ids"] == image_id).sum()) == VISUAL_TOKENS == 144
+        assert int((inputs["input_ids"] == image_id).sum()) == 144
         assert inputs["pixel_values"].shape == (1, 3, 96, 96)
 
 
 def test_training_pixels_equal_the_processor_s(processor: Any) -> None:
     sample = make_sample("test", 1, 3)
-    inputs = encode(processor, "what do you see?", Image.fromarray(sample.pixels[0]))
-    torch.testing.assert_close(inputs["pixel_values"], pixel_batch([sample]))
+    inputs = encode(processor, "what do you see?", Image.fromarray(sample.pixels()[0]))
+    torch.testing.assert_close(inputs["pixel_values"], pixel_batch([sample], 96))
 
 
 def test_any_text_survives_the_tokenizer_in_lower_case(processor: Any) -> None:
@@ -70,10 +69,10 @@ def test_a_packed_row_equals_the_chat_template(processor: Any) -> None:
     for sample, question in asked:
         question = question or sample.questions[0]
         alone = replace(sample, questions=(question,), long_questions=())
-        batch = Packer(processor.tokenizer).pack([alone])
+        batch = Packer(processor).pack([alone])
         single = processor.apply_chat_template(
             chat(sample, question), add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
         )["input_ids"][0]
         assert torch.equal(batch.input_ids[0, : len(single)], single)
         assert batch.is_graded[0].nonzero()[0, 0] == len(single)
-        assert batch.prefix == 2 + VISUAL_TOKENS * len(sample.pictures)
+        assert batch.prefix == 2 + 144 * len(sample.pictures)

@@ -9,8 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from demo_model.config import DemoTrainingConfig
 from demo_model.optimization import MasterWeights, learning_rate_scale
-from demo_model.training import DemoTrainingConfig, train_demo
+from demo_model.training import train_demo
 from foveate.demo.loading import load_demo
 from foveate.errors import FoveateError
 
