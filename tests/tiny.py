@@ -51,8 +51,7 @@ _SPECIAL = list(range(85, 99))
 
 def full_layers(family: str) -> list[int]:
     """Decoder layers that see the whole prompt."""
-    windows = families.get(family).decoder_windows(probed(family))
-    return [layer for layer, window in enumerate(windows) if window is None]
+    return list(families.get(family).full_layers(probed(family)))
 
 
 def layer_count(family: str) -> int:
@@ -68,7 +67,20 @@ def valid_layers(family: str) -> list[int]:
 
 def slides(family: str) -> bool:
     """Whether some layers of the tiny model see a window of the prompt only."""
-    return len(full_layers(family)) < layer_count(family)
+    return any(window is not None for window in families.get(family).decoder_windows(probed(family)))
+
+
+def remembers(family: str) -> bool:
+    """Whether some layers of the tiny model carry a state instead of attending."""
+    return bool(families.get(family).stateful_layers(probed(family)))
+
+
+def tolerance(model: nn.Module) -> float:
+    """How far logits of size 10 may differ: sums in another order, a few units in the last place of fp32.
+
+    Layers with a state sum in chunks of 64 columns, and dropping a column shifts what falls into one chunk.
+    """
+    return 5e-4 if families.family_for(model.config).stateful_layers(model.config) else 2e-4
 
 
 def packs(family: str) -> bool:

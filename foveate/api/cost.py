@@ -74,9 +74,9 @@ def _check_count(name: str, number: Any, least: int, most: int = _MOST) -> None:
 
 def default_plan(config: Any, keep: float = 0.5) -> Plan:
     """FastV at the paper's layer 2, or at the first layer after a full-attention one if that comes later."""
-    windows = family_for(config).decoder_windows(config)
-    first_full = next((layer for layer, window in enumerate(windows) if window is None), 0)
-    return parse(f"fastv(layer={min(max(2, first_full + 1), len(windows) - 1)}, keep={keep})")
+    family = family_for(config)
+    layers, first_full = len(family.decoder_windows(config)), next(iter(family.full_layers(config)), 0)
+    return parse(f"fastv(layer={min(max(2, first_full + 1), layers - 1)}, keep={keep})")
 
 
 def media_of(

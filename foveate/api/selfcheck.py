@@ -86,7 +86,7 @@ def _check(name: str) -> None:
     family, inputs = families.get(name), _two_rows(name, model.config)
     config = model.config
     layers = range(1, len(family.decoder_windows(config)))
-    full = [at for at, window in enumerate(family.decoder_windows(config)) if window is None]
+    full = family.full_layers(config)
     layer = next(at for at in layers if any(low < at for low in full) and family.refuse_layer(config, at) is None)
     everything = _stage("random", Site(SiteKind.PRE_LLM), 1.0)
     plain = _logits(model, inputs)

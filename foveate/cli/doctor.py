@@ -54,8 +54,10 @@ def doctor(
     suggested = default_plan(config, _KEEP)
     console.print(f"[bold]{model or 'demo model'}[/]: {family.title} ({config.model_type}), {len(windows)} decoder layers")
     sliding = sum(window is not None for window in windows)
-    if sliding:
-        console.print(f"attention: {sliding} sliding and {len(windows) - sliding} full layers; scores come from full layers")
+    full, stateful = family.full_layers(config), family.stateful_layers(config)
+    if sliding or stateful:
+        kinds = [f"{sliding} sliding"] * bool(sliding) + [f"{len(stateful)} without attention"] * bool(stateful)
+        console.print(f"layers: {', '.join(kinds)} and {len(full)} with full attention, where scores come from")
     if loaded is not None:
         backend = loaded.config.get_text_config()._attn_implementation
         console.print(f"attention backend: {backend}; plans leave it on, attention rows are computed beside it")
@@ -63,7 +65,7 @@ def doctor(
     blocks = len(theory.encoder_tokens[0])
     sites = [f"vision(0..{blocks - 1})"] if blocks and SiteKind.VISION_LAYER not in family.unsupported else []
     sites += ["pre_llm", f"llm(1..{len(windows) - 1})", "decode"]
-    console.print(f"sites: {', '.join(sites)}; fastv from layer {_first_fastv_layer(windows)} on")
+    console.print(f"sites: {', '.join(sites)}; fastv from layer {full[0] + 1} on")
     reasons: dict[str, list[str]] = {}
     for kind, reason in family.unsupported.items():
         reasons.setdefault(reason, []).append(kind.value)
@@ -81,10 +83,6 @@ def doctor(
 def _has_weights(model: str) -> bool:
     folder = user_path(model)
     return not is_folder(folder) or any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))
-
-
-def _first_fastv_layer(windows: tuple[int | None, ...]) -> int:
-    return next(layer for layer, window in enumerate(windows) if window is None) + 1
 
 
 def _print_amdahl(console: Console, model: Any, processor: Any, picture: Image.Image, ratio: float) -> None:

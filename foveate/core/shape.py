@@ -71,13 +71,33 @@ class MediumShape:
 
 
 @dataclass(frozen=True)
+class StateShape:
+    """What a decoder layer has instead of attention: linear attention or a short convolution. All counts are for one sequence.
+
+    Attributes:
+        weights: weights of the matrix products that every token passes.
+        convolution: multiply-adds per token of the convolution.
+        recurrence: multiply-adds per token that update and read the state, token after token.
+        held: numbers that the state holds in the cache's dtype, however long the sequence.
+        held_fp32: numbers that it holds in float32 whatever the dtype.
+    """
+
+    weights: int
+    convolution: int
+    recurrence: int
+    held: int
+    held_fp32: int
+
+
+@dataclass(frozen=True)
 class LayerShape:
     """One decoder layer, where layers differ.
 
     Attributes:
         intermediate: width of its MLP; for experts, of all that one token passes together.
         projected: K and V projections: 2, 1 where keys serve as values, 0 where the layer reads those of an earlier one.
-        other_weights: weights of further matrix products that every token passes (a router, inputs of the layer's own).
+        other_weights: weights of further matrix products that every token passes (a router, a gate on the attention's output).
+        state: what the layer has instead of attention, if it has none; `kv_heads` and `head_dim` then mean nothing.
     """
 
     kv_heads: int
@@ -85,6 +105,7 @@ class LayerShape:
     intermediate: int
     projected: int = 2
     other_weights: int = 0
+    state: StateShape | None = None
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """FLOPs of each part of a vision-language model, exact per architecture: 2 x MAC of every matrix product and convolution.
 
 Norms, activations, softmax, rotary embeddings and element-wise sums are not counted, as torch's FlopCounterMode does not
-count them either. Every number is for one sample. Attention is what eager attention executes: the whole square of queries
+count them either. Layers without attention are counted as their recurrence runs, token after token; kernels that work in
+chunks execute more. Every number is for one sample. Attention is what eager attention executes: the whole square of queries
 times keys, masked afterwards. That holds for causal masks and for sliding layers too: their prefill under eager multiplies
 all n queries with all n keys. Kernels that skip masked blocks (flash, flex) execute less.
 """
@@ -38,6 +39,8 @@ def decoder_token_flops(decoder: DecoderShape, tokens: int, layer: int = 0) -> i
     shape = decoder.layer(layer)
     width, kv_width = decoder.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     projections = matmul_flops(tokens, decoder.hidden, 2 * width + shape.projected * kv_width)
+    if shape.state is not None:
+        projections = matmul_flops(tokens, 1, shape.state.weights + shape.state.convolution + shape.state.recurrence)
     matrices = 3 if decoder.gated_mlp else 2
     mlp = matrices * matmul_flops(tokens, decoder.hidden, shape.intermediate)
     return projections + mlp + matmul_flops(tokens, 1, shape.other_weights)
@@ -51,7 +54,9 @@ def decoder_layer_flops(decoder: DecoderShape, tokens: int, layer: int = 0) -> i
 
 
 def _width(decoder: DecoderShape, layer: int) -> int:
-    return decoder.heads * decoder.layer(layer).head_dim
+    """Heads times their width; 0 for a layer that does not attend."""
+    shape = decoder.layer(layer)
+    return 0 if shape.state is not None else decoder.heads * shape.head_dim
 
 
 def lm_head_flops(decoder: DecoderShape) -> int:
@@ -208,7 +213,8 @@ def selection_flops(decoder: DecoderShape, plan: Plan, tokens_per_layer: Sequenc
         if stage.effect is Effect.DROP and tokens_per_layer[layer] == before:
             continue
         rows = _rater_rows(stage.method, before, text_tokens)
-        observed = max((full for full in range(layer) if decoder.window(full) is None), default=layer - 1)
+        attending = [at for at in range(layer) if decoder.window(at) is None and decoder.layer(at).state is None]
+        observed = max(attending, default=layer - 1)
         total += matmul_flops(rows, _width(decoder, observed), before)
     return total
 

@@ -22,7 +22,7 @@ from foveate.engine.hooks import Hooks
 from foveate.engine.learned_modules import checked, modules_of
 from foveate.engine.report import Report, estimate_of, report_of
 from foveate.engine.soft import SoftMode
-from foveate.errors import AttachError, InputError
+from foveate.errors import AttachError, InputError, UnsupportedCombination
 from foveate.families import family_for
 
 _MOST_TRACES = 1_000_000
@@ -77,6 +77,10 @@ class Attachment:
 
     def _make_hooks(self, plan: Plan) -> Hooks:
         probes = check_plan(plan, self.family, self.model.config)
+        if self.soft is not None and self.family.stateful_layers(self.model.config):
+            raise UnsupportedCombination(
+                f"{self.family.title} has layers without attention, where no weight hides a token: nothing can be trained there"
+            )
         modules = modules_of(plan, self.model, self.family, self._given)
         try:
             return Hooks(

@@ -45,7 +45,7 @@ def study(model: nn.Module, inputs: Mapping[str, Any], new_tokens: int, layers: 
     """Answer greedily and measure; see `foveate.attention`."""
     family = family_for(model.config)
     windows = family.decoder_windows(model.config)
-    chosen = _chosen(layers, len(windows))
+    chosen = _chosen(layers, len(windows), family.stateful_layers(model.config))
     prompt = _prompt(model, family, inputs, new_tokens)
     meter = _Meter(model, prompt, new_tokens)
     with meter.installed(model.get_submodule(family.decoder), family, chosen, windows), torch.no_grad():
@@ -54,13 +54,16 @@ def study(model: nn.Module, inputs: Mapping[str, Any], new_tokens: int, layers: 
     return meter.result(output.sequences, chosen, tuple(windows[layer] for layer in chosen))
 
 
-def _chosen(layers: Sequence[int] | None, total: int) -> tuple[int, ...]:
+def _chosen(layers: Sequence[int] | None, total: int, stateful: frozenset[int]) -> tuple[int, ...]:
     if layers is None:
-        return tuple(range(total))
+        return tuple(layer for layer in range(total) if layer not in stateful)
     wrong = [layer for layer in layers if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < total]
     if wrong or not len(layers):
         given = ", ".join(map(str, wrong)) or "none"
         raise InputError(f"layers: {given}; this model has {total} decoder layers, write some of 0..{total - 1}")
+    without = sorted(stateful.intersection(layers))
+    if without:
+        raise InputError(f"layers: {', '.join(map(str, without))} carry a state and do not attend")
     return tuple(sorted(set(layers)))
 
 

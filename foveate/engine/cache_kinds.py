@@ -56,8 +56,8 @@ def check_cache(cache: Cache, config: Any, masks: bool) -> None:
     """
     for layer in cache.layers:
         kind = kind_of(layer)
-        if type(layer) is compat.DUMMY_LAYER:
-            continue  # of a decoder layer that reads the keys of another
+        if compat.keeps_no_slots(layer):
+            continue
         if masks:
             if kind is not None and not kind.masks:
                 raise UnsupportedCombination("effect=mask chooses anew at every step: use a dynamic cache, or effect=drop")
@@ -77,7 +77,7 @@ def check_gated_cache(cache: Cache, first: int, name: str) -> None:
     """
     for layer in cache.layers[first:]:
         kind = kind_of(layer)
-        if type(layer) is not compat.DUMMY_LAYER and (kind is None or not kind.forgets):
+        if not compat.keeps_no_slots(layer) and (kind is None or not kind.forgets):
             raise UnsupportedCombination(
                 f"{name} decides token by token what is stored, which {type(layer).__name__} cannot: use a dynamic cache"
             )
@@ -111,11 +111,15 @@ def slot_layer(cache: Cache, index: int) -> SlotLayer:
 
 
 def stored_bytes(cache: Cache) -> int | None:
-    """Bytes of the keys and values in a cache, a static one's reservation included; None if the backend quantizes them."""
+    """Bytes of the keys, values and states in a cache, a static one's reservation included.
+
+    None if the backend quantizes them.
+    """
     if not _is_measurable(cache):
         return None
     stored = [layer for layer in cache.layers if getattr(layer, "keys", None) is not None]
-    return sum(int(layer.keys.nbytes + layer.values.nbytes) for layer in stored)
+    states = [state for layer in cache.layers for state in compat.states_of(layer)]
+    return sum(int(layer.keys.nbytes + layer.values.nbytes) for layer in stored) + sum(int(state.nbytes) for state in states)
 
 
 def lasting_bytes(cache: Cache) -> int | None:

@@ -19,7 +19,7 @@ def check_plan(plan: Plan, family: Family, config: Any) -> dict[int, int]:
         UnsupportedCombination: for a site that the family does not serve.
     """
     windows = family.decoder_windows(config)
-    full = [layer for layer, window in enumerate(windows) if window is None]
+    full, stateful = family.full_layers(config), family.stateful_layers(config)
     probes = {}
     for stage in plan.stages:
         reason = family.unsupported.get(stage.site.kind)
@@ -46,11 +46,15 @@ def check_plan(plan: Plan, family: Family, config: Any) -> dict[int, int]:
             smallest = full[0] + 1 if full else None
             advice = f"the smallest valid layer is {smallest}" if smallest else "this model has no full-attention layer"
             raise PlanError(
-                f"{stage.method.name}(layer={layer}): layers below {layer} see a sliding window only, so their attention "
-                f"says nothing about the whole picture; {advice}"
+                f"{stage.method.name}(layer={layer}): no layer below {layer} attends to the whole prompt, so none says "
+                f"anything about the whole picture; {advice}"
             )
         if below:
             probes[layer] = below[-1]
+        if stage.effect is Effect.MASK and any(at >= layer for at in stateful):
+            raise UnsupportedCombination(
+                f"{family.title} has layers without attention, whose state no mask hides a token from: use effect=drop"
+            )
         if stage.effect is Effect.MASK and stage.method.reads_features:
             raise PlanError(
                 f"{stage.method.name} reads hidden states, which cached tokens no longer have: effect=mask works with "

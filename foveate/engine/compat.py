@@ -35,6 +35,9 @@ FP8_LAYER: Any = getattr(cache_utils, "Fp8QuantizedLayer", None)
 # The cache layer of a decoder layer that stores nothing, None in versions that give such layers none. Delete with those.
 DUMMY_LAYER: Any = getattr(cache_utils, "DummyLayer", None)
 
+# Cache layers that hold a state (linear attention, short convolutions), None before transformers 5.4.
+_STATE_LAYER: Any = getattr(cache_utils, "LinearAttentionCacheLayerMixin", None)
+
 # The name of a call's KV cache among its arguments and in its output. Callers may go on writing the old name until 5.40;
 # hooks see what was written. Delete when transformers >= 5.24 is required.
 CACHE = "cache" if _TRANSFORMERS >= (5, 24) else "past_key_values"
@@ -54,6 +57,20 @@ def refuse_broken(family: Family) -> None:
             f"{family.title} fails in transformers {transformers.__version__} itself, without any plan: {reason}; "
             "install another version of transformers"
         )
+
+
+def keeps_no_slots(layer: Any) -> bool:
+    """Whether a cache layer stores nothing per token: it has a state, or its decoder layer reads the keys of another."""
+    has_state = _STATE_LAYER is not None and isinstance(layer, _STATE_LAYER)
+    return type(layer) is DUMMY_LAYER or (has_state and not isinstance(layer, cache_utils.CacheLayerMixin))
+
+
+def states_of(layer: Any) -> list[torch.Tensor]:
+    """The states that a cache layer holds, whatever the number of tokens."""
+    held = [getattr(layer, name, None) for name in ("conv_states", "recurrent_states")]
+    # One tensor each before transformers 5.2x, one of several by number since.
+    tensors = [state for states in held for state in (states.values() if isinstance(states, dict) else [states])]
+    return [state for state in tensors if isinstance(state, torch.Tensor)]
 
 
 def cache_of(arguments: Mapping[str, Any]) -> Any:

@@ -16,7 +16,7 @@ from foveate.engine.compiled import in_compiled_step, uncompiled
 from foveate.engine.forward import Pass
 from foveate.engine.gate import Gate
 from foveate.engine.instruct import run_instruct_stage
-from foveate.engine.layer_inputs import NEXT_COLUMN, announce, compiled_step_mask, project_rotary
+from foveate.engine.layer_inputs import NEXT_COLUMN, announce, compiled_step_mask, project_rotary, state_mask
 from foveate.engine.notices import say_once
 from foveate.engine.projection import project_mask, scatter_back
 from foveate.engine.slots import SlotLayer
@@ -51,6 +51,7 @@ class DecoderHooks:
         mixes: whether marks of empty columns could not reach the prompt (`EncoderPath.mixes`).
         gate: what decides which generated tokens are stored, if the plan has such a stage.
         instructs: stages on the instruction's text by decoder layer.
+        stateful: layers without attention.
     """
 
     def __init__(
@@ -64,10 +65,11 @@ class DecoderHooks:
         mixes: bool = False,
         gate: Gate | None = None,
         instructs: Mapping[int, Stage] = MappingProxyType({}),
+        stateful: frozenset[int] = frozenset(),
     ) -> None:
         self.owner, self.decoder, self.stages = owner, decoder, stages
         self.shortcut, self.masks, self.marked, self.mixes, self.gate = shortcut, masks, marked, mixes, gate
-        self.instructs = instructs
+        self.instructs, self.stateful = instructs, stateful
         self.checked: set[int] = set()  # layers whose stage has answered well once, and the entrance
 
     @property
@@ -127,6 +129,9 @@ class DecoderHooks:
         if alive is None and not isinstance(stored, SlotLayer) and not gated:
             # Nothing is gone, but what stands between two patches may have been laid out anew after the encoder.
             return _with_states(hidden, args, kwargs)
+        if index in self.stateful:
+            changed = {**kwargs, "attention_mask": state_mask(running, hidden, mask), "position_ids": None}
+            return _with_states(hidden, args, changed)
         slots = None if cache is None else slot_layer(cache, index)
         if alive is not None:
             project_rotary(running, alive, kwargs)

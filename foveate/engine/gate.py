@@ -92,11 +92,13 @@ class Gate:
 
     Args:
         stage: of the plan.
+        remembered: whether layers from here on carry a state, which takes in every token: attention forgets, they do not.
     """
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: Stage, remembered: bool = False) -> None:
         assert isinstance(stage.method, StepMethod) and stage.site.layer is not None
         self.stage, self.method, self.layer = stage, stage.method, stage.site.layer
+        self.remembered = remembered
         self.keep = None if stage.budget is None else float(stage.budget.ratio or 0)
 
     def concerns(self, running: Pass, index: int, stored: Any) -> bool:
@@ -106,7 +108,7 @@ class Gate:
     def decide(self, running: Pass, hidden: Tensor) -> Tensor:
         """Judge the answer's tokens of a pass, if it has any; returns the hidden states of those that go on.
 
-        Without a cache, rejected tokens other than the last are not computed further.
+        Without a cache, rejected tokens other than the last are not computed further, unless a state takes them in.
 
         Args:
             running: the pass; what it rejects is noted in its answers.
@@ -134,7 +136,7 @@ class Gate:
         answers.rejected = ~stored
         running.conversation.trace.add_gate(running.past, stored | (numbers < 0), numbers >= 0)
         in_generate = bool(running.conversation.inputs)
-        if in_generate and not running.cached and self.method.recent == 1:
+        if in_generate and not running.cached and self.method.recent == 1 and not self.remembered:
             return self._drop(running, answers, hidden)
         return hidden
 

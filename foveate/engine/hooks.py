@@ -131,7 +131,10 @@ class _Parts:
         config: Any = model.config
         self.family, self.decoder = family, model.get_submodule(family.decoder)
         self.layers = list(self.decoder.get_submodule("layers").children())
-        self.gate = None if plan.gate is None else Gate(plan.gate)
+        stateful = family.stateful_layers(config)
+        self.gate = None
+        if plan.gate is not None:
+            self.gate = Gate(plan.gate, any(layer >= (plan.gate.site.layer or 0) for layer in stateful))
         stages = {
             (stage.role, stage.site.decoder_layer): stage
             for stage in plan.stages
@@ -158,7 +161,9 @@ class _Parts:
                 probe = self.probes.setdefault(probed, AttentionProbe(owner, probed, masks, rotates))
                 probe.wanted.append((layer, rows))
         mixes = isinstance(path, EncoderPath) and path.mixes
-        self.hooks = DecoderHooks(owner, self.decoder, visual, shortcut, masks, path is not None, mixes, self.gate, instructs)
+        self.hooks = DecoderHooks(
+            owner, self.decoder, visual, shortcut, masks, path is not None, mixes, self.gate, instructs, stateful
+        )
         self.soft = None if soft is None else SoftHooks(owner, plan, modules, soft)
         self.side = SideInputs(owner, family, config, self.decoder, self.first, not masks and soft is None)
 

@@ -57,6 +57,14 @@ def _projected_mask(
     return running.shared.once(("mask", id(alive), lineage, hidden.device), mask, make)
 
 
+def state_mask(running: Pass, hidden: Tensor, mask: Any) -> Any:
+    """The mask [B, n] of a layer without attention: False at holes, which would decay or shift its state; None without any."""
+    alive = running.alive_on(hidden.device)
+    if alive is None:
+        return mask
+    return None if alive.all_valid else alive.valid
+
+
 def compiled_step_mask(slots: SlotLayer, hidden: Tensor, mask: Any, implementation: str) -> Any:
     """The mask of a pruned layer at a decode step under torch.compile, whose cache layer is told what arrives."""
     first_key = slots.first_key(1)

@@ -37,6 +37,7 @@ class Refusals:
         self.model, self.family, self.decoder = model, family, decoder
         self.config: Any = model.config
         self.masks, self.watched, self.on_text = masks, watched, on_text
+        self.stateful = bool(family.stateful_layers(model.config))
 
     def check(self, running: Pass, call: Mapping[str, Any], found: Layout) -> None:
         """Say no to what cannot work, before any layer has run."""
@@ -46,6 +47,8 @@ class Refusals:
         conversation = running.conversation
         if found.samples is not None:
             self._check_packed(running, call)
+        if self.stateful:
+            self._check_states(running, call, found)
         if not found.media:
             return
         mask = call.get("attention_mask")
@@ -76,10 +79,27 @@ class Refusals:
         if ends_early and self.watched:
             raise UnsupportedCombination(_CHUNKED)
 
+    def _keeps_cache(self, call: Mapping[str, Any]) -> bool:
+        use_cache = call.get("use_cache")
+        return bool(getattr(self.decoder.config, "use_cache", True) if use_cache is None else use_cache)
+
+    def _check_states(self, running: Pass, call: Mapping[str, Any], found: Layout) -> None:
+        """A state takes in every column it passes: holes must stand in front of everything that it has seen."""
+        title, real = self.family.title, found.real
+        if found.pads_right and (running.cached or self._keeps_cache(call)):
+            raise UnsupportedCombination(
+                f"{title} has layers that carry a state, and padding on the right goes into it, with and without a plan: "
+                "pad on the left, or pass use_cache=False"
+            )
+        if running.past and (not bool(real.all()) or not _rows_alike(found)):
+            raise UnsupportedCombination(
+                f"{title} has layers that carry a state, and rows of unequal length behind cached columns put holes into it, "
+                "with and without a plan: continue rows of one length with pictures of one size, or each row alone"
+            )
+
     def _check_packed(self, running: Pass, call: Mapping[str, Any]) -> None:
         """Several samples in a row: each as if alone, where transformers keeps them apart and every stage can."""
-        mask, use_cache = call.get("attention_mask"), call.get("use_cache")
-        keeps_cache = getattr(self.decoder.config, "use_cache", True) if use_cache is None else use_cache
+        mask, keeps_cache = call.get("attention_mask"), self._keeps_cache(call)
         own_mask = isinstance(mask, Tensor) and mask.ndim == 4
         name = self.decoder.config._attn_implementation  # type: ignore[union-attr]
         reason = None
@@ -87,7 +107,7 @@ class Refusals:
             reason = "stages on text, gates and mode='soft' take one sample a row"
         elif "flash" in str(name):
             reason = f"{name} tells samples apart by positions, which have gaps after a stage; use sdpa"
-        elif self.family.bidirectional:
+        elif self.family.bidirectional or self.stateful:
             reason = f"transformers does not keep samples of {self.family.title} apart"
         elif not own_mask and (mask is not None or running.cached or keeps_cache):
             reason = "transformers keeps them apart only without a cache and a mask: pass use_cache=False and no attention_mask"
@@ -112,3 +132,11 @@ class Refusals:
                 "effect=mask selects anew for every token: several tokens on a cache (a second turn, assisted decoding, "
                 "chunked prefill) would need several choices at once; use effect=drop"
             )
+
+
+def _rows_alike(found: Layout) -> bool:
+    """Whether all rows have pictures of the same sizes at the same columns, so that equal numbers of tokens stay."""
+    rows: dict[int, list[tuple[object, ...]]] = {}
+    for medium in found.media:
+        rows.setdefault(medium.row, []).append((medium.shape, tuple(medium.columns.tolist())))
+    return len({tuple(row) for row in rows.values()}) <= 1 and len(rows) in (0, len(found.roles))

@@ -31,6 +31,8 @@ TINY_TEXT: Mapping[str, Any] = dict(
     bos_token_id=1,
     eos_token_id=2,
 )
+# What text configs call layers that carry a state from token to token instead of attending.
+_STATEFUL = ("linear_attention", "conv")
 TINY_VISION: Mapping[str, Any] = dict(hidden_size=32, intermediate_size=64, num_attention_heads=4, image_size=24, patch_size=4)
 
 
@@ -180,13 +182,23 @@ class Family(ABC):
         return None
 
     def decoder_windows(self, config: Any) -> tuple[int | None, ...]:
-        """The sliding window of each decoder layer in tokens, None for full attention."""
+        """The sliding window of each decoder layer in tokens, None for full attention and for layers without any."""
         text = config.get_text_config()
         types = getattr(text, "layer_types", None)
         if not types:  # Mistral and others have one kind of layer, and say so by the window alone
             kind = "full_attention" if getattr(text, "sliding_window", None) is None else "sliding_attention"
             types = [kind] * text.num_hidden_layers
         return tuple(text.sliding_window if kind == "sliding_attention" else None for kind in types)
+
+    def stateful_layers(self, config: Any) -> frozenset[int]:
+        """Decoder layers without attention: linear attention or a short convolution. They keep a state, and no slots."""
+        types = getattr(config.get_text_config(), "layer_types", None) or ()
+        return frozenset(layer for layer, kind in enumerate(types) if kind in _STATEFUL)
+
+    def full_layers(self, config: Any) -> tuple[int, ...]:
+        """Decoder layers that attend to the whole prompt: those whose attention can rank tokens."""
+        windows, stateful = self.decoder_windows(config), self.stateful_layers(config)
+        return tuple(layer for layer, window in enumerate(windows) if window is None and layer not in stateful)
 
     def rotates(self, config: Any, layer: int) -> bool:
         """Whether a decoder layer rotates its queries and keys by their positions."""
@@ -199,7 +211,7 @@ class Family(ABC):
         return DecoderShape(
             layers=text.num_hidden_layers,
             hidden=text.hidden_size,
-            intermediate=text.intermediate_size,
+            intermediate=getattr(text, "intermediate_size", 0),  # with experts everywhere the family says it itself
             heads=heads,
             kv_heads=getattr(text, "num_key_value_heads", None) or heads,
             head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-_CONVOLUTION = (
-    "short convolutions mix neighbouring tokens, so a dropped token changes those beside it in a way that no mask does"
-)
-_RECURRENT = "recurrent layers carry a state past every token, so a dropped token changes the state in a way that no mask does"
+_CONVOLUTION = "short convolutions mix neighbouring tokens, so a dropped token changes those beside it: no family file says yet where"
+_RECURRENT = "recurrent layers carry a state past every token, so a dropped token changes what they say: no family file says yet where"
+_INDEXED = "an indexer beside its recurrent layers chooses tokens by keys of its own, which a dropped token changes too"
 _CROSS = "visual tokens never enter the decoder's sequence: its layers look at them by cross-attention"
 _ENCODER_DECODER = "visual tokens are in an encoder's sequence; the decoder looks at them by cross-attention"
 _QUERIES = "an image is {} learned queries, which have no places in the image{}"
@@ -16,10 +15,8 @@ _CODES = "an image is a run of codes of a discrete tokenizer, words of the model
 
 REFUSED: Mapping[str, str] = {
     # Layers with a state.
-    "qwen3_5": _RECURRENT,
-    "qwen3_5_moe": _RECURRENT,
-    "qwen4_exp": _RECURRENT,
-    "glm5_next": _RECURRENT,
+    "qwen4_exp": _INDEXED,
+    "glm5_next": _INDEXED,
     "minicpmv4_6": _RECURRENT,
     "minicpmv4_7": _RECURRENT,
     "nemotron_h_omni": _RECURRENT,

@@ -54,7 +54,7 @@ class Qwen3VL(Qwen2VL):
             patch_inputs=vision.in_channels * vision.temporal_patch_size * vision.patch_size**2,
         )
         merger = self._merger(vision, encoder, vision.out_hidden_size)
-        mergers: tuple[LinearShape, ...] = merger * (1 + len(vision.deepstack_visual_indexes))
+        mergers: tuple[LinearShape, ...] = merger * (1 + len(getattr(vision, "deepstack_visual_indexes", ())))
         return ModelShape(self.model_types[0], self.decoder_shape(config), encoder, mergers)
 
     def tiny_config(self) -> Any:

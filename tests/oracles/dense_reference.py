@@ -6,8 +6,9 @@ stay what they are. For merges, the merged states are put in place of the kept t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,49 @@ from foveate import families
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
     return model.get_submodule(families.family_for(model.config).decoder).layers
+
+
+def mixer_of(layer: nn.Module) -> nn.Module | None:
+    """What a decoder layer without attention has instead: linear attention or a short convolution."""
+    return next((child for name, child in layer.named_children() if name in ("linear_attn", "conv")), None)
+
+
+def without_the_gone(mixer: nn.Module, hidden: Tensor, kwargs: dict[str, Any], alive: Tensor | None) -> Tensor:
+    """What a mixer makes of each row's living columns alone, at their places, zeros elsewhere. Masking keys says nothing here.
+
+    Args:
+        hidden: [B, S, D].   alive: [B, S'] bool, S' <= S; None for all.   kwargs: of the call, with its mask of padding.
+    """
+    mask = kwargs.get("attention_mask")
+    there = torch.ones(hidden.shape[:2], dtype=torch.bool) if mask is None else mask.bool()
+    if alive is not None:
+        there = there & nn.functional.pad(alive, (0, hidden.shape[1] - alive.shape[1]), value=True)
+    out = torch.zeros_like(hidden)
+    for row, columns in enumerate(there):
+        # Not through __call__: hooks stay out of it.
+        made = type(mixer).forward(mixer, hidden_states=hidden[row : row + 1, columns])
+        out[row, columns] = (made[0] if isinstance(made, tuple) else made)[0]
+    return out
+
+
+def reread(mixer: nn.Module, alive: Callable[[], Tensor | None]) -> Any:
+    """Hook a mixer so that it reads living columns only; `alive` says which, when it is called."""
+
+    def run(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        new = without_the_gone(module, hidden, kwargs, alive())
+        return (new, *output[1:]) if isinstance(output, tuple) else new
+
+    return mixer.register_forward_hook(run, with_kwargs=True)
+
+
+def left_at(alive: dict[int, Tensor], index: int) -> Tensor | None:
+    """Columns [B, S] that are alive in a layer, None for all."""
+    current: Tensor | None = None
+    for layer, left in alive.items():
+        if layer <= index:
+            current = left if current is None else current & left
+    return current
 
 
 def mask_keys(mask: Tensor | None, alive: Tensor, queries: int, columns: int | None = None) -> Tensor:
@@ -56,20 +100,19 @@ def dense_reference(model: nn.Module, alive: dict[int, Tensor], merged: dict[int
                 size = merged[index].shape[1]
                 head = (merged[index] @ hidden[:, :size].float()).to(hidden.dtype)
                 hidden = torch.cat([head, hidden[:, size:]], dim=1)
-            current: Tensor | None = None
-            for layer, left in alive.items():
-                if layer <= index:
-                    current = left if current is None else current & left
-            if current is not None:
+            current = left_at(alive, index)
+            if current is not None and mixer_of(layers[index]) is None:
                 mask = kwargs.get("attention_mask")
                 kwargs["attention_mask"] = mask_keys(mask, current, hidden.shape[1], columns[0])
             return (hidden, *args[1:]), kwargs
 
         return run
 
-    handles = [
-        layer.register_forward_pre_hook(hook(index), with_kwargs=True) for index, layer in enumerate(decoder_layers(model))
-    ]
+    layers = decoder_layers(model)
+    handles = [layer.register_forward_pre_hook(hook(index), with_kwargs=True) for index, layer in enumerate(layers)]
+    for index, layer in enumerate(layers):
+        if (mixer := mixer_of(layer)) is not None:
+            handles.append(reread(mixer, partial(left_at, alive, index)))
     try:
         yield
     finally:
@@ -77,12 +120,14 @@ def dense_reference(model: nn.Module, alive: dict[int, Tensor], merged: dict[int
             handle.remove()
 
 
-def eager_attention(model: nn.Module, inputs: dict[str, Tensor], alive: dict[int, Tensor]) -> tuple[Tensor, ...]:
-    """Attention maps [B, H, S, S] of every decoder layer, from eager `output_attentions` under the masks of `alive`."""
+def eager_attention(model: nn.Module, inputs: dict[str, Tensor], alive: dict[int, Tensor]) -> dict[int, Tensor]:
+    """Attention maps [B, H, S, S] of every decoder layer that attends, from eager `output_attentions` under `alive`."""
     before = model.config._attn_implementation
     model.set_attn_implementation("eager")
     try:
         with dense_reference(model, alive), torch.no_grad():
-            return model(**inputs, output_attentions=True, use_cache=False).attentions
+            maps = model(**inputs, output_attentions=True, use_cache=False).attentions
+        attending = [index for index, layer in enumerate(decoder_layers(model)) if mixer_of(layer) is None]
+        return dict(zip(attending, maps, strict=True))
     finally:
         model.set_attn_implementation(before)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tests.oracles.dense_reference import decoder_layers
+from tests.oracles.dense_reference import decoder_layers, left_at, mixer_of, reread
 
 
 @contextmanager
@@ -27,6 +28,8 @@ def gated_reference(
     def hook(index: int) -> Any:
         def run(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             hidden = args[0] if args else kwargs["hidden_states"]
+            if mixer_of(layers[index]) is not None:
+                return None  # a state takes in what attention forgets
             width, mask = hidden.shape[1], kwargs.get("attention_mask")
             if mask is None:
                 mask = torch.ones(width, width, dtype=torch.bool).tril()[None, None].expand(len(hidden), 1, -1, -1)
@@ -46,7 +49,11 @@ def gated_reference(
 
         return run
 
-    handles = [one.register_forward_pre_hook(hook(index), with_kwargs=True) for index, one in enumerate(decoder_layers(model))]
+    layers = decoder_layers(model)
+    handles = [one.register_forward_pre_hook(hook(index), with_kwargs=True) for index, one in enumerate(layers)]
+    for index, one in enumerate(layers):
+        if (mixer := mixer_of(one)) is not None:
+            handles.append(reread(mixer, partial(left_at, alive or {}, index)))
     try:
         yield
     finally:
