@@ -12,7 +12,7 @@ from rich.console import Console
 from demo_model.model import DemoModelConfig, build_model
 from demo_model.processor import build_processor
 from foveate.train.config import DynamicLlavaConfig
-from foveate.train.run import Outcome, train_dynamic_llava
+from foveate.train.run import Outcome, train_predictors
 
 SIZES = DemoModelConfig(64, 1, 1, 64, 64, 3, 1, 64)
 SETTINGS: dict[str, Any] = {
@@ -77,6 +77,4 @@ def train(out: Path, rows: Any = None, resume: bool = False, **changes: Any) -> 
     validation = Rows(2) if changes.get("eval_every") else None
     config = settings(**changes)
     quiet = Console(quiet=True)
-    return train_dynamic_llava(
-        load, rows or Rows(), out, config, validation=validation, data="rows", resume=resume, console=quiet
-    )
+    return train_predictors(load, rows or Rows(), out, config, validation=validation, data="rows", resume=resume, console=quiet)
