@@ -80,6 +80,8 @@ class SoftModel(nn.Module):
         if soft is not None:
             soft.image_shares, soft.text_shares = [], []
         loss: Tensor = self.model(labels=labels, use_cache=False, **inputs).loss
+        if self.training and not loss.requires_grad:  # no picture in this pass, so nothing was decided
+            loss = loss + 0 * sum(part.sum() for group in self.groups().values() for _, part in group)
         nothing = loss.new_tensor(float("nan"))
         if soft is None:
             return {"loss": loss, "penalty": loss.new_zeros(()), "image_keep": nothing, "text_keep": nothing}
