@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from foveate.engine.base import base_model
 from foveate.families import family_for
-from foveate.predictors.files import PredictorConfig, save_predictors
+from foveate.predictors.files import QUESTION_SELECTOR, SELECTOR, PredictorConfig, save_predictors
 from tests.oracles.dense_reference import decoder_layers
 
 
@@ -27,6 +27,7 @@ def config_for(model: nn.Module, **changes: Any) -> PredictorConfig:
                 width=16,
                 heads=2,
                 feedforward=32,
+                selectors=(SELECTOR, QUESTION_SELECTOR),
             ),
             **changes,
         }
@@ -66,7 +67,8 @@ def random_predictors(
                     parameter.normal_(0, 0.5)
     if inputs is not None:
         states = states_entering(model, config.layer, inputs)
-        for module in modules.values():
-            balance(module, states)
+        for name, module in modules.items():
+            if name not in config.selectors:  # which rank, and nothing else
+                balance(module, states)
     save_predictors(folder, config, modules)
     return str(folder), modules

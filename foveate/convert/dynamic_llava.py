@@ -132,6 +132,8 @@ def restore_dynamic_llava(
         raise InputError(f"the config of {source} cannot be read: {first_line(error)}") from None
     judged = predictors or str(folder / PREDICTORS)
     described = read_config(judged)
+    if described.selectors or not described.image:
+        raise InputError(f"{judged} holds a selector, which the official code cannot read: give predictors of Dynamic-LLaVA")
     checkpoint, judge = Checkpoint(folder), Checkpoint(find_folder(judged), PREDICTORS)
     weights = {names.hub_spelling(name): name for name in checkpoint.entries if not names.is_buffer(name)}
     _check_shapes({name: checkpoint.entries[old].shape for name, old in weights.items()}, _shapes(config), source)

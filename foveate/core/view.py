@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from foveate.errors import MethodError
 
@@ -14,7 +14,13 @@ if TYPE_CHECKING:  # a cost estimate needs no torch
 
 @dataclass(frozen=True)
 class Observation:
-    """Something a method asks the engine to measure. Frozen, so that the engine measures each one once per pass."""
+    """Something a method asks the engine to measure. Frozen, so that the engine measures each one once per pass.
+
+    Class attributes:
+        attends: whether it is measured from attention, in a layer below the stage.
+    """
+
+    attends: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,17 @@ class Importance(Observation):
 
 
 @dataclass(frozen=True)
+class Question(Observation):
+    """What is asked about the tokens of each group: [G, D], fp32, the mean input embedding of its question.
+
+    The question is the text of `AttentionRows(query="text")`: the instruction after the last medium, of the prompt alone and
+    never of an answer. Measured in front of the language model (site=pre_llm).
+    """
+
+    attends = False
+
+
+@dataclass(frozen=True)
 class TokenView:
     """Equal-length groups of visual tokens. Never padding, batch rows, sequence positions or modules of the model.
 
@@ -73,11 +90,11 @@ class TokenView:
     sizes: Tensor
     group_keys: tuple[int, ...]
     observed: Mapping[Observation, Tensor] = field(default_factory=dict)
-    predictor: Callable[[Tensor], Tensor] | None = None
+    predictor: Callable[..., Tensor] | None = None
     asks: tuple[bool, ...] = ()
 
     @property
-    def module(self) -> Callable[[Tensor], Tensor]:
+    def module(self) -> Callable[..., Tensor]:
         """The module that a learned method's `build()` returned."""
         return _built(self.predictor)
 
@@ -120,7 +137,7 @@ class StepView:
         return _built(self.predictor)
 
 
-def _built(module: Callable[[Tensor], Tensor] | None) -> Callable[[Tensor], Tensor]:
+def _built(module: Callable[..., Tensor] | None) -> Callable[..., Tensor]:
     if module is None:
         raise MethodError("only a learned method has a module: derive it from LearnedMethod")
     return module

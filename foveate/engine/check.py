@@ -7,6 +7,7 @@ from typing import Any
 from foveate.core.encoder import PackedPath
 from foveate.core.plan import Effect, Plan, Scope, Stage
 from foveate.core.site import Point, SiteKind
+from foveate.core.view import Question
 from foveate.errors import PlanError, UnsupportedCombination
 from foveate.families import Family
 
@@ -25,6 +26,11 @@ def check_plan(plan: Plan, family: Family, config: Any) -> dict[int, int]:
         reason = family.unsupported.get(stage.site.kind)
         if reason is not None:
             raise UnsupportedCombination(f"{family.title} cannot serve site {stage.site}: {reason}")
+        if Question() in stage.method.needs() and stage.site.kind is not SiteKind.PRE_LLM:
+            raise PlanError(
+                f"{stage.method.name} at {stage.site}: the question is known in front of the language model only; use "
+                "site=pre_llm"
+            )
         if stage.site.kind is SiteKind.VISION_LAYER:
             _check_encoder_stage(stage, family, config)
             continue
@@ -42,7 +48,7 @@ def check_plan(plan: Plan, family: Family, config: Any) -> dict[int, int]:
         if reason is not None:
             raise PlanError(f"layer={layer}: {reason}")
         below = [candidate for candidate in full if candidate < layer]
-        if stage.method.needs() and not below:
+        if any(need.attends for need in stage.method.needs()) and not below:
             smallest = full[0] + 1 if full else None
             advice = f"the smallest valid layer is {smallest}" if smallest else "this model has no full-attention layer"
             raise PlanError(

@@ -67,7 +67,7 @@ class Hooks:
             family,
             self.parts.decoder,
             self.parts.hooks.masks,
-            bool(self.parts.probes),
+            any(stage.method.needs() for stage in self.parts.hooks.stages.values()),
             self.parts.on_text or soft is not None,
         )
         base = model.get_submodule(family.base)
@@ -154,6 +154,8 @@ class _Parts:
         self.probes: dict[int, AttentionProbe] = {}
         for layer, stage in visual.items():
             for observation in stage.method.needs():
+                if not observation.attends:
+                    continue
                 rows = observation.rows if isinstance(observation, Importance) else observation
                 assert isinstance(rows, AttentionRows)
                 probed = probe_layers[layer]

@@ -13,11 +13,12 @@ from foveate.core.method import ScoreMethod, top_indices
 from foveate.core.plan import Stage
 from foveate.core.selection import Selection, merge_values
 from foveate.core.trace import GroupRecord
-from foveate.core.view import Importance, Observation, TokenView
+from foveate.core.view import Importance, Observation, Question, TokenView
 from foveate.engine.asking import ask, placed, with_asking
 from foveate.engine.forward import Pass
 from foveate.engine.layout import FRAMES
 from foveate.engine.projection import take
+from foveate.engine.question import question_states
 from foveate.engine.spans import Span, widen
 
 
@@ -71,7 +72,7 @@ def run_stage(running: Pass, stage: Stage, layer: int, hidden: Tensor, shortcut:
         rows = _rows(spans, hidden.device)
         slots = columns if left.alive is None else left.alive.slot_of[rows, columns]
         features = _gather(hidden, rows, slots)
-        view = _view(running, stage, layer, spans, grid, features, rows, columns)
+        view = _view(running, stage, layer, spans, grid, hidden, features, rows, columns)
         for groups, selection in _choose(stage, view, keep, check):
             own, whole = [spans[group] for group in groups], len(groups) == len(spans)
             row, column, slot = (rows, columns, slots) if whole else (rows[groups], columns[groups], slots[groups])
@@ -100,7 +101,7 @@ def choose_hidden(running: Pass, stage: Stage, layer: int, rows: int, columns: i
         row_index = _rows(spans, device)
         # Cached tokens have keys and values but no hidden states any more, so masked methods see none.
         features = torch.empty(len(spans), count, 0, device=device, dtype=torch.float32)
-        view = _view(running, stage, layer, spans, grid, features, row_index, own)
+        view = _view(running, stage, layer, spans, grid, features, features, row_index, own)
         selection = ask(stage, view, keep, check)
         hidden[row_index, own] = True
         hidden[row_index, own.gather(1, selection.kept)] = False
@@ -128,12 +129,16 @@ def _view(
     layer: int,
     spans: list[Span],
     grid: tuple[int, int, int] | None,
+    hidden: Tensor,
     features: Tensor,
     rows: Tensor,
     columns: Tensor,
 ) -> TokenView:
     observed: dict[Observation, Tensor] = {}
     for observation in stage.method.needs():
+        if isinstance(observation, Question):
+            observed[observation] = question_states(running, spans, hidden)
+            continue
         of_rows = observation.rows if isinstance(observation, Importance) else observation
         measured = running.shared.observed[(layer, of_rows)].to(features.device)  # [B, H, S]
         of_row = measured[rows[:, 0]]

@@ -17,8 +17,8 @@ from foveate.errors import UnsupportedCombination
 from foveate.families import Family
 
 _CHUNKED = (
-    "chunked prefill: stages that look at attention need one chunk with all visual tokens and the prompt's last token, and "
-    "no chunk may split an image; raise prefill_chunk_size or leave it out"
+    "chunked prefill: stages that look at attention or at the question need one chunk with all visual tokens and the prompt's "
+    "last token, and no chunk may split an image; raise prefill_chunk_size or leave it out"
 )
 OPEN_A_CONVERSATION = "effect=mask chooses anew at every step: run inside generate(), or inside attachment.conversation()"
 
@@ -29,7 +29,7 @@ class Refusals:
     Args:
         model, family, decoder: what is attached, and its language model.
         masks: whether the plan hides tokens instead of dropping them.
-        watched: whether its stages look at attention.
+        watched: whether its stages look at attention or at the question.
         on_text: whether stages act on text, or learned methods are trained.
     """
 

@@ -1,30 +1,35 @@
 """Training trained methods: every token stays, and attention after a stage weighs keys by how much they are kept.
 
 Dynamic-LLaVA, arXiv:2412.00876, Eq. 7 (`soft_attention`): M_j in {0, 1} is drawn by Gumbel-softmax and passed straight
-through, and one pass equals decoding under the same decisions.
+through, and one pass equals decoding under the same decisions. So are scores that are probabilities of staying; a method whose
+scores only rank learns by a soft top-k instead, M_j from 0 to 1 (VisionSelector, arXiv:2510.16598).
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from foveate.core.budget import Budget
 from foveate.core.layout import Role
 from foveate.core.method import ScoreMethod, StepMethod, top_indices
 from foveate.core.plan import Plan, Stage
-from foveate.core.view import StepView, TokenView
+from foveate.core.view import Observation, StepView, TokenView
 from foveate.engine import compat, forward
 from foveate.engine.asking import with_asking
 from foveate.engine.forward import Pass
+from foveate.engine.question import question_states
 from foveate.engine.soft_attention import POLICY, SOFT, SoftConfig, soft_attention
-from foveate.engine.spans import Span
+from foveate.engine.spans import Span, widen
 from foveate.errors import UnsupportedCombination
+from foveate.ops.soft_top_k import soft_top_k
 
 
 @dataclass
@@ -32,7 +37,10 @@ class SoftMode:
     """How decisions are made while training, and what the last pass decided.
 
     Attributes:
-        tau: temperature of the Gumbel-softmax.
+        tau: temperature of the Gumbel-softmax, or of the soft top-k.
+        budgets: least and most share of a picture that a pass of training keeps, drawn on a logarithmic scale with torch's own
+            generator; None for the stage's own budget.
+        straight: a soft top-k goes straight through: keys are kept or not, and the gradient is the soft one.
         least_answer: shorter answers are kept whole (LEN in the paper).
         draw: "chance" leaves the modules aside and keeps a random choice of the same size: the control that shows what a model
             owes to the choice, and what to the training. While training torch's own generator draws.
@@ -45,6 +53,8 @@ class SoftMode:
     """
 
     tau: float = 1.0
+    budgets: tuple[float, float] | None = None
+    straight: bool = False
     least_answer: int = 50
     draw: Literal["learned", "chance"] = "learned"
     text_keep: float = 0.5
@@ -91,9 +101,11 @@ class SoftHooks:
         self.gate = plan.gate
         layers = {stage.site.layer for stage in plan.stages}
         on_text = any(stage.role is Role.INSTRUCT for stage in plan.stages)
-        if len(layers) != 1 or set(plan.stages) - set(modules) or on_text:
+        attends = any(need.attends for stage in plan.stages for need in stage.method.needs())
+        if len(layers) != 1 or set(plan.stages) - set(modules) or on_text or attends:
             raise UnsupportedCombination(
-                'mode="soft" trains stages of learned methods that act at one layer: a plan with such stages and no others'
+                'mode="soft" trains stages of learned methods that act at one layer and look at no attention: a plan with such '
+                "stages and no others"
             )
         self.layer = layers.pop() or 0
         self._wrapped: list[nn.Module] = []
@@ -142,20 +154,39 @@ class SoftHooks:
 
     def _judge_media(self, running: Pass, hidden: Tensor, policy: Tensor, stage: Stage, training: bool) -> Tensor:
         groups: dict[int, list[Span]] = defaultdict(list)
-        for span in running.left.spans:
+        for span in widen(running.left.spans, stage):
             groups[span.count].append(span)
+        budget = self._budget(stage, training)
         for spans in groups.values():
             rows = torch.tensor([span.row for span in spans], device=hidden.device)[:, None]
             columns = torch.stack([span.columns for span in spans])
             asks = tuple(span.asks for span in spans) if any(span.asks for span in spans) else ()
-            kept = self._keep_media(stage, hidden[rows, columns], asks, training)
+            asked = {need: question_states(running, spans, hidden) for need in stage.method.needs()}
+            kept = self._keep_media(stage, budget, hidden[rows, columns], asked, asks, training)
             policy = policy.index_put((rows, columns), kept)
             self.mode.image_shares += list(kept.mean(1))
         return policy
 
-    def _keep_media(self, stage: Stage, features: Tensor, asks: tuple[bool, ...], training: bool) -> Tensor:
+    def _budget(self, stage: Stage, training: bool) -> Budget:
+        """What the media of a pass keep."""
+        assert stage.budget is not None
+        if self.mode.budgets is None or not training:
+            return stage.budget
+        least, most = self.mode.budgets
+        share = least * (most / least) ** float(torch.rand((), dtype=torch.float64, device="cpu"))
+        return replace(stage.budget, ratio=Decimal(str(share)), count=None, threshold=None)
+
+    def _keep_media(
+        self,
+        stage: Stage,
+        budget: Budget,
+        features: Tensor,
+        asked: Mapping[Observation, Tensor],
+        asks: tuple[bool, ...],
+        training: bool,
+    ) -> Tensor:
         """The decision for media of [G, N, D]: [G, N] of 0 and 1; 1 for the last token of groups that ask."""
-        assert isinstance(stage.method, ScoreMethod) and stage.budget is not None
+        assert isinstance(stage.method, ScoreMethod)
         module = self.modules[stage]
         groups, count = features.shape[:2]
         states = features if self.mode.draw == "chance" else features.to(_dtype(module))
@@ -165,23 +196,28 @@ class SoftHooks:
             None,
             torch.ones(groups, count, dtype=torch.float32, device="cpu"),
             tuple(range(groups)),
-            predictor=module,
+            asked,
+            module,
             asks=asks,
         )
         if self.mode.draw == "chance":
             noise = with_asking(self._noise((groups, count), features.device, training), view)
-            best = top_indices(noise, stage.budget.resolve(count))
-            return torch.zeros_like(noise).scatter(1, best, 1.0)
+            return _top(noise, budget.resolve(count))
         if training:
-            drawn = self._draw(module(states))
+            drawn = self._draw(module(states)) if stage.method.thresholds else self._weigh(stage.method.score(view), budget)
             return with_asking(drawn, view).clamp(max=1.0) if asks else drawn
         if self.mode.judged is not None:
             self.mode.note(stage, module(view.features))
         score = with_asking(stage.method.score(view), view)
-        if stage.budget.threshold is not None:
-            return (score > stage.budget.threshold).float()
-        best = top_indices(score, stage.budget.resolve(count))
-        return torch.zeros_like(score).scatter(1, best, 1.0)
+        if budget.threshold is not None:
+            return (score > budget.threshold).float()
+        return _top(score, budget.resolve(count))
+
+    def _weigh(self, score: Tensor, budget: Budget) -> Tensor:
+        """Of scores [G, N] how much each token is kept, as often in all as the budget says."""
+        keep = budget.resolve(score.shape[1])
+        soft = soft_top_k(score, keep, self.mode.tau)
+        return _top(score, keep) + (soft - soft.detach()) if self.mode.straight else soft
 
     def _judge_answers(self, running: Pass, hidden: Tensor, policy: Tensor, stage: Stage, training: bool) -> Tensor:
         assert running.numbers is not None and isinstance(stage.method, StepMethod)
@@ -214,6 +250,11 @@ class SoftHooks:
         """Of logits [..., 2] a decision for each token: 1 keeps. Straight through: the gradient is that of the soft sample."""
         sample = F.gumbel_softmax(logits.float().log_softmax(-1), tau=self.mode.tau, hard=True)
         return sample[..., 0]
+
+
+def _top(score: Tensor, keep: int) -> Tensor:
+    """[G, N], 1 at the largest scores and 0 elsewhere."""
+    return torch.zeros_like(score).scatter(1, top_indices(score, keep), 1.0)
 
 
 def _dtype(module: nn.Module) -> torch.dtype:

@@ -11,13 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-
 from foveate.core.learned import BaseModel, LearnedMethod
 from foveate.core.method import ScoreMethod
 from foveate.core.site import SiteKind
 from foveate.core.view import TokenView
-from foveate.predictors import IMAGE, load_predictor, predictor_flops, read_config
+from foveate.predictors import IMAGE, described_predictor, load_predictor, predictor_flops
 
 if TYPE_CHECKING:  # a cost estimate needs no torch
     from torch import Tensor, nn
@@ -43,8 +41,7 @@ class DynamicImage(ScoreMethod, LearnedMethod):
         return load_predictor(self.path, IMAGE, base, self.allow_mismatch)
 
     def judging_flops(self, tokens: int) -> int:
-        with torch.device("meta"):
-            return predictor_flops(read_config(self.path).modules()[IMAGE], tokens)
+        return predictor_flops(described_predictor(self.path, IMAGE), tokens)
 
     def score(self, view: TokenView) -> Tensor:
         logits: Tensor = view.module(view.features)  # [G, N, 2]

@@ -11,13 +11,14 @@ from foveate.errors import InputError
 _WHOLE = {
     "hidden_size": (1, 2**17),
     "layers": (1, 1_000),
-    "layer": (1, 1_000),
+    "layer": (0, 1_000),
     "width": (4, 2**14),
     "heads": (1, 1_024),
     "feedforward": (1, 2**17),
     "blocks": (0, 64),
 }
 _MOST_MARKS = 10_000
+SELECTORS = ("selector", "question_selector")
 
 
 def check_config(config: Any) -> None:
@@ -33,6 +34,8 @@ def check_config(config: Any) -> None:
         value = getattr(config, name)
         if type(value) is not int or not least <= value <= most:
             raise InputError(f"{name} is a whole number from {least} to {most:,}, not {_shown(value)}")
+    if not config.layer and (config.image or config.text_keep is not None or config.instruct_keep is not None):
+        raise InputError("layer is a whole number from 1 to 1,000, not 0, which is for selectors alone")
     if config.layer >= max(config.layers, 2):
         raise InputError(
             f"layer={config.layer}: this model has {config.layers} decoder layers, predictors judge in front of one"
@@ -46,6 +49,11 @@ def check_config(config: Any) -> None:
     marks = config.fingerprint
     if not (isinstance(marks, tuple) and len(marks) <= _MOST_MARKS and all(_is_number(mark) for mark in marks)):
         raise InputError("fingerprint is a list of finite numbers, a few weights of the model that predictors belong to")
+    if not isinstance(config.image, bool):
+        raise InputError(f"image is true or false, not {_shown(config.image)}")
+    names = config.selectors
+    if not (isinstance(names, tuple) and all(name in SELECTORS for name in names) and len({*names}) == len(names)):
+        raise InputError(f"selectors is a list of {' and '.join(SELECTORS)}, each once at most, or of nothing")
     if not isinstance(config.provenance, dict):
         raise InputError(f"provenance is an object, not {type(config.provenance).__name__}")
 

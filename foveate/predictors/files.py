@@ -18,8 +18,9 @@ from foveate.errors import InputError
 from foveate.files.paths import is_file, is_folder, user_path
 from foveate.files.reading import open_regular, read_json
 from foveate.files.writing import make_folder, write_file, write_files
-from foveate.predictors.bounds import check_config
+from foveate.predictors.bounds import SELECTORS, check_config
 from foveate.predictors.modules import TextPredictor, VisionPredictor
+from foveate.predictors.scorer import Scorer
 
 DEMO = "demo"
 WEIGHTS, CONFIG, FORMAT = "predictors.safetensors", "predictors.json", 1
@@ -27,6 +28,8 @@ _MOST_BYTES = 4 * 2**20  # of the config
 _FLOATS = ("F64", "F32", "F16", "BF16")
 # Names as in the published checkpoints.
 IMAGE, TEXT, INSTRUCT = "image_score_predictor", "output_text_score_predictor", "instruct_score_predictor"
+# Scorers in front of the language model: of a picture alone, and of a picture for a question.
+SELECTOR, QUESTION_SELECTOR = SELECTORS
 
 
 @dataclass(frozen=True)
@@ -35,12 +38,14 @@ class PredictorConfig:
 
     Attributes:
         base_model, model_type, hidden_size, layers, fingerprint: the model they were trained for (`BaseModel`).
-        layer: the decoder layer in front of which they judge.
+        layer: the decoder layer in front of which they judge; 0 where there are selectors alone.
         keep: share of a picture's tokens that stays.
         text_keep: share of an answer's tokens that is stored, as trained; None without that predictor.
         instruct_keep: share of an instruction's tokens that stays; None without that predictor.
         width, heads, feedforward, blocks: of the predictors.
         provenance: how they came to be, in words and numbers.
+        image: whether there is a predictor for pictures in front of that layer.
+        selectors: the scorers in front of the language model, by name.
 
     Raises:
         InputError: one line that names a field of another type, or beyond what predictors can be.
@@ -60,20 +65,21 @@ class PredictorConfig:
     feedforward: int = 2048
     blocks: int = 2
     provenance: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    image: bool = True
+    selectors: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_config(self)
 
     def modules(self) -> dict[str, nn.Module]:
         """Fresh modules of these shapes, by the names of the checkpoints."""
-        made: dict[str, nn.Module] = {
-            IMAGE: VisionPredictor(self.hidden_size, self.width, self.heads, self.feedforward, self.blocks)
-        }
+        sizes = self.hidden_size, self.width, self.heads, self.feedforward, self.blocks
+        made: dict[str, nn.Module] = {IMAGE: VisionPredictor(*sizes)} if self.image else {}
         if self.text_keep is not None:
             made[TEXT] = TextPredictor(self.hidden_size, self.width)
         if self.instruct_keep is not None:
             made[INSTRUCT] = TextPredictor(self.hidden_size, self.width)
-        return made
+        return made | {name: Scorer(*sizes, question=name == QUESTION_SELECTOR) for name in self.selectors}
 
 
 def save_predictors(folder: str | Path, config: PredictorConfig, modules: Mapping[str, nn.Module]) -> None:
@@ -114,8 +120,7 @@ def read_config(path: str) -> PredictorConfig:
     known = {one.name for one in fields(PredictorConfig)}
     if set(data) - known or not {"base_model", "model_type", "hidden_size", "layers"} <= set(data):
         raise InputError(f"{file} does not describe predictors: its keys are {', '.join(sorted(data))}")
-    marks = data.get("fingerprint", [])
-    data["fingerprint"] = tuple(marks) if isinstance(marks, list) else marks
+    data |= {name: tuple(value) for name in ("fingerprint", "selectors") if isinstance(value := data.get(name), list)}
     try:
         return PredictorConfig(**data)
     except InputError as error:
@@ -126,7 +131,7 @@ def load_predictor(path: str, name: str, base: BaseModel, allow_mismatch: bool) 
     """One trained predictor, for the model that it was trained for.
 
     Args:
-        name: IMAGE, TEXT or INSTRUCT.
+        name: IMAGE, TEXT, INSTRUCT, SELECTOR or QUESTION_SELECTOR.
         allow_mismatch: also for another model of the same width.
 
     Raises:
@@ -144,13 +149,28 @@ def load_predictor(path: str, name: str, base: BaseModel, allow_mismatch: bool) 
             f"the predictors in {path} were trained for {config.base_model}, whose weights are not those of this model: load "
             f"that one, or write allow_mismatch=on to see what they do here"
         )
-    with torch.device("meta"):
-        modules = config.modules()  # no memory is taken before the file is found to hold what it should
-    if name not in modules:
-        raise InputError(f"{path} holds no {name}: it was trained without")
+    modules = _described(path, config, name)
     module = modules[name]
     module.load_state_dict(_tensors(find_folder(path) / WEIGHTS, name, modules), assign=True)
     return module.requires_grad_(False).eval()
+
+
+def described_predictor(path: str, name: str) -> nn.Module:
+    """One trained predictor without its weights: its shapes, on the meta device.
+
+    Raises:
+        InputError: if it is not there.
+    """
+    return _described(path, read_config(path), name)[name]
+
+
+def _described(path: str, config: PredictorConfig, name: str) -> dict[str, nn.Module]:
+    """All predictors of a folder that holds `name`; no memory is taken before the file is found to hold what it should."""
+    with torch.device("meta"):
+        modules = config.modules()
+    if name not in modules:
+        raise InputError(f"{path} holds no {name}: it was trained without; it holds {', '.join(modules) or 'nothing'}")
+    return modules
 
 
 def _tensors(file: Path, name: str, modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:

@@ -42,7 +42,7 @@ class _Mlp(nn.Module):
         return out
 
 
-class _Block(nn.Module):
+class Block(nn.Module):
     """A transformer block that normalizes first."""
 
     def __init__(self, width: int, heads: int, hidden: int) -> None:
@@ -78,7 +78,7 @@ class VisionPredictor(nn.Module):
     ) -> None:
         super().__init__()
         self.down_mlp = nn.Sequential(nn.LayerNorm(hidden), nn.Linear(hidden, width), nn.GELU())
-        self.transformer = nn.ModuleList(_Block(width, heads, feedforward) for _ in range(blocks))
+        self.transformer = nn.ModuleList(Block(width, heads, feedforward) for _ in range(blocks))
         self.output_mlp = nn.Sequential(*_narrowing(width))
 
     def forward(self, states: Tensor, real: Tensor | None = None) -> Tensor:

@@ -67,6 +67,8 @@ class DynamicLlava(Recipe):
         common: dict[str, Any] = {"path": self.path, "allow_mismatch": self.allow_mismatch}
         stages = []
         if self.image:
+            if not config.image:
+                raise InputError(f"{self.path} holds no predictor for pictures inside the model: write image=off")
             keep = self.keep or (Budget.of_ratio(Decimal(str(config.keep))),)
             (budget,) = rounded("dynamic_llava", keep, self.rounding)
             method = methods.get("dynamic_image")(**common)

@@ -22,7 +22,7 @@ def calibrate(trainer: Any, rows: Conversations, collator: Any) -> dict[str, flo
     """Shift the margins of trained predictors.
 
     Args:
-        trainer: a `DynamicLlavaTrainer` whose training is done; learned masks, and still attached.
+        trainer: a `PredictorTrainer` of Dynamic-LLaVA whose training is done; learned masks, and still attached.
         rows: conversations that it did not train on, if there are any; `config.calibrate` of them are read.
         collator: makes inputs of them.
 

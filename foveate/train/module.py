@@ -12,8 +12,8 @@ from torch import Tensor, nn
 import foveate
 from foveate.engine.carrying import unwrap
 from foveate.errors import UnsupportedCombination
-from foveate.train.config import NONE, RANDOM, DynamicLlavaConfig
 from foveate.train.parts import METHODS, choose_parameters, encoders, fresh_predictors, is_learned, plan_of
+from foveate.train.settings import NONE, RANDOM, TrainingConfig
 
 
 class SoftModel(nn.Module):
@@ -29,7 +29,7 @@ class SoftModel(nn.Module):
     # Losses are means over a pass, as the paper's are: the trainer divides by the passes of a step.
     accepts_loss_kwargs = False
 
-    def __init__(self, model: Any, config: DynamicLlavaConfig) -> None:
+    def __init__(self, model: Any, config: TrainingConfig) -> None:
         super().__init__()
         self.config_of_training = config
         self.predictors = nn.ModuleDict(fresh_predictors(model, config) if is_learned(config) else {})
@@ -43,7 +43,7 @@ class SoftModel(nn.Module):
             self.attachment = foveate.attach(self.model, plan, mode="soft", modules=used)
             soft = self.attachment.soft
             assert soft is not None
-            soft.least_answer, soft.text_keep = config.least_answer, config.text_keep or 1.0
+            config.prepare(soft)
             soft.draw = "chance" if config.masks == RANDOM else "learned"
         if config.checkpointing:
             self._checkpoint()
@@ -68,7 +68,8 @@ class SoftModel(nn.Module):
         """The model's loss on the labels, and what the masks were.
 
         Returns:
-            `loss`; `penalty`, with gradients; `image_keep` and `text_keep`, mean shares, NaN where nothing was judged.
+            `loss`; `penalty`, with gradients, NaN where the training has none; `image_keep` and `text_keep`, mean shares, NaN
+            where nothing was judged.
         """
         dtype = next(part.dtype for part in self.model.parameters() if part.is_floating_point())
         inputs = {
@@ -79,11 +80,13 @@ class SoftModel(nn.Module):
         if soft is not None:
             soft.image_shares, soft.text_shares = [], []
         loss: Tensor = self.model(labels=labels, use_cache=False, **inputs).loss
+        if self.training and not loss.requires_grad:  # no picture in this pass, so nothing was decided
+            loss = loss + 0 * sum(part.sum() for group in self.groups().values() for _, part in group)
+        nothing = loss.new_tensor(float("nan"))
         if soft is None:
-            nothing = loss.new_tensor(float("nan"))
             return {"loss": loss, "penalty": loss.new_zeros(()), "image_keep": nothing, "text_keep": nothing}
-        config = self.config_of_training
-        penalty = soft.penalty(config.keep, config.text_keep or 1.0).to(loss.device)
+        paid = self.config_of_training.penalty(soft)
+        penalty = nothing if paid is None else paid.to(loss.device)
         judged = [share for share, _ in soft.text_shares if share is not None]
         shares = {"image_keep": _mean(soft.image_shares, loss), "text_keep": _mean(judged, loss)}
         return {"loss": loss, "penalty": penalty, **shares}

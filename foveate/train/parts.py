@@ -8,21 +8,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from foveate import methods
-from foveate.core.budget import Budget, Rounding
-from foveate.core.plan import Plan, Stage
-from foveate.core.site import Site, SiteKind
+from foveate.core.plan import Plan
 from foveate.engine.base import base_model
 from foveate.errors import InputError, MissingPackage
 from foveate.families import family_for
-from foveate.predictors import IMAGE, TEXT, PredictorConfig
-from foveate.train.config import FULL, LEARNED, LORA, NONE, DynamicLlavaConfig
+from foveate.predictors import IMAGE, QUESTION_SELECTOR, SELECTOR, TEXT, PredictorConfig
+from foveate.train.settings import FULL, LEARNED, LORA, NONE, TrainingConfig
 
 # Where models keep what turns pixels into features; within it, what already belongs to the projector.
 _ENCODERS = ("vision_tower", "visual", "vision_model", "image_tower", "video_tower", "audio_tower")
 _PROJECTORS = ("merger", "merger_list", "deepstack_merger_list", "adapter", "vision_adapter")
 # Of each checkpoint's name of a predictor, the method that uses it.
-METHODS = {IMAGE: "dynamic_image", TEXT: "dynamic_text"}
+METHODS = {IMAGE: "dynamic_image", TEXT: "dynamic_text", SELECTOR: "selector", QUESTION_SELECTOR: "selector"}
 
 
 def require(*packages: str) -> None:
@@ -37,7 +34,7 @@ def require(*packages: str) -> None:
         raise MissingPackage(f"training needs {' and '.join(missing)}: pip install 'foveate[{extra}]'")
 
 
-def predictor_config(model: Any, config: DynamicLlavaConfig, **more: Any) -> PredictorConfig:
+def predictor_config(model: Any, config: TrainingConfig, **more: Any) -> PredictorConfig:
     """What belongs to predictors of this training for a model; `more` are further fields."""
     base = base_model(model, family_for(model.config))
     fields: dict[str, Any] = {
@@ -46,18 +43,16 @@ def predictor_config(model: Any, config: DynamicLlavaConfig, **more: Any) -> Pre
         "hidden_size": base.width,
         "layers": base.layers,
         "fingerprint": base.fingerprint,
-        "layer": config.layer,
         "keep": config.keep,
-        "text_keep": config.text_keep,
         "width": config.width,
         "heads": config.heads,
         "feedforward": config.feedforward,
         "blocks": config.blocks,
     }
-    return PredictorConfig(**(fields | more))
+    return PredictorConfig(**(fields | config.described() | more))
 
 
-def fresh_predictors(model: Any, config: DynamicLlavaConfig) -> dict[str, nn.Module]:
+def fresh_predictors(model: Any, config: TrainingConfig) -> dict[str, nn.Module]:
     """Predictors as training begins with them, in float32: matrices from a normal distribution as wide as the model's own,
     biases zero.
     """
@@ -74,14 +69,9 @@ def fresh_predictors(model: Any, config: DynamicLlavaConfig) -> dict[str, nn.Mod
     return modules
 
 
-def plan_of(config: DynamicLlavaConfig) -> Plan:
+def plan_of(config: TrainingConfig) -> Plan:
     """The stages that train."""
-    if config.masks == NONE:
-        return Plan()
-    image = Stage(Site.llm_layer(config.layer), methods.get(METHODS[IMAGE])(), Budget.of_ratio(config.keep, Rounding.FLOOR))
-    if config.text_keep is None:
-        return Plan((image,))
-    return Plan((image, Stage(Site(SiteKind.DECODE, config.layer), methods.get(METHODS[TEXT])())))
+    return Plan() if config.masks == NONE else Plan(config.stages())
 
 
 def encoders(model: nn.Module) -> list[nn.Module]:
@@ -90,7 +80,7 @@ def encoders(model: nn.Module) -> list[nn.Module]:
     return [module for name, module in base.named_children() if name in _ENCODERS]
 
 
-def choose_parameters(model: Any, config: DynamicLlavaConfig) -> Any:
+def choose_parameters(model: Any, config: TrainingConfig) -> Any:
     """Freeze what does not train; returns the model, in an adapter for mode "lora".
 
     Raises:
@@ -110,7 +100,7 @@ def choose_parameters(model: Any, config: DynamicLlavaConfig) -> Any:
     return model
 
 
-def _with_adapter(model: Any, config: DynamicLlavaConfig) -> Any:
+def _with_adapter(model: Any, config: TrainingConfig) -> Any:
     require("peft")
     from peft import LoraConfig, get_peft_model
 
@@ -126,6 +116,6 @@ def _with_adapter(model: Any, config: DynamicLlavaConfig) -> Any:
         return get_peft_model(model, adapter)
 
 
-def is_learned(config: DynamicLlavaConfig) -> bool:
+def is_learned(config: TrainingConfig) -> bool:
     """Whether predictors train, or a control of them."""
     return config.masks == LEARNED

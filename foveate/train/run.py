@@ -24,10 +24,11 @@ from foveate.predictors import save_predictors
 from foveate.train.calibration import calibrate
 from foveate.train.checkpoints import last_checkpoint
 from foveate.train.collator import ChatCollator
-from foveate.train.config import LORA, PREDICTORS, DynamicLlavaConfig
+from foveate.train.config import DynamicLlavaConfig
 from foveate.train.data import Conversations
 from foveate.train.module import SoftModel
 from foveate.train.parts import is_learned, predictor_config, require
+from foveate.train.settings import LORA, PREDICTORS, TrainingConfig
 from foveate.version import __version__
 
 RUN, MODEL, ADAPTER = "run.json", "model", "adapter"
@@ -56,11 +57,11 @@ class Outcome:
     is_first_process: bool = True
 
 
-def train_dynamic_llava(
+def train_predictors(
     load: Callable[[], tuple[Any, Any]],
     rows: Conversations,
     out: Path,
-    config: DynamicLlavaConfig,
+    config: TrainingConfig,
     *,
     validation: Conversations | None = None,
     data: str = "",
@@ -105,7 +106,7 @@ def _train(
     load: Callable[[], tuple[Any, Any]],
     rows: Conversations,
     out: Path,
-    config: DynamicLlavaConfig,
+    config: TrainingConfig,
     validation: Conversations | None,
     data: str,
     checkpoint: Path | None,
@@ -120,7 +121,7 @@ def _train(
     soft = SoftModel(model, config)
     arguments = training.arguments(config, out, config.eval_every is not None)
     arguments.max_steps = config.steps_for(len(rows), arguments.world_size)
-    trainer = training.DynamicLlavaTrainer(
+    trainer = training.PredictorTrainer(
         soft,
         config,
         console,
@@ -131,11 +132,12 @@ def _train(
     )
     if trainer.is_world_process_zero():
         make_folder(out)
-        write_file(out / RUN, json.dumps({"data": data, "config": asdict(config)}, indent=2) + "\n")
+        write_file(out / RUN, json.dumps({"method": config.name, "data": data, "config": asdict(config)}, indent=2) + "\n")
     done = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     scores = _scores(trainer.state.log_history)
     calibration = {}
-    if config.calibrate and is_learned(config) and trainer.is_world_process_zero():  # who writes
+    calibrates = isinstance(config, DynamicLlavaConfig) and config.calibrate and is_learned(config)
+    if calibrates and trainer.is_world_process_zero():  # who writes
         calibration = calibrate(trainer, validation or rows, collator)
     if soft.attachment is not None:
         soft.attachment.detach()
@@ -143,7 +145,7 @@ def _train(
     left_out = getattr(rows, "missing", 0), int(unreadable)
     provenance = {
         "foveate": __version__,
-        "method": "arXiv 2412.00876",
+        "method": config.paper,
         "data": data,
         "rows": len(rows),
         "steps": done.global_step,
@@ -160,8 +162,7 @@ def _train(
                 f"rows left out: {left_out[0]} whose pictures are missing, {left_out[1]} whose pictures cannot be read"
             )
     trainer.accelerator.wait_for_everyone()
-    options = "" if config.text_keep is not None else ", text=off"
-    spec = f"dynamic_llava(path='{out}'{options})" if is_learned(config) else ""
+    spec = config.spec(out) if is_learned(config) else ""
     return Outcome(out, spec, saved, done.global_step, left_out, scores, trainer.is_world_process_zero())
 
 
@@ -171,7 +172,7 @@ def broken_rows(rows: Conversations) -> torch.Tensor:
     return known if isinstance(known, torch.Tensor) else torch.zeros(1, dtype=torch.uint8)
 
 
-def _check_folder(out: Path, config: DynamicLlavaConfig, data: str, resume: bool) -> None:
+def _check_folder(out: Path, config: TrainingConfig, data: str, resume: bool) -> None:
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out} is a file; name a folder")
     taken = out.is_dir() and any(out.iterdir())
@@ -181,9 +182,11 @@ def _check_folder(out: Path, config: DynamicLlavaConfig, data: str, resume: bool
         return
     try:
         stored = read_json(out / RUN)
-        before, used = dict(stored["config"]), stored["data"]
+        before, used, method = dict(stored["config"]), stored["data"], stored.get("method", DynamicLlavaConfig.name)
     except (ValueError, KeyError, TypeError):  # an InputError is a ValueError
         raise InputError(f"--resume: {out} holds no run of this command") from None
+    if method != config.name:
+        raise InputError(f"--resume: {out} holds a run of {method}, not of {config.name}")
     changed = config.differences(before)
     if changed or used != data:
         name = changed[0] if changed else "data"
@@ -191,7 +194,7 @@ def _check_folder(out: Path, config: DynamicLlavaConfig, data: str, resume: bool
         raise InputError(f"--resume: that run has {name} {was}, not {now}; a resumed run keeps its settings")
 
 
-def _write(out: Path, soft: SoftModel, processor: Any, config: DynamicLlavaConfig, provenance: dict[str, Any]) -> Path | None:
+def _write(out: Path, soft: SoftModel, processor: Any, config: TrainingConfig, provenance: dict[str, Any]) -> Path | None:
     """The finished folder; returns that of the model or the adapter."""
     saved = None
     if config.mode != PREDICTORS:

@@ -1,4 +1,4 @@
-"""The training itself: Hugging Face's Trainer with the paper's loss, two learning rates and a temperature that falls."""
+"""The training itself: Hugging Face's Trainer with a method's own loss, two learning rates and a temperature that falls."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from transformers.trainer_callback import PrinterCallback, TrainerCallback
 from foveate.errors import InputError
 from foveate.files.writing import write_file
 from foveate.train.checkpoints import WEIGHTS, read_from, written_whole
-from foveate.train.config import DynamicLlavaConfig
 from foveate.train.module import SoftModel
+from foveate.train.settings import TrainingConfig
 
 LOG = "log.jsonl"
 # What is averaged over passes between two logs.
 _WATCHED = ("loss", "penalty", "image_keep", "text_keep")
 
 
-def arguments(config: DynamicLlavaConfig, out: Path, validates: bool) -> TrainingArguments:
+def arguments(config: TrainingConfig, out: Path, validates: bool) -> TrainingArguments:
     """What the Trainer is told, but for the number of steps."""
     on_gpu = torch.cuda.is_available()
     return TrainingArguments(
@@ -69,7 +69,7 @@ def check_report(name: str) -> None:
         raise InputError(f"--report-to {name}: it is not installed, or not known; known are {known}")
 
 
-def computes_in_bf16(config: DynamicLlavaConfig) -> bool:
+def computes_in_bf16(config: TrainingConfig) -> bool:
     """Whether passes are computed in bfloat16."""
     if config.precision == "auto":
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
@@ -101,11 +101,11 @@ class ClipByParts(TrainerCallback):
         return found
 
 
-class DynamicLlavaTrainer(Trainer):
+class PredictorTrainer(Trainer):
     """Trains a `SoftModel`.
 
-    Loss: the model's, plus `penalty_weight` times the penalty (Eq. 10 as the authors' code has it), in training. In
-    validation decisions are hard and the loss is the model's alone.
+    Loss: the model's, plus what its method's training makes it pay (Dynamic-LLaVA: `penalty_weight` times Eq. 10 as the
+    authors' code has it), in training. In validation decisions are hard and the loss is the model's alone.
 
     Args:
         model: what trains.
@@ -114,7 +114,7 @@ class DynamicLlavaTrainer(Trainer):
         args, data_collator, train_dataset, eval_dataset: as for Trainer.
     """
 
-    def __init__(self, model: SoftModel, config: DynamicLlavaConfig, console: Console, **more: Any) -> None:
+    def __init__(self, model: SoftModel, config: TrainingConfig, console: Console, **more: Any) -> None:
         super().__init__(model=model, **more)
         self.remove_callback(PrinterCallback)
         self.soft_model, self.config, self.console = model, config, console
@@ -123,16 +123,11 @@ class DynamicLlavaTrainer(Trainer):
         self._watched: dict[bool, dict[str, list[Tensor]]] = {True: defaultdict(list), False: defaultdict(list)}
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        """One pass; the temperature is that of the step."""
+        """One pass; decisions are made as befits the step."""
         if self.soft_model.soft is not None:
-            self.soft_model.soft.tau = self.tau
+            self.config.at_step(self.soft_model.soft, self.state.global_step, self.state.max_steps)
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         return loss
-
-    @property
-    def tau(self) -> float:
-        """The temperature of the current step; it follows from the step alone."""
-        return self.config.tau(self.state.global_step, self.state.max_steps)
 
     def compute_loss(self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
         """The loss of a pass; see the class."""
@@ -141,8 +136,8 @@ class DynamicLlavaTrainer(Trainer):
         for name in _WATCHED:
             watched[name].append(outputs[name].detach())
         loss = outputs["loss"]
-        if model.training:
-            loss = loss + self.config.penalty_weight * outputs["penalty"]
+        if model.training and self.config.penalty_factor:
+            loss = loss + self.config.penalty_factor * outputs["penalty"]
         return (loss, outputs) if return_outputs else loss
 
     optimizer: Any

@@ -50,7 +50,7 @@ def plans(draw: st.DrawFn, family: str, path: str, *, counted: bool = True, acro
         site = Site.llm_layer(layer) if layer else Site.pre_llm()
 
         def serves(method: Method, site: Site = site, scope: Scope = scope) -> bool:
-            seen = not method.needs() or any(below < (site.layer or 0) for below in full)
+            seen = not any(need.attends for need in method.needs()) or any(below < (site.layer or 0) for below in full)
             grid = not method.needs_grid or (not stages and scope is not Scope.SAMPLE)
             apart = across or not method.merges or scope is not Scope.SAMPLE
             counts = counted or not counts_by_itself(method)
@@ -119,7 +119,8 @@ def test_c_and_d_random_batches_equal_their_rows_alone(model_of, predictors_of, 
             assert difference < LOGITS
             if kept[number]:
                 assert [entry.kept_index.tolist() for entry in attachment.trace] == kept[number]
-        if not any(stage.method.needs() for stage in plan.stages):  # what looks at attention chooses anew without a cache
+        # What looks at attention chooses anew without a cache.
+        if not any(need.attends for stage in plan.stages for need in stage.method.needs()):
             uncached = tiny.generate(model, inputs, tokens=3, use_cache=False)
             assert tiny.greatest_difference(uncached, together) < LOGITS
 

@@ -114,6 +114,23 @@ def test_b_validation_sees_what_dropping_computes(model_of, path, family, side):
     torch.testing.assert_close(masked[alive], dropped[alive], atol=LOGITS, rtol=0)
 
 
+@pytest.mark.pairs(every_family=True)
+@pytest.mark.parametrize("scope", ["medium", "sample"])
+@pytest.mark.parametrize("query", ["none", "text"])
+@pytest.mark.parametrize("family", tiny.ALL_FAMILIES)
+def test_b_a_selector_in_validation_sees_what_dropping_computes(model_of, path, family, query, scope):
+    model, inputs = model_of(family), batch(family)
+    plan = f"selector(site=pre_llm, keep=0.4, query={query}, scope={scope}, path='{path(family)}')"
+    with torch.no_grad(), foveate.attach(model, plan, mode="soft") as attachment:
+        masked = model(**inputs).logits
+        assert len(attachment.soft.image_shares) >= 2
+    with torch.no_grad(), foveate.attach(model, plan) as attachment:
+        dropped, live = model(**inputs).logits, attachment.live_columns
+    live &= inputs["attention_mask"].bool()
+    assert not bool(live.all())
+    torch.testing.assert_close(masked[live], dropped[live], atol=LOGITS, rtol=0)
+
+
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_gradients_reach_the_predictors_and_the_layers_below(path, family):
     model = tiny.tiny_model(family).train()

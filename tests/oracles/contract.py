@@ -16,7 +16,7 @@ from torch import Tensor
 from benchmarks._live_bytes import observe
 from foveate.core.method import StepMethod, TokenMethod
 from foveate.core.selection import Selection
-from foveate.core.view import AttentionRows, Importance, Observation, StepView, TokenView
+from foveate.core.view import AttentionRows, Importance, Observation, Question, StepView, TokenView
 from tests.syncs import OnDevice, syncs_of_anybody
 
 SEEDS = range(8)
@@ -41,6 +41,9 @@ def random_view(
     count = t * h * w
     observed: dict[Observation, Tensor] = {}
     for observation in method.needs():
+        if isinstance(observation, Question):
+            observed[observation] = torch.randn(groups, WIDTH, generator=generator)
+            continue
         assert isinstance(observation, AttentionRows | Importance), f"the contract cannot make {observation}: teach it"
         heads = (HEADS,) if isinstance(observation, AttentionRows) else ()
         observed[observation] = torch.rand(groups, *heads, count, generator=generator) / count
@@ -57,7 +60,7 @@ def random_view(
     )
 
 
-def _judge(features: Tensor) -> Tensor:
+def _judge(features: Tensor, *more: Tensor) -> Tensor:
     """A stand-in for a trained module: two logits [..., 2] from each token alone, the same in company to the last bit."""
     score = features.float().sum(-1)
     return torch.stack([score, -score], dim=-1)

@@ -8,60 +8,67 @@ import torch
 from torch import Tensor
 
 
-def _normalized(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return (x - x.mean()) / torch.sqrt(((x - x.mean()) ** 2).mean() + 1e-5) * weight + bias
+def normalized(state: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
+    around = x - x.mean()
+    return around / torch.sqrt((around**2).mean() + 1e-5) * state[f"{name}.weight"] + state[f"{name}.bias"]
 
 
-def _gelu(x: Tensor) -> Tensor:
+def gelu(x: Tensor) -> Tensor:
     return 0.5 * x * (1 + torch.erf(x / math.sqrt(2)))
 
 
-def _linear(state: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
+def linear(state: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
     y = state[f"{name}.weight"] @ x
     return y + state[f"{name}.bias"] if f"{name}.bias" in state else y
 
 
 def text_logits(state: dict[str, Tensor], token: Tensor) -> Tensor:
     """Two logits of one token [hidden]."""
-    x = _normalized(token, state["output_mlp.0.weight"], state["output_mlp.0.bias"])
+    x = normalized(state, "output_mlp.0", token)
     for number in (1, 3, 5):
-        x = _gelu(_linear(state, f"output_mlp.{number}", x))
-    return _linear(state, "output_mlp.7", x)
+        x = gelu(linear(state, f"output_mlp.{number}", x))
+    return linear(state, "output_mlp.7", x)
+
+
+def attended(triples: list[Tensor], heads: int) -> list[Tensor]:
+    """Of tokens with queries, keys and values side by side [3 * width], what each one takes from all."""
+    width = len(triples[0]) // 3
+    size, mixed = width // heads, []
+    for asking in triples:
+        parts = []
+        for head in range(heads):
+            place = slice(head * size, (head + 1) * size)
+            query = asking[:width][place]
+            scores = torch.stack([query @ other[width : 2 * width][place] / math.sqrt(size) for other in triples])
+            weights = torch.exp(scores - scores.max()) / torch.exp(scores - scores.max()).sum()
+            parts.append(sum(w * other[2 * width :][place] for w, other in zip(weights, triples, strict=True)))
+        mixed.append(torch.cat(parts))
+    return mixed
 
 
 def vision_logits(state: dict[str, Tensor], tokens: list[Tensor], heads: int, blocks: int) -> list[Tensor]:
     """Two logits of each token [hidden] of one group."""
     states = []
     for token in tokens:
-        x = _normalized(token, state["down_mlp.0.weight"], state["down_mlp.0.bias"])
-        states.append(_gelu(_linear(state, "down_mlp.1", x)))
+        x = normalized(state, "down_mlp.0", token)
+        states.append(gelu(linear(state, "down_mlp.1", x)))
     width = len(states[0])
-    size = width // heads
     for number in range(blocks):
         name = f"transformer.{number}"
-        norms = [_normalized(x, state[f"{name}.norm1.weight"], state[f"{name}.norm1.bias"]) for x in states]
-        triples = [_linear(state, f"{name}.attn.qkv", x) for x in norms]
-        mixed = []
-        for asking in triples:
-            parts = []
-            for head in range(heads):
-                place = slice(head * size, (head + 1) * size)
-                query = asking[:width][place]
-                scores = torch.stack([query @ other[width : 2 * width][place] / math.sqrt(size) for other in triples])
-                weights = torch.exp(scores - scores.max()) / torch.exp(scores - scores.max()).sum()
-                parts.append(sum(w * other[2 * width :][place] for w, other in zip(weights, triples, strict=True)))
-            mixed.append(_linear(state, f"{name}.attn.proj", torch.cat(parts)))
+        norms = [normalized(state, f"{name}.norm1", x) for x in states]
+        triples = [linear(state, f"{name}.attn.qkv", x) for x in norms]
+        mixed = [linear(state, f"{name}.attn.proj", x) for x in attended(triples, heads)]
         states = [x + y for x, y in zip(states, mixed, strict=True)]
         for index, x in enumerate(states):
-            inner = _normalized(x, state[f"{name}.norm2.weight"], state[f"{name}.norm2.bias"])
-            states[index] = x + _linear(state, f"{name}.mlp.fc2", _gelu(_linear(state, f"{name}.mlp.fc1", inner)))
+            inner = normalized(state, f"{name}.norm2", x)
+            states[index] = x + linear(state, f"{name}.mlp.fc2", gelu(linear(state, f"{name}.mlp.fc1", inner)))
     mean = sum(x[width // 2 :] for x in states) / len(states)
     out = []
     for x in states:
         y = torch.cat([x[: width // 2], mean])
         for number in (0, 2):
-            y = _gelu(_linear(state, f"output_mlp.{number}", y))
-        out.append(_linear(state, "output_mlp.4", y))
+            y = gelu(linear(state, f"output_mlp.{number}", y))
+        out.append(linear(state, "output_mlp.4", y))
     return out
 
 

@@ -12,7 +12,8 @@ from rich.console import Console
 from demo_model.model import DemoModelConfig, build_model
 from demo_model.processor import build_processor
 from foveate.train.config import DynamicLlavaConfig
-from foveate.train.run import Outcome, train_dynamic_llava
+from foveate.train.run import Outcome, train_predictors
+from foveate.train.selector import SelectorConfig
 
 SIZES = DemoModelConfig(64, 1, 1, 64, 64, 3, 1, 64)
 SETTINGS: dict[str, Any] = {
@@ -46,6 +47,11 @@ def settings(**changes: Any) -> DynamicLlavaConfig:
     return DynamicLlavaConfig(**(SETTINGS | changes))
 
 
+def selector_settings(**changes: Any) -> SelectorConfig:
+    shared = {name: value for name, value in SETTINGS.items() if name not in ("layer", "least_answer")}
+    return SelectorConfig(**(shared | changes))
+
+
 class Rows:
     """Conversations with short and long answers, with a picture and without; seen in a random order."""
 
@@ -72,11 +78,9 @@ class Rows:
         ]
 
 
-def train(out: Path, rows: Any = None, resume: bool = False, **changes: Any) -> Outcome:
+def train(out: Path, rows: Any = None, resume: bool = False, make: Any = settings, **changes: Any) -> Outcome:
     """A run in silence."""
     validation = Rows(2) if changes.get("eval_every") else None
-    config = settings(**changes)
+    config = make(**changes)
     quiet = Console(quiet=True)
-    return train_dynamic_llava(
-        load, rows or Rows(), out, config, validation=validation, data="rows", resume=resume, console=quiet
-    )
+    return train_predictors(load, rows or Rows(), out, config, validation=validation, data="rows", resume=resume, console=quiet)

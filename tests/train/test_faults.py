@@ -86,9 +86,9 @@ def test_an_unfinished_checkpoint_is_passed_over_and_a_folder_that_is_none(run):
 
 @pytest.mark.full
 def test_a_full_disk_leaves_the_checkpoint_before(monkeypatch, tmp_path):
-    from foveate.train.trainer import DynamicLlavaTrainer
+    from foveate.train.trainer import PredictorTrainer
 
-    save = DynamicLlavaTrainer._save_optimizer_and_scheduler
+    save = PredictorTrainer._save_optimizer_and_scheduler
 
     def full(self: Any, folder: str) -> None:
         if folder.endswith("-4"):
@@ -96,7 +96,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(monkeypatch, tmp_path):
         save(self, folder)
 
     with monkeypatch.context() as patched:
-        patched.setattr(DynamicLlavaTrainer, "_save_optimizer_and_scheduler", full)
+        patched.setattr(PredictorTrainer, "_save_optimizer_and_scheduler", full)
         with pytest.raises(InputError, match=r"checkpoint-4 cannot be written .*No space left.*with --resume"):
             runs.train(tmp_path / "run", save_every=2)
     assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-2"]

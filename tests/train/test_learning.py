@@ -12,7 +12,7 @@ from foveate.demo.conversations import DemoConversations
 from foveate.demo.evaluation import generate_answers
 from foveate.demo.loading import load_demo
 from foveate.train.config import DynamicLlavaConfig
-from foveate.train.run import train_dynamic_llava
+from foveate.train.run import train_predictors
 
 QUESTIONS = 40
 
@@ -35,7 +35,7 @@ def test_a_learned_choice_of_a_fifth_beats_a_random_one(tmp_path: Path) -> None:
         log_every=10,
     )
     rows = DemoConversations(200, only="color", block=4)
-    outcome = train_dynamic_llava(load_demo, rows, tmp_path / "run", config, console=Console(quiet=True))
+    outcome = train_predictors(load_demo, rows, tmp_path / "run", config, console=Console(quiet=True))
     assert abs(outcome.scores["image_keep"] - 0.2) < 0.03, outcome.scores
     model, processor = load_demo()
     test = DemoConversations(QUESTIONS, "test", only="color")

@@ -42,7 +42,7 @@ def trainer(out: Path, **changes: Any) -> tuple[Any, SoftModel]:
     model = SoftModel(runs.load()[0], config)
     arguments = training.arguments(config, out, False)
     arguments.max_steps = config.steps
-    made = training.DynamicLlavaTrainer(model, config, Console(quiet=True), args=arguments, train_dataset=runs.Rows())
+    made = training.PredictorTrainer(model, config, Console(quiet=True), args=arguments, train_dataset=runs.Rows())
     return made, model
 
 
@@ -288,9 +288,9 @@ def test_what_cannot_train_writes_nothing(tmp_path):
 
 
 def training_run(config: DynamicLlavaConfig, out: Path) -> None:
-    from foveate.train.run import train_dynamic_llava
+    from foveate.train.run import train_predictors
 
-    train_dynamic_llava(runs.load, OnePicture(), out, config)
+    train_predictors(runs.load, OnePicture(), out, config)
 
 
 class OnePicture(runs.Rows):
