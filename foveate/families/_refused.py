@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-_CONVOLUTION = "short convolutions mix neighbouring tokens, so a dropped token changes those beside it: no family file says yet where"
-_RECURRENT = "recurrent layers carry a state past every token, so a dropped token changes what they say: no family file says yet where"
+_CONVOLUTION = "short convolutions mix neighbouring tokens, a dropped one changes those beside it: no family file says yet where"
+_RECURRENT = "recurrent layers carry a state past every token, which a dropped one changes: no family file says yet where"
 _INDEXED = "an indexer beside its recurrent layers chooses tokens by keys of its own, which a dropped token changes too"
 _CROSS = "visual tokens never enter the decoder's sequence: its layers look at them by cross-attention"
 _ENCODER_DECODER = "visual tokens are in an encoder's sequence; the decoder looks at them by cross-attention"
