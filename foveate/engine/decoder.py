@@ -118,7 +118,7 @@ class DecoderHooks:
             check = self._check(index, hidden.device)
             hidden = prefill.run_stage(running, stage, index, hidden, self.shortcut, check)
             self.checked.add(index)
-        if index in self.instructs and running.survivors is not None and running.survivors.layout.media:
+        if self.instructs.get(index) in running.instructions:
             hidden = run_instruct_stage(running, self.instructs[index], index, hidden)
         if gate is not None and index == gate.layer:
             hidden = gate.decide(running, hidden)

@@ -38,15 +38,15 @@ class Refusals:
         self.config: Any = model.config
         self.masks, self.watched, self.on_text = masks, watched, on_text
 
-    def check(self, running: Pass, call: Mapping[str, Any], found: Layout) -> None:
-        """Say no to what cannot work, before any layer has run."""
+    def check(self, running: Pass, call: Mapping[str, Any], found: Layout, drops_text: bool) -> None:
+        """Say no to what cannot work, before any layer has run; `drops_text`: whether columns of text will be dropped."""
         split = int((found.roles == int(Role.VISUAL)).sum()) != sum(medium.shape.tokens for medium in found.media)
         if split:
             raise UnsupportedCombination(_CHUNKED)
         conversation = running.conversation
         if found.samples is not None:
             self._check_packed(running, call)
-        if not found.media:
+        if not found.media and not drops_text:
             return
         mask = call.get("attention_mask")
         if (
@@ -73,7 +73,7 @@ class Refusals:
         if checkpointed and not compat.HOOKS_SURVIVE_CHECKPOINTING:
             raise UnsupportedCombination("gradient checkpointing under a plan needs transformers >= 5.23")
         ends_early = conversation.prompt_end is not None and running.past + running.queries < conversation.prompt_end
-        if ends_early and self.watched:
+        if ends_early and self.watched and found.media:
             raise UnsupportedCombination(_CHUNKED)
 
     def _check_packed(self, running: Pass, call: Mapping[str, Any]) -> None:

@@ -18,6 +18,7 @@ _WHOLE = {
     "blocks": (0, 64),
 }
 _MOST_MARKS = 10_000
+_LONGEST_TURN = 64
 
 
 def check_config(config: Any) -> None:
@@ -46,6 +47,11 @@ def check_config(config: Any) -> None:
     marks = config.fingerprint
     if not (isinstance(marks, tuple) and len(marks) <= _MOST_MARKS and all(_is_number(mark) for mark in marks)):
         raise InputError("fingerprint is a list of finite numbers, a few weights of the model that predictors belong to")
+    turn = config.turn
+    if not (
+        isinstance(turn, tuple) and len(turn) <= _LONGEST_TURN and all(type(one) is int and 0 <= one < 2**31 for one in turn)
+    ):
+        raise InputError(f"turn is a list of at most {_LONGEST_TURN} token ids, those with which a user's turn begins")
     if not isinstance(config.provenance, dict):
         raise InputError(f"provenance is an object, not {type(config.provenance).__name__}")
 
