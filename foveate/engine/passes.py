@@ -97,7 +97,7 @@ class Passes:
         call = _named(names, args, kwargs)
         source = source_of(call)
         # Without a source the model itself says what is missing. A compiled decode step finds what it needs in the cache.
-        if source is not None and not in_compiled_step(source, compat.cache_of(call)):
+        if source is not None and not self._compiled(source, call):
             self._open(call, source)
 
     def _after_base(
@@ -105,8 +105,12 @@ class Passes:
     ) -> None:
         call = _named(names, args, kwargs)
         source = source_of(call)
-        if source is not None and not in_compiled_step(source, compat.cache_of(call)):
+        if source is not None and not self._compiled(source, call):
             self._close(output)
+
+    def _compiled(self, source: Tensor, call: Mapping[str, Any]) -> bool:
+        """Whether this is a decode step that runs without us. What a gate decides is no part of a compiled graph."""
+        return self.gate is None and in_compiled_step(source, compat.cache_of(call))
 
     @cached_property
     def _masks(self) -> bool:
@@ -149,7 +153,7 @@ class Passes:
         """Find the answer's tokens of a pass for the gate."""
         cache = compat.cache_of(call)
         if cache is not None and not self.trains and (running.past == 0 or running.queries > 1):
-            check_gated_cache(cache, gate.layer, gate.method.name)
+            check_gated_cache(cache, self.refusals.decoder.config, gate.layer, gate.method.name)
         running.answers = Answers(answer_numbers(running, source, running.labels), call.get("input_ids"))
         if running.numbers is not None:
             self._remember(running.conversation)

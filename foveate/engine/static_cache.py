@@ -2,6 +2,9 @@
 
 Which columns the slots hold is itself kept in a cache layer of the same kind, whose "keys" are column numbers: whatever
 transformers does to keys (write at an offset, roll a full window), the column numbers go through too.
+
+Under a gate the slot of a token that is not stored is used again by a later one, so that fewer slots are reserved. Each row has
+its own free slots then; that slots are no longer in the order of columns matters to nobody, for masks go by column.
 """
 
 from __future__ import annotations
@@ -10,10 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from transformers.cache_utils import StaticLayer, StaticSlidingWindowLayer
 
-from foveate.engine.slots import PRUNED_WITHOUT_PLAN, REORDERED, Announcement, SlotLayer
-from foveate.errors import AttachError
+from foveate.engine.projection import take
+from foveate.engine.slots import PRUNED_WITHOUT_PLAN, REORDERED, Announcement, Places, SlotLayer, columns_of
+from foveate.errors import AttachError, UnsupportedCombination
 
 # The reservation of a pruned layer is rounded up to this many slots: prompts that prune about as much then share one shape,
 # and with it one compiled decode step.
@@ -24,9 +29,10 @@ class StaticSlots(SlotLayer):
     """Mixed in front of a static cache layer. Must be told what arrives (`announce`) before each `update`.
 
     Attributes:
-        columns: the layer of column numbers, [B, 1, P, 1] long, one more than the column; 0 where nothing is stored.
+        columns: the layer of column numbers, [B, 1, P, 1] long, one more than the (marked) column; 0 where nothing is stored.
         logical: tensor, columns so far.
         reserved: columns that the plain layer would have room for.
+        used: under a gate, no row uses more slots than so many; None before it is known.
     """
 
     device: torch.device
@@ -35,8 +41,11 @@ class StaticSlots(SlotLayer):
     columns: StaticLayer
     logical: Tensor
     reserved: int
+    used: int | None = None
     cache = "static"
+    forgets = True
     compiles = True
+    is_croppable = False
     masks = False
     all_valid = False  # there are empty slots after the last token
     pad_free = False
@@ -74,8 +83,13 @@ class StaticSlots(SlotLayer):
         """Slots that `update` returns; some may be empty."""
         return int(self.max_cache_len)
 
+    @property
+    def room(self) -> int | None:
+        """Columns that there is room for."""
+        return int(self.reserved)
+
     def positions(self, batch: int, device: torch.device) -> Tensor:
-        """[B, P] column of every stored slot, -1 for an empty one or a hole."""
+        """[B, P] column of every stored slot, -1 for an empty one or a hole; rejected ones are marked."""
         if not self.columns.is_initialized:
             return torch.full((batch, self.max_cache_len), -1, device=device)
         stored: Tensor = self.columns.keys[:, 0, :, 0].to(device) - 1
@@ -87,6 +101,11 @@ class StaticSlots(SlotLayer):
 
     def announce(self, announcement: Announcement, batch: int, device: torch.device) -> None:
         """Say what arrives with the next `update`."""
+        if announcement.places is not None:
+            self.columns.keys.copy_(announcement.places.after[:, None, :, None] + 1)
+            self._descend(announcement.lineage)
+            self._announced, self.gated = announcement, True
+            return
         arriving = announcement.columns if announcement.positions is None else announcement.positions.shape[1]
         if not self.is_initialized and not self.columns.is_initialized:
             self._reserve(arriving, announcement.columns)
@@ -102,20 +121,95 @@ class StaticSlots(SlotLayer):
         self._announced = announcement
 
     def _reserve(self, arriving: int, columns: int) -> None:
-        """Reserve slots for what arrives and for as many columns as the plain layer would still have room for."""
+        """Reserve slots for what arrives and for as many columns as the plain layer would still have room for, but for those
+        that a gate will spare: from then on states go where a slot is free, and slots are added where it spares fewer.
+        """
+        self.gated = self.spare > 0
         needed = self.reserved - columns + arriving
-        stepped = -(-needed // _RESERVED_IN_STEPS) * _RESERVED_IN_STEPS
-        self.max_cache_len = min(self.reserved, stepped)
+        self.ungated_slots, self.max_cache_len = self._in_steps(needed), self._in_steps(needed - self.spare)
         self.columns = self._plain_columns()
+
+    def _in_steps(self, needed: int) -> int:
+        return min(self.reserved, -(-needed // _RESERVED_IN_STEPS) * _RESERVED_IN_STEPS)
+
+    def make_room(self, arriving: Tensor, past: int, columns: int, recent: int) -> None:
+        """Before `places`: reserve slots, or add some. Waits for the device about once in as many steps as slots are free."""
+        batch, count = arriving.shape
+        if not self.columns.is_initialized:
+            self._reserve(count, columns)
+            self._count_from(batch, arriving.device)
+        if self.is_sliding:
+            return  # a window has room for what a query sees, and chooses among more
+        if self.used is None or self.used + count > self.max_cache_len:
+            self.used = int((~self._free(self.positions(batch, arriving.device), past, recent)).sum(1).max())
+        self.used += count
+        if self.used > self.max_cache_len:
+            self._grow(self.used)
+
+    def _free(self, marked: Tensor, past: int, recent: int) -> Tensor:
+        """[B, P] bool: slots with these marked columns that neither column `past` nor a later one sees."""
+        columns = columns_of(marked)
+        free = (marked == -1) | ((marked <= -2) & (past - columns >= recent))
+        return free | (columns <= past - self.max_cache_len) if self.is_sliding else free
+
+    def _grow(self, needed: int) -> None:
+        """Add slots until there are `needed` ones, in steps."""
+        if needed > self.reserved:
+            raise UnsupportedCombination(f"this static cache has room for {self.reserved} columns: make it with a larger one")
+        larger = self._in_steps(needed)
+        more = (0, 0, 0, larger - self.max_cache_len)
+        self.columns.keys = functional.pad(self.columns.keys, more)
+        if self.is_initialized:
+            self.keys, self.values = functional.pad(self.keys, more), functional.pad(self.values, more)
+        self.max_cache_len = self.columns.max_cache_len = larger
+
+    def places(self, arriving: Tensor, past: int, columns: int, recent: int) -> Places:
+        """In each row's first free slots. Where several may not fit into a window, those that later ones see stay."""
+        batch, count = arriving.shape
+        before = self.positions(batch, arriving.device)
+        if self.is_sliding and count > 1:
+            both = torch.cat([before, arriving], dim=1)
+            gone = self._free(both, past + columns, recent)
+            index = torch.argsort(gone.to(torch.uint8), dim=1, stable=True)[:, : self.max_cache_len]
+            return Places(both.gather(1, index), both, recent, index, joins=True)
+        free = self._free(before, past, recent).to(torch.uint8)
+        index = (
+            free.argmax(1, keepdim=True) if count == 1 else torch.argsort(free, dim=1, stable=True, descending=True)[:, :count]
+        )
+        after = before.scatter(1, index, arriving)
+        return Places(after, after, recent, index)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Store the arriving states; returns all slots, empty ones too."""
         announced, self._announced = self._announced, None
         if announced is None:
             raise AttachError(PRUNED_WITHOUT_PLAN)
-        out: tuple[Tensor, Tensor] = super().update(key_states, value_states, *args, **kwargs)  # type: ignore[misc]
+        if announced.places is None:
+            out: tuple[Tensor, Tensor] = super().update(key_states, value_states, *args, **kwargs)  # type: ignore[misc]
+        else:
+            out = self._store(announced.places, key_states, value_states)
         self.logical.add_(announced.columns)
         return out
+
+    def _store(self, places: Places, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
+        """Store what arrives under a gate; returns the keys and values that `places.seen` describes."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)  # type: ignore[attr-defined]
+        assert places.index is not None
+        index = places.index.to(key_states.device)
+        if places.joins:
+            both = torch.cat([self.keys, key_states], dim=2), torch.cat([self.values, value_states], dim=2)
+            self.keys.copy_(take(both[0], index, 2))
+            self.values.copy_(take(both[1], index, 2))
+            return both
+        for stored, states in ((self.keys, key_states), (self.values, value_states)):
+            stored.scatter_(2, index[:, None, :, None].expand_as(states), states)
+        return self.keys, self.values
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Refused: a pruned static layer cannot forget its last columns."""
+        if tokens_to_remove:
+            raise UnsupportedCombination("a pruned static cache cannot forget its last columns: use a dynamic cache")
 
     def get_seq_length(self) -> Any:
         """Columns, not slots."""
@@ -139,6 +233,7 @@ class StaticSlots(SlotLayer):
         """Empty the layer. The next prompt may prune less, so its reservation is given back too."""
         super().reset()  # type: ignore[misc]
         self.is_initialized, self.max_cache_len, self.lineage = False, self.reserved, 0
+        self.gated, self.used, self.spare = False, None, 0
         self.columns = self._plain_columns()
         self.logical.zero_()
 
