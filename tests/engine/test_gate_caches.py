@@ -17,13 +17,14 @@ from foveate.engine.compat import CACHE, cache_in
 from foveate.engine.static_cache import StaticSlots
 from foveate.errors import FoveateWarning, UnsupportedCombination
 from tests import fake_backends, tiny
-from tests.engine.test_gate import LOGITS, PLANS, plan_for, prompt
+from tests.engine.test_gate import LOGITS, PLANS, extended, plan_for, prompt, rejected_columns
 from tests.engine.test_quantized_cache import (  # noqa: F401  # fixtures
     BACKENDS,
     _nothing_is_compiled,
     cache_of,
     lossless,
 )
+from tests.oracles.gated_reference import gated_reference
 from tests.trained import random_predictors
 
 TOKENS = 22  # the residual of the quantized caches here is full several times
@@ -137,12 +138,20 @@ def test_beams_on_a_gated_static_cache(model_of, small_steps):
     assert torch.equal(first, second)
 
 
-def test_a_trained_gate_on_a_static_cache(model_of, small_steps, tmp_path):
+@pytest.mark.parametrize("recent", [1, 6])
+def test_a_trained_gate_with_and_without_a_window_is_that_of_the_dense_reference(model_of, small_steps, tmp_path, recent):
     model, inputs = model_of("llava"), prompt("llava")
+    length = inputs["input_ids"].shape[1]
     path, _ = random_predictors(tmp_path, model, inputs=inputs, layer=2)
-    with foveate.attach(model, f"dynamic_llava(path='{path}', keep=0.4)"):
-        dynamic, static = (answers(model, inputs, **options) for options in ({}, {"cache_implementation": "static"}))
-    assert tiny.greatest_difference(static, dynamic) < LOGITS
+    with foveate.attach(model, f"dynamic_text(layer=2, path='{path}', recent={recent})") as attachment:
+        static = answers(model, inputs, cache_implementation="static")
+        rejected = rejected_columns(attachment.trace, length)
+        dynamic = answers(model, inputs)
+    assert rejected.any() and tiny.greatest_difference(static, dynamic) < LOGITS
+    with torch.no_grad(), gated_reference(model, 2, rejected, recent):
+        logits = model(**extended(inputs, static.sequences, "llava"), use_cache=False).logits
+    for step, found in enumerate(static.logits):
+        torch.testing.assert_close(found, logits[:, length - 1 + step], atol=LOGITS, rtol=0)
 
 
 def test_a_gate_leaves_decode_steps_uncompiled_and_says_so(model_of):
