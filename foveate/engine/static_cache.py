@@ -2,9 +2,6 @@
 
 Which columns the slots hold is itself kept in a cache layer of the same kind, whose "keys" are column numbers: whatever
 transformers does to keys (write at an offset, roll a full window), the column numbers go through too.
-
-Under a gate the slot of a token that is not stored is used again by a later one, so that fewer slots are reserved. Each row has
-its own free slots then; that slots are no longer in the order of columns matters to nobody, for masks go by column.
 """
 
 from __future__ import annotations
@@ -13,35 +10,24 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from transformers.cache_utils import StaticLayer, StaticSlidingWindowLayer
 
-from foveate.engine.projection import take
-from foveate.engine.slots import PRUNED_WITHOUT_PLAN, REORDERED, Announcement, Places, SlotLayer, columns_of
+from foveate.engine.slots import PRUNED_WITHOUT_PLAN, REORDERED, Announcement
+from foveate.engine.static_gating import ReusedSlots
 from foveate.errors import AttachError, UnsupportedCombination
 
-# The reservation of a pruned layer is rounded up to this many slots: prompts that prune about as much then share one shape,
-# and with it one compiled decode step.
-_RESERVED_IN_STEPS = 256
 
-
-class StaticSlots(SlotLayer):
+class StaticSlots(ReusedSlots):
     """Mixed in front of a static cache layer. Must be told what arrives (`announce`) before each `update`.
 
     Attributes:
         columns: the layer of column numbers, [B, 1, P, 1] long, one more than the (marked) column; 0 where nothing is stored.
         logical: tensor, columns so far.
-        reserved: columns that the plain layer would have room for.
-        used: under a gate, no row uses more slots than so many; None before it is known.
     """
 
     device: torch.device
-    max_cache_len: int
     cumulative_length: Tensor
-    columns: StaticLayer
     logical: Tensor
-    reserved: int
-    used: int | None = None
     cache = "static"
     forgets = True
     compiles = True
@@ -129,56 +115,6 @@ class StaticSlots(SlotLayer):
         self.ungated_slots, self.max_cache_len = self._in_steps(needed), self._in_steps(needed - self.spare)
         self.columns = self._plain_columns()
 
-    def _in_steps(self, needed: int) -> int:
-        return min(self.reserved, -(-needed // _RESERVED_IN_STEPS) * _RESERVED_IN_STEPS)
-
-    def make_room(self, arriving: Tensor, past: int, columns: int, recent: int) -> None:
-        """Before `places`: reserve slots, or add some. Waits for the device about once in as many steps as slots are free."""
-        batch, count = arriving.shape
-        if not self.columns.is_initialized:
-            self._reserve(count, columns)
-            self._count_from(batch, arriving.device)
-        if self.is_sliding:
-            return  # a window has room for what a query sees, and chooses among more
-        if self.used is None or self.used + count > self.max_cache_len:
-            self.used = int((~self._free(self.positions(batch, arriving.device), past, recent)).sum(1).max())
-        self.used += count
-        if self.used > self.max_cache_len:
-            self._grow(self.used)
-
-    def _free(self, marked: Tensor, past: int, recent: int) -> Tensor:
-        """[B, P] bool: slots with these marked columns that neither column `past` nor a later one sees."""
-        columns = columns_of(marked)
-        free = (marked == -1) | ((marked <= -2) & (past - columns >= recent))
-        return free | (columns <= past - self.max_cache_len) if self.is_sliding else free
-
-    def _grow(self, needed: int) -> None:
-        """Add slots until there are `needed` ones, in steps."""
-        if needed > self.reserved:
-            raise UnsupportedCombination(f"this static cache has room for {self.reserved} columns: make it with a larger one")
-        larger = self._in_steps(needed)
-        more = (0, 0, 0, larger - self.max_cache_len)
-        self.columns.keys = functional.pad(self.columns.keys, more)
-        if self.is_initialized:
-            self.keys, self.values = functional.pad(self.keys, more), functional.pad(self.values, more)
-        self.max_cache_len = self.columns.max_cache_len = larger
-
-    def places(self, arriving: Tensor, past: int, columns: int, recent: int) -> Places:
-        """In each row's first free slots. Where several may not fit into a window, those that later ones see stay."""
-        batch, count = arriving.shape
-        before = self.positions(batch, arriving.device)
-        if self.is_sliding and count > 1:
-            both = torch.cat([before, arriving], dim=1)
-            gone = self._free(both, past + columns, recent)
-            index = torch.argsort(gone.to(torch.uint8), dim=1, stable=True)[:, : self.max_cache_len]
-            return Places(both.gather(1, index), both, recent, index, joins=True)
-        free = self._free(before, past, recent).to(torch.uint8)
-        index = (
-            free.argmax(1, keepdim=True) if count == 1 else torch.argsort(free, dim=1, stable=True, descending=True)[:, :count]
-        )
-        after = before.scatter(1, index, arriving)
-        return Places(after, after, recent, index)
-
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Store the arriving states; returns all slots, empty ones too."""
         announced, self._announced = self._announced, None
@@ -190,21 +126,6 @@ class StaticSlots(SlotLayer):
             out = self._store(announced.places, key_states, value_states)
         self.logical.add_(announced.columns)
         return out
-
-    def _store(self, places: Places, key_states: Tensor, value_states: Tensor) -> tuple[Tensor, Tensor]:
-        """Store what arrives under a gate; returns the keys and values that `places.seen` describes."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)  # type: ignore[attr-defined]
-        assert places.index is not None
-        index = places.index.to(key_states.device)
-        if places.joins:
-            both = torch.cat([self.keys, key_states], dim=2), torch.cat([self.values, value_states], dim=2)
-            self.keys.copy_(take(both[0], index, 2))
-            self.values.copy_(take(both[1], index, 2))
-            return both
-        for stored, states in ((self.keys, key_states), (self.values, value_states)):
-            stored.scatter_(2, index[:, None, :, None].expand_as(states), states)
-        return self.keys, self.values
 
     def crop(self, tokens_to_remove: int) -> None:
         """Refused: a pruned static layer cannot forget its last columns."""

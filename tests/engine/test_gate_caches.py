@@ -10,7 +10,7 @@ from transformers import QuantizedCache, StaticCache
 from transformers.generation import CompileConfig
 
 import foveate
-from foveate.engine import compat, static_cache
+from foveate.engine import compat, static_gating
 from foveate.engine import gate as gate_module
 from foveate.engine.cache_kinds import lasting_bytes, stored_bytes, ungated_bytes
 from foveate.engine.compat import CACHE, cache_in
@@ -33,7 +33,7 @@ TOKENS = 22  # the residual of the quantized caches here is full several times
 @pytest.fixture
 def small_steps(monkeypatch) -> None:
     """Slots are reserved one by one, so that tiny models show what is saved and run out of slots."""
-    monkeypatch.setattr(static_cache, "_RESERVED_IN_STEPS", 1)
+    monkeypatch.setattr(static_gating, "RESERVED_IN_STEPS", 1)
 
 
 def answers(model: Any, inputs: dict[str, torch.Tensor], **options: Any) -> Any:
