@@ -10,6 +10,7 @@ from foveate.cli.tables import human_bytes, human_flops
 from foveate.evaluate.intervals import Mean, difference, mean_of
 
 SCORES = {"meteor": "METEOR", "rouge_l": "ROUGE-L"}
+NOTHING = "not measured"
 # Which control is fair to which learned plan: as many visual tokens, as much of the answer.
 PAIRS = {
     "learned image": ("fastv image", "random image", "uniform image"),
@@ -42,7 +43,7 @@ captions follow a grammar: compare plans, not values with those of other models.
 
 - **PPL**: of the true caption and its end token, read by teacher forcing through the KV cache; mean over samples of exp(mean
   loss). Changes are plan - plain [paired 95 % bootstrap over samples].
-- **{overlap}**: of the caption that the model writes itself under the plan, greedily, with the true one.
+- **{overlaps}**: of the caption that the model writes itself under the plan, greedily, with the true one.{missing}
 - **Output tokens**: read, and computed by the layers after the gate in a last pass without a cache (the stored ones and the
   newest).
 - **KV cache**: keys and values of prompt and true caption, read off the cache after the last token, float32, without slots
@@ -51,7 +52,7 @@ captions follow a grammar: compare plans, not values with those of other models.
 - **FLOPs without a cache**: of decoder and LM head in one pass over prompt and caption, and of the paper's Eq. 13 over the
   caption's tokens alone, in brackets the share of the plain model's; the predictors' own are not in them.
 
-![Perplexity and {overlap} against the KV cache](pictures/generation-captions.png)
+![Perplexity and {against} against the KV cache](pictures/generation-captions.png)
 
 Bars: 95 % intervals of the means, over samples. Against controls that keep as much, paired:
 
@@ -72,23 +73,37 @@ def write_page(report: dict[str, Any], raw: Path, out: Path) -> None:
     tasks = list(report["samples"])
     caption, plans = tasks[0], {row["name"]: row["plan"] for row in report["rows"] if row["task"] == tasks[0]}
     rows = {(row["task"], row["name"]): row["scores"] for row in report["rows"]}
+    rows = {key: _with_names(scores, report) for key, scores in rows.items()}
     own = {name: rows[caption, name] for name in plans}
-    overlap = SCORES[report["overlap_score"]]
+    measured = [key for key in SCORES if key in own["plain"]]
+    overlap = measured[0]  # the paper's, where there is one
     learned = own.get("learned answer")
     share = 1.0 if learned is None else (sum(learned["computed"]) - len(learned["read"])) / (
         sum(learned["read"]) - len(learned["read"])
     )  # fmt: skip
     pictures = out.parent / "pictures"
     pictures.mkdir(parents=True, exist_ok=True)
-    plot(own, overlap, pictures / "generation-captions.png")
+    plot(own, measured, pictures / "generation-captions.png")
     text = PAGE.format(
         raw=raw.as_posix(), layer=report["layer"], keep=f"{report['keep']:.0%}", trained=_trained(report["provenance"]),
-        share=share, seeds=report["random_seeds"], count=report["samples"][caption], overlap=overlap,
-        tokens=_mean(own["plain"]["read"]), table=_table(own, plans, overlap), verdict=_verdict(own, overlap),
+        share=share, seeds=report["random_seeds"], count=report["samples"][caption], overlap=SCORES[overlap],
+        tokens=_mean(own["plain"]["read"]), table=_table(own, plans), verdict=_verdict(own, measured),
+        overlaps=" and ".join(SCORES.values()), against=" and ".join(SCORES[key] for key in measured),
+        missing="".join(f" {SCORES[key]} was not measured: {_NEEDS[key]}." for key in SCORES if key not in measured),
         others=" and ".join(sorted({str(report["samples"][task]) for task in tasks[1:]})),
-        tasks=_tasks(rows, tasks[1:], list(plans)),
+        tasks=_tasks(rows, tasks[1:], list(plans), overlap),
     )  # fmt: skip
     out.write_text(text, encoding="utf-8")
+
+
+# Why a score may be missing.
+_NEEDS = {"meteor": "nltk had no punkt_tab and wordnet where the study ran", "rouge_l": "the study is older than its column"}
+
+
+def _with_names(scores: dict[str, Any], report: dict[str, Any]) -> dict[str, Any]:
+    """Scores by their own names; earlier studies have one score of answers, called overlap."""
+    name = report.get("overlap_score")
+    return scores if name is None else {name if key == "overlap" else key: values for key, values in scores.items()}
 
 
 def _trained(provenance: dict[str, Any]) -> str:
@@ -98,16 +113,20 @@ def _trained(provenance: dict[str, Any]) -> str:
     return ", ".join([*(f"{key} {value}" for key, value in shown.items()), margins])
 
 
-def _table(own: dict[str, Any], plans: dict[str, str], overlap: str) -> str:
+def _table(own: dict[str, Any], plans: dict[str, str]) -> str:
     plain = own["plain"]
+    overlaps = [heading for score in SCORES.values() for heading in (score, f"{score} change")]
     lines = [[
-        "plan", "PPL", "PPL change", overlap, f"{overlap} change", "output tokens", "KV cache", "KV of the output",
+        "plan", "PPL", "PPL change", *overlaps, "output tokens", "KV cache", "KV of the output",
         "FLOPs without a cache", "Eq. 13",
     ]]  # fmt: skip
     for name, scores in own.items():
         read, computed = _mean(scores["read"]), _mean(scores["computed"])
         cells = [f"{name}: `{plans[name]}`".replace("|", "\\|")]
-        for key in ("perplexity", "overlap"):
+        for key in ("perplexity", *SCORES):
+            if key not in scores:
+                cells += [NOTHING, NOTHING]
+                continue
             cells += [f"{_mean(scores[key]):.3f}", "" if name == "plain" else _interval(difference(plain[key], scores[key]))]
         cells.append(f"{read:.1f} -> {computed:.1f}" if computed != read else f"{read:.1f}")
         cells += [_with_share(_mean(scores[key]), _mean(plain[key]), human_bytes) for key in ("kv_bytes", "output_kv_bytes")]
@@ -118,17 +137,17 @@ def _table(own: dict[str, Any], plans: dict[str, str], overlap: str) -> str:
     return _markdown(lines)
 
 
-def _tasks(rows: dict[tuple[str, str], Any], tasks: Sequence[str], names: Sequence[str]) -> str:
+def _tasks(rows: dict[tuple[str, str], Any], tasks: Sequence[str], names: Sequence[str], overlap: str) -> str:
     lines = [["plan", *tasks]]
     for name in names:
         cells = []
         for task in tasks:
             scores, plain = rows.get((task, name)), rows[task, "plain"]
             if scores is None:
-                cells.append("not measured")
+                cells.append(NOTHING)
                 continue
             shown = []
-            for key in ("perplexity", "overlap"):
+            for key in ("perplexity", overlap):
                 change = difference(plain[key], scores[key])
                 text = f"{_mean(scores[key]):.3f}"
                 shown.append(f"**{text}**" if name != "plain" and _leaves_zero_out(change) else text)
@@ -137,18 +156,18 @@ def _tasks(rows: dict[tuple[str, str], Any], tasks: Sequence[str], names: Sequen
     return _markdown(lines)
 
 
-def _verdict(own: dict[str, Any], overlap: str) -> str:
+def _verdict(own: dict[str, Any], measured: Sequence[str]) -> str:
     """Learned choices against each control at equal tokens, in words."""
     said = []
     for learned, controls in PAIRS.items():
         for control in controls:
             if learned in own and control in own:
                 perplexity = difference(own[control]["perplexity"], own[learned]["perplexity"])
-                score = difference(own[control]["overlap"], own[learned]["overlap"])
-                said.append(
-                    f"- {learned} against {control}: PPL {_word(perplexity, lower=True)}, {_interval(perplexity)}; "
-                    f"{overlap} {_word(score, lower=False)}, {_interval(score)}."
-                )
+                words = [f"PPL {_word(perplexity, lower=True)}, {_interval(perplexity)}"]
+                for key in measured:
+                    score = difference(own[control][key], own[learned][key])
+                    words.append(f"{SCORES[key]} {_word(score, lower=False)}, {_interval(score)}")
+                said.append(f"- {learned} against {control}: {'; '.join(words)}.")
     return "\n".join(said)
 
 
@@ -179,16 +198,17 @@ def _markdown(lines: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in (heading, ["---"] * len(heading), *rest))
 
 
-def plot(own: dict[str, Any], overlap: str, path: Path) -> None:
-    """Perplexity and overlap of every plan against the KV cache that is left, with 95 % intervals over samples."""
+def plot(own: dict[str, Any], measured: Sequence[str], path: Path) -> None:
+    """Perplexity and scores of answers of every plan against the KV cache that is left, with 95 % intervals over samples."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
+    shown = {"perplexity": "perplexity", **{key: SCORES[key] for key in measured}}
+    figure, axes = pyplot.subplots(1, len(shown), figsize=(1 + 5 * len(shown), 4.6), layout="constrained")
     plain = _mean(own["plain"]["kv_bytes"])
-    for axis, (key, label) in zip(axes, (("perplexity", "perplexity"), ("overlap", overlap)), strict=True):
+    for axis, (key, label) in zip(axes, shown.items(), strict=True):
         for name, scores in own.items():
             color, marker = STYLES[name]
             mean, left = mean_of(scores[key]), 100 * _mean(scores["kv_bytes"]) / plain

@@ -44,6 +44,7 @@ class Cell:
     prompt: Prompt
     estimates: dict[str, CostEstimate | None]
     work: float
+    benchmark: Benchmark  # with the length of the answer
 
 
 @dataclass(frozen=True)
@@ -121,12 +122,17 @@ def _fill_in(options: argparse.Namespace, benchmark: Benchmark, parser: argparse
         torch.set_num_threads(options.threads or 1)
 
 
-def run(benchmark: Benchmark, options: argparse.Namespace, parser: argparse.ArgumentParser) -> Path:
-    """Measure every cell and write the raw file; returns its path."""
+def run(
+    benchmark: Benchmark, options: argparse.Namespace, parser: argparse.ArgumentParser, others: Sequence[Benchmark] = ()
+) -> Path:
+    """Measure every cell and write the raw file; returns its path. `others`: the same benchmark with other lengths."""
     _fill_in(options, benchmark, parser)
     device, dtype = torch.device(options.device), DTYPES[options.dtype]
     try:
-        cells, skipped = _cells(benchmark, options)
+        found = [_cells(one, options) for one in (benchmark, *others)]
+        # Small ones first, so that a budget cuts the largest.
+        cells = sorted((cell for own, _ in found for cell in own), key=lambda cell: cell.work)
+        skipped = [skip for _, own in found for skip in own]
     except FoveateError as error:
         parser.error(str(error))
     if not cells:
@@ -146,10 +152,11 @@ def run(benchmark: Benchmark, options: argparse.Namespace, parser: argparse.Argu
     try:
         for number, cell in enumerate(cells):
             tag = f"[{number + 1}/{len(cells)}] {cell.model}, {cell.prompt.visual_tokens:,} visual tokens, batch {cell.batch}"
+            tag += f", {cell.benchmark.new_tokens:,} new tokens" if others else ""
             try:
                 _require_time(budget, number)
                 _require_memory(cell, device, dtype)
-                result["cells"].append(_measure(benchmark, cell, options, budget, number, tag))
+                result["cells"].append(_measure(cell, options, budget, number, tag))
             except (Impossible, torch.cuda.OutOfMemoryError) as reason:
                 text = str(reason) if isinstance(reason, Impossible) else "out of device memory"
                 _say(f"{tag}: not measured, {text}")
@@ -170,7 +177,7 @@ def _skip(model: str, tokens: int, batch: int, reason: str) -> dict[str, Any]:
 
 
 def _cells(benchmark: Benchmark, options: argparse.Namespace) -> tuple[list[Cell], list[dict[str, Any]]]:
-    """All cells, small ones first so that a budget cuts the largest; and those that cannot be, with the reason.
+    """All cells; and those that cannot be, with the reason.
 
     Raises:
         FoveateError: for a plan that does not fit a model.
@@ -185,8 +192,8 @@ def _cells(benchmark: Benchmark, options: argparse.Namespace) -> tuple[list[Cell
         for plan in options.plans:
             check_plan(parse(plan), family_for(prompt.config), prompt.config)
         costs = {plan: theory_of(prompt, plan, benchmark, batch, options.dtype) for plan in (PLAIN, *options.plans)}
-        cells.append(Cell(name, tokens, batch, prompt, costs, benchmark.work(list(costs.values()))))
-    return sorted(cells, key=lambda cell: cell.work), skipped
+        cells.append(Cell(name, tokens, batch, prompt, costs, benchmark.work(list(costs.values())), benchmark))
+    return cells, skipped
 
 
 def theory_of(prompt: Prompt, plan: str, benchmark: Benchmark, batch: int, dtype: str) -> CostEstimate | None:
@@ -222,10 +229,8 @@ def _empty(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
-def _measure(
-    benchmark: Benchmark, cell: Cell, options: argparse.Namespace, budget: Budget, number: int, tag: str
-) -> dict[str, Any]:
-    device, dtype = torch.device(options.device), DTYPES[options.dtype]
+def _measure(cell: Cell, options: argparse.Namespace, budget: Budget, number: int, tag: str) -> dict[str, Any]:
+    benchmark, device, dtype = cell.benchmark, torch.device(options.device), DTYPES[options.dtype]
     _say(f"{tag}: building")
     model = models.build(cell.prompt.config, device, dtype, options.attention)
     inputs = models.inputs_for(cell.prompt, cell.batch, device, dtype)
@@ -254,7 +259,7 @@ def _measure(
         "model": cell.model, "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "weight_bytes": sum(parameter.nbytes for parameter in model.parameters()),
         "asked_tokens": cell.asked_tokens, "visual_tokens": cell.prompt.visual_tokens, "pictures": len(cell.prompt.pictures),
-        "batch": cell.batch, "rounds": rounds, "rounds_cut": options.most_rounds - rounds,
+        "batch": cell.batch, "new_tokens": benchmark.new_tokens, "rounds": rounds, "rounds_cut": options.most_rounds - rounds,
         "warm_up_seconds": round(warm, 2),
         "rows": [row.to_json(rows[PLAIN]) for row in rows.values()],
     }  # fmt: skip

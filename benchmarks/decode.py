@@ -2,17 +2,19 @@
 
     python -m benchmarks.decode run --budget-minutes 3 --tokens 1024
     python -m benchmarks.decode run --device cuda --new-tokens 1024 --batch 1 8
-    python -m benchmarks.decode run --device cuda --new-tokens 4096 --no-memory \\
+    python -m benchmarks.decode run --device cuda --new-tokens 2048 4096 --batch 1 8 \\
         --plans "random_gate(layer=2, keep=0.5)" "fastv(layer=2, keep=0.2) | random_gate(layer=2, keep=0.5)"
     python -m benchmarks.table benchmarks/results/*-decode-*.json
 
 Random-weight models generate a fixed number of tokens; whole answers of the plain model and of the plans take turns within one
 run. `tpot` of an answer is the mean over all tokens but the first, `first_half` and `second_half` are those of its halves,
-which differ where a plan acts on what was generated. Theory, `tpot`: a step reads all weights of the decoder once and every
-stored key and value, so its time goes with those bytes; `tpot_flops`: its FLOPs. `--plans` takes any plan, with a gate too;
-theory is left out where a stage cannot be counted yet. After a gate theory counts what is stored; a step also reads rejected
-slots that wait to be taken away, up to 64 of them. KV bytes are read off the cache when the answer is complete: `kv_bytes` all
-that is held, `kv_bytes_lasting` without those rejected slots. `answer_stored`: tokens that a gate stored and judged.
+which differ where a plan acts on what was generated. `peak_bytes` is the peak of live memory of a whole answer beyond the
+weights, followed while warming up. Several lengths, batches and models are cells of one run; in each of them the plain model
+(SDPA, KV cache) takes turns with all plans. Theory, `tpot`: a step reads all weights of the decoder once and every stored key
+and value, so its time goes with those bytes; `tpot_flops`: its FLOPs. `--plans` takes any plan, with a gate too; theory is
+left out where a stage cannot be counted yet. After a gate theory counts what is stored; a step also reads rejected slots that
+wait to be taken away, up to 64 of them. KV bytes are read off the cache when the answer is complete: `kv_bytes` all that is
+held, `kv_bytes_lasting` without those rejected slots. `answer_stored`: tokens that a gate stored and judged.
 """
 
 from __future__ import annotations
@@ -134,12 +136,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     measuring = parser.add_subparsers(required=True).add_parser("run", help="measure and write a raw file")
     _run.add_options(measuring)
-    said = "length of each answer; 64 if left out, papers take 1024 to 4096"
-    measuring.add_argument("--new-tokens", type=int, default=64, help=said)
+    said = "length of each answer, or several; 64 if left out, papers take 1024 to 4096"
+    measuring.add_argument("--new-tokens", nargs="+", type=int, default=[64], metavar="N", help=said)
     options = parser.parse_args(arguments)
-    if options.new_tokens < 4:
+    if min(options.new_tokens) < 4:
         measuring.error("--new-tokens: at least 4, so that there are steps to average")
-    _run.run(Decode(options.new_tokens), options, measuring)
+    first, *others = [Decode(length) for length in dict.fromkeys(options.new_tokens)]
+    _run.run(first, options, measuring, others)
 
 
 if __name__ == "__main__":

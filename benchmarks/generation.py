@@ -3,7 +3,8 @@
     python -m benchmarks.generation run --predictors FOLDER --out benchmarks/results/NAME.json
     python -m benchmarks.generation page benchmarks/results/NAME.json --out docs/generation.md
 
-The protocol is that of `foveate eval generation`. Without --predictors those that ship are measured; `--model` is the demo
+The protocol is that of `foveate eval generation`. Answers are scored by ROUGE-L, and by METEOR too where nltk has its data
+(`python -m nltk.downloader punkt_tab wordnet`). Without --predictors those that ship are measured; `--model` is the demo
 model that the predictors were trained with, if its own weights learned too. `run` can be stopped and repeated: what the file
 holds already is not measured again. `--smoke` takes a few samples and seconds.
 """
@@ -31,7 +32,7 @@ from foveate.demo.loading import load_demo
 from foveate.demo.long_answers import CAPTION, LONG_TASKS
 from foveate.demo.questions import Question
 from foveate.evaluate.generation import Sample, Score, score_samples
-from foveate.evaluate.overlap import OverlapScore, overlap_score
+from foveate.evaluate.overlap import OverlapScore, meteor, rouge_l
 from foveate.predictors import PredictorConfig, read_config
 
 CAPTIONS, OTHERS, NEW_TOKENS, BATCH = 300, 60, 160, 32
@@ -81,7 +82,7 @@ class Asked:
 
 
 def measured(
-    model: Any, processor: Any, asked: Asked, plan: str, score: OverlapScore, new_tokens: int
+    model: Any, processor: Any, asked: Asked, plan: str, overlaps: Sequence[OverlapScore], new_tokens: int
 ) -> dict[str, list[float]]:
     """The numbers of every sample under a plan, by name; random choices have one of several seeds.
 
@@ -99,8 +100,8 @@ def measured(
                 chosen = [asked.questions[number] for number in group[start : start + BATCH]]
                 answers += generate_answers(model, processor, chosen, new_tokens)
         for number, reading, answer in zip(group, scores, answers, strict=True):
-            overlap = score.of(answer, asked.questions[number][1].answer)
-            found[number] = _numbers(reading) | {"overlap": round(overlap, 4)}
+            truth = asked.questions[number][1].answer
+            found[number] = _numbers(reading) | {score.name: round(score.of(answer, truth), 4) for score in overlaps}
     return {name: [found[number][name] for number in numbers] for name in found[0]}
 
 
@@ -127,16 +128,17 @@ def run(
         progress: show how far it is.
     """
     model, processor = load_demo(base)
-    config, score = read_config(predictors), overlap_score()
+    config, overlaps = read_config(predictors), [score for score in (meteor(), rouge_l()) if score is not None]
     report: dict[str, Any] = {
         "what": "long answers of the demo model under plans", "samples": counts, "seed": SEED, "random_seeds": RANDOM_SEEDS,
-        "device": "cpu", "dtype": "float32", "overlap_score": score.name, "new_tokens": new_tokens, "versions": versions(),
+        "device": "cpu", "dtype": "float32", "overlap_scores": [score.name for score in overlaps], "new_tokens": new_tokens,
+        "versions": versions(),
         "layer": config.layer, "keep": config.keep, "text_keep": config.text_keep, "provenance": dict(config.provenance),
         "rows": [],
     }  # fmt: skip
     if out.exists():
         before = json.loads(out.read_text(encoding="utf-8"))
-        if any(before[key] != report[key] for key in report if key != "rows"):
+        if any(before.get(key) != report[key] for key in report if key != "rows"):
             raise SystemExit(f"{out} holds another study; name a new file")
         report = before
     with Progress(
@@ -155,12 +157,13 @@ def run(
                 if name is None:
                     break
                 bars.update(bar, description=f"{task}: {name}")
-                known[name] = measured(model, processor, asked, plans[name], score, new_tokens)
+                known[name] = measured(model, processor, asked, plans[name], overlaps, new_tokens)
                 shown = plans[name] if predictors == SHIPPED else plans[name].replace(json.dumps(predictors), '"..."')
                 report["rows"].append({"task": task, "name": name, "plan": shown, "scores": known[name]})
                 write_results(out, report)
                 bars.advance(bar)
-                means = [f"{key} {sum(known[name][key]) / count:.3f}" for key in ("perplexity", "overlap")]
+                shown_scores = ("perplexity", *report["overlap_scores"])
+                means = [f"{key} {sum(known[name][key]) / count:.3f}" for key in shown_scores]
                 print(f"{task:10s} {name:36s} {'  '.join(means)}", flush=True)
 
 

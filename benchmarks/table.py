@@ -134,7 +134,7 @@ def _row(name: str, run: dict[str, Any], cell: dict[str, Any], row: dict[str, An
     ratios = [""] * 5 if plain else [*_ratios(time, theory.get("tpot")), cpu, _percent(theory.get("tpot_flops"))]
     stored, lasting = cell["rows"][0]["kv_bytes"], _lasting(row)
     share = "" if plain or not stored or lasting is None else _percent(lasting / stored)
-    return (*start, *ratios, str(run["new_tokens"]), kv, share, memory)
+    return (*start, *ratios, str(cell.get("new_tokens", run["new_tokens"])), kv, share, memory)
 
 
 def _lasting(row: dict[str, Any]) -> float | None:

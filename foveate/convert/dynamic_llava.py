@@ -19,7 +19,7 @@ from torch import Tensor
 from foveate.convert import names
 from foveate.convert.config import check_hub, check_official, llava_config, official_config, predictor_config
 from foveate.convert.folders import check_target, converted_folder
-from foveate.convert.processor import SENTENCEPIECE, load_tokenizer, save_processor
+from foveate.convert.processor import SENTENCEPIECE, load_tokenizer, save_processor, user_turn
 from foveate.convert.stream import Checkpoint, Entry, write_checkpoint
 from foveate.engine.base import fingerprint
 from foveate.errors import InputError, first_line
@@ -91,7 +91,7 @@ def convert_dynamic_llava(source: str, target: Path, *, overwrite: bool = False,
 
     last = names.hub_name(f"model.layers.{described.layers - 1}.self_attn.q_proj.weight")
     marks = tuple(mark for name in (names.EMBEDDING, str(last)) for mark in fingerprint(weight(name)))
-    described = replace(described, fingerprint=marks)
+    described = replace(described, fingerprint=marks, turn=user_turn(tokenizer))
     with converted_folder(*place) as partial:
         written = write_checkpoint(partial, entries, weight, most_bytes)
         (partial / PREDICTORS).mkdir()

@@ -54,6 +54,13 @@ def load_tokenizer(folder: Path) -> Any:
         raise InputError(f"the tokenizer in {folder} cannot be read: {first_line(error)}") from None
 
 
+def user_turn(tokenizer: Any) -> tuple[int, ...]:
+    """Token ids with which a user's turn begins behind an answer, as `CHAT_TEMPLATE` writes it."""
+    end: str = tokenizer.eos_token
+    ids: list[int] = tokenizer(f"{end}USER:", add_special_tokens=False)["input_ids"]
+    return tuple(ids[ids.index(tokenizer.eos_token_id) + 1 :])
+
+
 def save_processor(tokenizer: Any, folder: Path, image_size: int, patch_size: int, pad: bool) -> None:
     """Write a `LlavaProcessor`; `tokenizer` gains the image token.
 

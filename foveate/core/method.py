@@ -122,6 +122,10 @@ class TokenMethod(Method, ABC):
 class ScoreMethod(TokenMethod):
     """Keeps the tokens with the highest scores: the common case."""
 
+    def turn_ids(self) -> tuple[int, ...]:
+        """Of a method on the instruction: token ids with which a user's turn begins; () where it knows none."""
+        return ()
+
     @abstractmethod
     def score(self, view: TokenView) -> Tensor:
         """Return [G, N], larger = keep."""

@@ -63,24 +63,38 @@ def check_cache(cache: Cache, config: Any, masks: bool) -> None:
                 raise UnsupportedCombination("effect=mask chooses anew at every step: use a dynamic cache, or effect=drop")
         elif kind is None:
             raise UnsupportedCombination(_refusal(layer))
-        elif kind.compiles and "flash" in config._attn_implementation:
-            raise UnsupportedCombination(
-                "a static cache under flash attention cannot tell empty slots from pruned ones: use sdpa, or a dynamic cache"
-            )
+        else:
+            _check_flash(kind, config)
 
 
-def check_gated_cache(cache: Cache, first: int, name: str) -> None:
-    """Refuse a cache whose layers from `first` on cannot forget single tokens, before anything is written.
+def _check_flash(kind: type[SlotLayer], config: Any) -> None:
+    if kind.compiles and "flash" in config._attn_implementation:
+        raise UnsupportedCombination(
+            "a static cache under flash attention cannot tell empty slots from pruned ones: use sdpa, or a dynamic cache"
+        )
+
+
+def reserves(layer: Any) -> bool:
+    """Whether a cache layer reserves slots ahead, and has not yet."""
+    kind = kind_of(layer)
+    return kind is not None and kind.compiles and not layer.is_initialized
+
+
+def check_gated_cache(cache: Cache, config: Any, first: int, name: str) -> None:
+    """Refuse a cache whose layers from `first` on cannot leave out single tokens, before anything is written.
 
     Raises:
         UnsupportedCombination: says which cache can.
     """
     for layer in cache.layers[first:]:
         kind = kind_of(layer)
-        if not compat.keeps_no_slots(layer) and (kind is None or not kind.forgets):
+        if compat.keeps_no_slots(layer):
+            continue
+        if kind is None or not kind.forgets:
             raise UnsupportedCombination(
                 f"{name} decides token by token what is stored, which {type(layer).__name__} cannot: use a dynamic cache"
             )
+        _check_flash(kind, config)
 
 
 def _refusal(layer: Any) -> str:
@@ -159,13 +173,15 @@ def bytes_of_columns(cache: Cache, wanted: Tensor) -> int | None:
 def ungated_bytes(cache: Cache, first: int, rejected: int) -> int | None:
     """As `lasting_bytes`, with the `rejected` tokens of the answer that the layers from `first` on did not store.
 
-    A sliding layer is counted as it is: without a gate its window would hold other tokens, not more.
+    A layer that reserves its slots would have reserved more. A sliding layer is counted as it is: without a gate its window
+    would hold other tokens, not more.
     """
     lasting = lasting_bytes(cache)
     if lasting is None:
         return None
-    gated = [layer for layer in cache.layers[first:] if isinstance(layer, SlotLayer) and layer.forgets]
-    return lasting + rejected * sum(bytes_per_slot(layer) for layer in gated if layer.slots and not layer.is_sliding)
+    gated = [layer for layer in cache.layers[first:] if isinstance(layer, SlotLayer) and layer.slots and not layer.is_sliding]
+    spared = [(layer, max(0, layer.ungated_slots - layer.slots) if layer.compiles else rejected) for layer in gated]
+    return lasting + sum(slots * bytes_per_slot(layer) for layer, slots in spared)
 
 
 def bytes_per_slot(layer: SlotLayer) -> int:

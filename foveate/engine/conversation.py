@@ -84,6 +84,7 @@ class Conversation:
         layout: of the prompt, one row per sample (beams are not repeated), once the first pass has found it.
         copies: rows per sample: beams or return sequences.
         shift: columns that a wrapper put in front of generate's prompt (prompt tuning, prefix tuning).
+        begun: columns that were in the cache before its first call.
         seen: columns after the last pass, as far as this conversation has counted them; None before its first.
         past: columns that were in the cache before the last prefill pass.
         trace: what the stages kept.
@@ -98,6 +99,7 @@ class Conversation:
     layout: Layout | None = None
     copies: int = 1
     shift: int = 0
+    begun: int = 0
     seen: int | None = None
     past: int = 0
     trace: Trace = field(default_factory=Trace)

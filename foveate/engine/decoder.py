@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from foveate.core.plan import Stage
 from foveate.engine import compat, entrance, forward, labels, prefill
-from foveate.engine.cache_kinds import slot_layer
+from foveate.engine.cache_kinds import reserves, slot_layer
 from foveate.engine.compiled import in_compiled_step, uncompiled
 from foveate.engine.forward import Pass
 from foveate.engine.gate import Gate
@@ -82,7 +82,7 @@ class DecoderHooks:
 
         def run(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             hidden = args[0] if args else kwargs["hidden_states"]
-            if in_compiled_step(hidden, compat.cache_of(kwargs)):
+            if self.gate is None and in_compiled_step(hidden, compat.cache_of(kwargs)):
                 return self._compiled_step(index, hidden, args, kwargs)
             return self._layer(index, hidden, args, kwargs)
 
@@ -120,19 +120,22 @@ class DecoderHooks:
             check = self._check(index, hidden.device)
             hidden = prefill.run_stage(running, stage, index, hidden, self.shortcut, check)
             self.checked.add(index)
-        if index in self.instructs and running.survivors is not None and running.survivors.layout.media:
+        if self.instructs.get(index) in running.instructions:
             hidden = run_instruct_stage(running, self.instructs[index], index, hidden)
-        if gate is not None and index == gate.layer:
+        if gate is not None and (index == gate.layer or gate.has_nothing_to_judge(running)):
             hidden = gate.decide(running, hidden)
         alive = running.alive_on(hidden.device)
         gated = gate is not None and running.answers is not None and running.answers.rejected is not None
-        if alive is None and not isinstance(stored, SlotLayer) and not gated:
+        lean = self.gate is not None and index >= self.gate.layer and reserves(stored)
+        if alive is None and not isinstance(stored, SlotLayer) and not gated and not lean:
             # Nothing is gone, but what stands between two patches may have been laid out anew after the encoder.
             return _with_states(hidden, args, kwargs)
         if index in self.stateful:
             changed = {**kwargs, "attention_mask": state_mask(running, hidden, mask), "position_ids": None}
             return _with_states(hidden, args, changed)
         slots = None if cache is None else slot_layer(cache, index)
+        if self.gate is not None and lean and slots is not None:
+            self.gate.expect(running, slots)
         if alive is not None:
             project_rotary(running, alive, kwargs)
             # Layers use position ids only to detect packed sequences, and gaps would look like packing to flash.
@@ -183,7 +186,7 @@ class DecoderHooks:
 
     def after_decoder(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """The hook after the decoder: states go back to their columns."""
-        if in_compiled_step(output[0], compat.cache_in(output)):
+        if self.gate is None and in_compiled_step(output[0], compat.cache_in(output)):
             return None
         return self._scatter(output)
 

@@ -11,7 +11,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from foveate.engine import compat
 from foveate.engine.projection import pack, take
-from foveate.engine.slots import PLAIN, PRUNED_WITHOUT_PLAN, REORDERED, Announcement, SlotLayer
+from foveate.engine.slots import PLAIN, PRUNED_WITHOUT_PLAN, REORDERED, Announcement, Places, SlotLayer, columns_of
 from foveate.errors import AttachError
 
 # Negative numbers: lineages of a layer of its own.
@@ -73,8 +73,8 @@ class DynamicSlots(SlotLayer):
         if announced is None:
             raise AttachError(PRUNED_WITHOUT_PLAN)
         arriving = key_states.shape[-2]
-        if announced.after is not None:
-            self._prefix, self._tail, self.all_valid, self.gated = announced.after, 0, False, True
+        if announced.places is not None:
+            self._prefix, self._tail, self.all_valid, self.gated = announced.places.after, 0, False, True
             self.loose += arriving
             self._descend(announced.lineage)
         elif announced.positions is not None:
@@ -115,11 +115,24 @@ class DynamicSlots(SlotLayer):
         self._prefix, self._tail = torch.where(valid, positions.gather(1, index), -1), 0
         self.all_valid, self.lineage = min(lengths) == max(lengths) and not self.gated, next(_own_lineage)
 
+    def places(self, arriving: Tensor, past: int, columns: int, recent: int) -> Places:
+        """Behind all that is stored."""
+        after = torch.cat([self.positions(arriving.shape[0], arriving.device), arriving], dim=1)
+        return Places(after, self.cut(after, arriving.shape[1]), recent)
+
+    def dirty(self, arriving: int, clean_every: int) -> bool:
+        """Once so many tokens arrived under a gate."""
+        return self.loose >= clean_every
+
     def repack(self, index: Tensor, positions: Tensor, step: int) -> None:
         """Keep the slots `index` [B, K], which hold `positions` [B, K], for a gate; `step` names the same for other layers."""
-        self.keys, self.values = take(self.keys, index, 2), take(self.values, index, 2)
+        self.keep_slots(index)
         self._prefix, self._tail, self.loose = positions, 0, 0
         self._descend(step)
+
+    def keep_slots(self, index: Tensor) -> None:
+        """Keep the keys and values of the slots `index` [B, K]."""
+        self.keys, self.values = take(self.keys, index, 2), take(self.values, index, 2)
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last columns; `tokens_to_remove` is negative, as transformers passes it."""
@@ -133,8 +146,7 @@ class DynamicSlots(SlotLayer):
             self._tail -= removed
         else:
             self._prefix, self._tail = positions, 0
-            # A rejected slot is marked with -2 minus its column.
-            self.evict(torch.where(positions <= -2, -2 - positions, positions) < self.logical)
+            self.evict(columns_of(positions) < self.logical)
 
     def reset(self) -> None:
         """Empty the layer."""

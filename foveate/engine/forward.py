@@ -81,6 +81,7 @@ class Pass:
         modules: of learned methods, by their stage.
         labels: the labels of the loss, to be edited in place once it is known which columns are gone.
         survivors: what stages have left of the columns; None if there is nothing to choose from.
+        instructions: by stage on the instruction, the columns [B, S] bool that it judges, on the CPU; {} where none does.
         answers: what the plan's gate knows; None for a plan without one.
         shared: what its layers share.
     """
@@ -93,6 +94,7 @@ class Pass:
     modules: Mapping[Stage, nn.Module] = field(default_factory=dict)
     labels: Tensor | None = None
     survivors: Survivors | None = None
+    instructions: Mapping[Stage, Tensor] = field(default_factory=dict)
     answers: Answers | None = None
     shared: Shared = field(default_factory=Shared)
 

@@ -18,10 +18,9 @@ from foveate.core.method import StepMethod
 from foveate.core.plan import Stage
 from foveate.core.view import StepView
 from foveate.engine.asking import placed
-from foveate.engine.dynamic_cache import DynamicSlots
 from foveate.engine.forward import Answers, Pass
 from foveate.engine.projection import pack, project_mask, take
-from foveate.engine.slots import Announcement, SlotLayer
+from foveate.engine.slots import Announcement, Places, SlotLayer, columns_of, mark
 from foveate.errors import MethodError, UnsupportedCombination
 
 # Steps between two cleanings: each waits for the device once. Until then up to as many rejected slots are held.
@@ -42,16 +41,6 @@ def answer_numbers(running: Pass, source: Tensor, labels: Tensor | None) -> Tens
         return None
     answered = labels.to(source.device) != -100
     return torch.where(answered, answered.cumsum(1) - 1, -1)
-
-
-def mark(columns: Tensor, rejected: Tensor) -> Tensor:
-    """Columns [B, n] with the rejected ones marked: -2 minus the column. (-1 is a hole.)"""
-    return torch.where(rejected & (columns >= 0), -2 - columns, columns)
-
-
-def columns_of(marked: Tensor) -> Tensor:
-    """Columns [B, P] of marked ones; -1 stays a hole."""
-    return torch.where(marked <= -2, -2 - marked, marked)
 
 
 def see(mask: Any, marked: Tensor, asking: Tensor, recent: int) -> Any:
@@ -105,6 +94,11 @@ class Gate:
         """Whether a layer judges tokens in this pass, or holds slots that were judged before and may still be seen."""
         return index >= self.layer and (running.numbers is not None or (isinstance(stored, SlotLayer) and stored.gated))
 
+    def has_nothing_to_judge(self, running: Pass) -> bool:
+        """Whether a pass holds no token of an answer, and nobody said so: the first layer may be as it was without a gate."""
+        answers = running.answers
+        return answers is not None and answers.numbers is None and answers.rejected is None
+
     def decide(self, running: Pass, hidden: Tensor) -> Tensor:
         """Judge the answer's tokens of a pass, if it has any; returns the hidden states of those that go on.
 
@@ -156,58 +150,85 @@ class Gate:
         answers.rejected = None
         return running.left.shorten(self.layer, hidden)
 
+    def expect(self, running: Pass, slots: SlotLayer) -> None:
+        """Tell a layer that reserves its slots ahead how many of the answer's tokens will not need one."""
+        end, room = running.conversation.prompt_end, slots.room
+        if room is None or end is None or room <= end:
+            return
+        unsure = self.method.recent + self.method.first
+        slots.spare = max(0, int((1 - self.method.share(self.keep)) * (room - end)) - unsure)
+
     def project(self, running: Pass, slots: SlotLayer | None, hidden: Tensor, mask: Any, implementation: str) -> Any:
         """Tell a cache layer what arrives and what of it stays; returns the layer's mask."""
-        assert slots is None or isinstance(slots, DynamicSlots)
-        if slots is not None and slots.loose >= CLEAN_EVERY:
-            self._clean(running, slots, hidden)
         first_key = None if slots is None else slots.first_key(running.queries)
-        lineage = None if slots is None else (slots.lineage, slots.slots, slots.is_sliding)
-        alive = running.alive_on(hidden.device)
-        key = ("gate", id(alive), lineage, hidden.device)
-        own_mask, after, step = running.shared.once(
-            key, mask, lambda: self._project(running, slots, hidden, mask, implementation, first_key)
+        alive, device = running.alive_on(hidden.device), hidden.device
+        asking, arriving = running.shared.once(
+            ("arriving", id(alive), device), running, lambda: self._arriving(running, hidden)
         )
         if slots is not None:
-            announcement = Announcement(None, running.queries, False, step, after)
-            slots.announce(announcement, hidden.shape[0], hidden.device)
+            if slots.dirty(arriving.shape[1], CLEAN_EVERY):
+                self._clean(running, slots, hidden)
+            slots.make_room(arriving, running.past, running.queries, self.method.recent)
+        lineage = None if slots is None else (slots.lineage, slots.slots, slots.is_sliding)
+
+        def place() -> tuple[Any, Places]:
+            recent = self.method.recent
+            places = (
+                Places(arriving, arriving, recent)
+                if slots is None
+                else slots.places(arriving, running.past, running.queries, recent)
+            )
+            return self._mask(running, places, asking, hidden, mask, implementation, first_key), places
+
+        own_mask, places = running.shared.once(("gate", id(alive), lineage, device), mask, place)
+        if slots is not None:
+            step = hash(("gate", running.past, running.queries))
+            slots.announce(Announcement(None, running.queries, False, step, places), hidden.shape[0], device)
         return own_mask
 
-    def _project(
-        self, running: Pass, slots: DynamicSlots | None, hidden: Tensor, mask: Any, implementation: str, first_key: int | None
-    ) -> tuple[Any, Tensor, int]:
-        """The mask of the layers that share these slots, the marked columns [B, P] they hold then, their lineage's step."""
+    def _arriving(self, running: Pass, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """The columns [B, n] of the pass's states, -1 at holes, and the same with the rejected ones marked."""
         assert running.answers is not None and running.answers.rejected is not None
-        batch, device = hidden.shape[0], hidden.device
-        alive, past, queries = running.alive_on(device), running.past, running.queries
+        past, device = running.past, hidden.device
+        alive, rejected = running.alive_on(device), running.answers.rejected.to(device)
         if alive is None:
-            asking = torch.arange(past, past + queries, device=device).expand(batch, -1)
-            rejected = running.answers.rejected.to(device)
-        else:
-            asking = alive.columns(past)
-            rejected = running.answers.rejected.to(device).gather(1, alive.index)
-        new = mark(asking, rejected)
-        before = new[:, :0] if slots is None else slots.positions(batch, device)
-        marked = torch.cat([before, new], dim=1)
-        visible = columns_of(marked) if slots is None else slots.cut(columns_of(marked), queries)
-        seen = marked if slots is None else slots.cut(marked, queries)
+            columns = torch.arange(past, past + running.queries, device=device).expand(hidden.shape[0], -1)
+            return columns, mark(columns, rejected)
+        return alive.columns(past), mark(alive.columns(past), rejected.gather(1, alive.index))
+
+    def _mask(
+        self,
+        running: Pass,
+        places: Places,
+        asking: Tensor,
+        hidden: Tensor,
+        mask: Any,
+        implementation: str,
+        first_key: int | None,
+    ) -> Any:
+        """The mask of the layers whose slots are the same."""
+        alive, visible = running.alive_on(hidden.device), columns_of(places.seen)
+        past, queries = running.past, running.queries
         projected = project_mask(mask, visible, alive, past, queries, False, False, implementation, hidden.dtype, first_key)
         if isinstance(projected, Tensor) and projected.ndim == 2 and queries > 1 and running.numbers is not None:
             raise UnsupportedCombination(
                 f"{self.method.name} under flash attention: several tokens of an answer in one pass see different keys, and a "
                 "flash mask is the same for all of them; use sdpa"
             )
-        return see(projected, seen, asking, self.method.recent), marked, hash(("gate", past, queries))
+        return see(projected, places.seen, asking, places.recent)
 
-    def _clean(self, running: Pass, slots: DynamicSlots, hidden: Tensor) -> None:
+    def _clean(self, running: Pass, slots: SlotLayer, hidden: Tensor) -> None:
         """Take rejected slots away that no later token sees. Layers with equal slots share one wait."""
+        fixed = slots.fixed_slots
 
         def plan() -> tuple[Tensor, Tensor, int]:
-            marked = slots.positions(hidden.shape[0], hidden.device)
+            before = slots.positions(hidden.shape[0], hidden.device)
+            marked = before[:, fixed:]
             keep = (marked >= 0) | ((marked <= -2) & (running.past - columns_of(marked) < self.method.recent))
             index, valid = pack(keep, keep.sum(1).tolist())
-            return index, torch.where(valid, marked.gather(1, index), -1), hash(("clean", running.past))
+            after = torch.cat([before[:, :fixed], torch.where(valid, marked.gather(1, index), -1)], dim=1)
+            return index, after, hash(("clean", running.past))
 
-        key = ("clean", slots.lineage, slots.slots, slots.is_sliding, hidden.device)
+        key = ("clean", slots.lineage, slots.slots, fixed, slots.is_sliding, hidden.device)
         index, marked, step = running.shared.once(key, running, plan)
         slots.repack(index.to(slots.keys.device), marked, step)

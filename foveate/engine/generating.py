@@ -9,11 +9,16 @@ from typing import TYPE_CHECKING, Any
 from foveate.engine import cache_kinds
 from foveate.engine.carrying import CHANGING, NO_COPY
 from foveate.engine.conversation import Conversation, close_block, open_block
+from foveate.engine.notices import say_once
 from foveate.errors import AttachError, FoveateError, UnsupportedCombination
 
 if TYPE_CHECKING:
     from foveate.engine.attachment import Attachment
 
+_NOT_COMPILED = (
+    "compile_config has no effect under a gate, which decides at each step outside of any compiled graph: leave it out, or "
+    "leave out the gate"
+)
 # Older names of caches that can be pruned, as published checkpoints have them.
 _OLD_NAMES = (None, "dynamic_full", "hybrid", "hybrid_chunked", "sliding_window")
 
@@ -28,6 +33,7 @@ class Generate:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         attachment = self._attachment
         conversation = self._conversation(args, kwargs)
+        kwargs = self._uncompiled(kwargs)
         with CHANGING:  # not while another thread changes hooks
             running = attachment._activity.generating()
         token = open_block(conversation)
@@ -42,6 +48,17 @@ class Generate:
             conversation.let_go()
             attachment._hooks.settle()
             attachment._activity.over(running)
+
+    def _uncompiled(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The arguments with decode steps on a static cache left uncompiled, if a gate decides at each of them."""
+        if self._attachment.plan.gate is None or kwargs.get("disable_compile"):
+            return kwargs
+        configs = (kwargs.get("generation_config"), getattr(self._attachment.model, "generation_config", None))
+        if any(
+            one is not None for one in (kwargs.get("compile_config"), *(getattr(c, "compile_config", None) for c in configs))
+        ):
+            say_once(self._attachment, _NOT_COMPILED)
+        return {**kwargs, "disable_compile": True}
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise AttachError(NO_COPY)

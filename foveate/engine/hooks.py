@@ -21,6 +21,7 @@ from foveate.engine.decoder import DecoderHooks
 from foveate.engine.encode_once import EncodeOnce
 from foveate.engine.encoder import EncoderHooks
 from foveate.engine.gate import Gate
+from foveate.engine.instruct import Instructions
 from foveate.engine.packed_encoder import PackedEncoderHooks
 from foveate.engine.passes import Passes
 from foveate.engine.prompts import Prompts
@@ -72,7 +73,18 @@ class Hooks:
         )
         base = model.get_submodule(family.base)
         self.passes = Passes(
-            owner, model, base, plan, self.parts.gate, self.prompts, refusals, modules, activity, on_media, soft is not None
+            owner,
+            model,
+            base,
+            plan,
+            self.parts.gate,
+            self.prompts,
+            refusals,
+            Instructions(plan, family, model.config),
+            modules,
+            activity,
+            on_media,
+            soft is not None,
         )
         self.handles: list[RemovableHandle | EncodeOnce] = []
 

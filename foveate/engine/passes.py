@@ -21,6 +21,7 @@ from foveate.engine.compiled import in_compiled_step, uncompiled
 from foveate.engine.conversation import Conversation
 from foveate.engine.forward import Answers, Pass
 from foveate.engine.gate import Gate, answer_numbers
+from foveate.engine.instruct import Instructions
 from foveate.engine.notices import say_once
 from foveate.engine.prompts import Prompts, shift, source_of
 from foveate.engine.refusals import OPEN_A_CONVERSATION, Refusals
@@ -46,7 +47,7 @@ class Passes:
         model, base: the top model and the module that merges text and media.
         plan: what is attached.
         gate: its step stage, if it has one.
-        prompts, refusals: find layouts, and say no.
+        prompts, refusals, instructions: find layouts, say no, and find what stages on the instruction judge.
         modules: of learned methods, by their stage.
         activity: where running calls are noted.
         on_media: called with the conversation when a pass finds media.
@@ -60,6 +61,7 @@ class Passes:
     gate: Gate | None
     prompts: Prompts
     refusals: Refusals
+    instructions: Instructions
     modules: Mapping[Stage, nn.Module]
     activity: Activity
     on_media: Callable[[Conversation], None]
@@ -95,7 +97,7 @@ class Passes:
         call = _named(names, args, kwargs)
         source = source_of(call)
         # Without a source the model itself says what is missing. A compiled decode step finds what it needs in the cache.
-        if source is not None and not in_compiled_step(source, compat.cache_of(call)):
+        if source is not None and not self._compiled(source, call):
             self._open(call, source)
 
     def _after_base(
@@ -103,8 +105,12 @@ class Passes:
     ) -> None:
         call = _named(names, args, kwargs)
         source = source_of(call)
-        if source is not None and not in_compiled_step(source, compat.cache_of(call)):
+        if source is not None and not self._compiled(source, call):
             self._close(output)
+
+    def _compiled(self, source: Tensor, call: Mapping[str, Any]) -> bool:
+        """Whether this is a decode step that runs without us. What a gate decides is no part of a compiled graph."""
+        return self.gate is None and in_compiled_step(source, compat.cache_of(call))
 
     @cached_property
     def _masks(self) -> bool:
@@ -129,6 +135,8 @@ class Passes:
         cache = compat.cache_of(call)
         conversation = belonging.conversation_of(self.owner, call, source)
         queries, past = source.shape[1], conversation.columns_in(cache, source.shape[1])
+        if conversation.seen is None:
+            conversation.begun = past
         if conversation.inputs and conversation.seen is None:
             conversation.shift = shift(conversation.inputs, call, source, past)
         running = Pass(self.owner, conversation, queries, past, cache is not None, self.modules, own_labels)
@@ -145,7 +153,7 @@ class Passes:
         """Find the answer's tokens of a pass for the gate."""
         cache = compat.cache_of(call)
         if cache is not None and not self.trains and (running.past == 0 or running.queries > 1):
-            check_gated_cache(cache, gate.layer, gate.method.name)
+            check_gated_cache(cache, self.refusals.decoder.config, gate.layer, gate.method.name)
         running.answers = Answers(answer_numbers(running, source, running.labels), call.get("input_ids"))
         if running.numbers is not None:
             self._remember(running.conversation)
@@ -185,13 +193,15 @@ class Passes:
         found = self.prompts.layout(running, call)
         # Without a cache a gate drops columns, also of a prompt without pictures.
         drops_text = running.numbers is not None and not running.cached and not self.trains
-        if found is None and drops_text:
-            found = self.prompts.text_only(running, call)
-        if found is None:
+        if found is None and not drops_text:
             if call.get("input_ids") is None and conversation.inputs.get("input_ids") is None and self._on_media:
                 say_once(self.owner, _EMBEDDINGS_ONLY)
-            return
-        self.refusals.check(running, call, found)
+            if not (self.instructions.turns and running.past):
+                return
+        found = self.prompts.text_only(running, call) if found is None else found
+        running.instructions = self.instructions.columns(running, call, found)
+        drops_text = drops_text or bool(running.instructions)
+        self.refusals.check(running, call, found, drops_text)
         if not found.media and not drops_text:
             return
         if running.past == 0 and len(conversation.trace):

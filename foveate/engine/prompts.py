@@ -69,6 +69,7 @@ class Prompts:
         else:
             real = torch.ones(shape, dtype=torch.bool, device="cpu")
         length = running.conversation.prompt_end
+        length = None if length is None else max(length - running.past, 0)
         return Layout.build(torch.zeros(shape, dtype=torch.bool, device="cpu"), real, [[] for _ in range(shape[0])], length)
 
     def _find(
@@ -122,6 +123,14 @@ def row_count(call: Mapping[str, Any]) -> int:
     source = source_of(call)
     assert source is not None
     return int(source.shape[0])
+
+
+def prompt_mask(conversation: Conversation, call: Mapping[str, Any]) -> Tensor:
+    """[B, S] bool on the CPU, False at padding: of generate's whole prompt, one row per sample."""
+    source = source_of(conversation.inputs)
+    assert source is not None
+    mask = layouts.two_dimensional_mask(call, conversation.inputs, True)
+    return torch.ones(source.shape[:2], dtype=torch.bool, device="cpu") if mask is None else mask.bool().cpu()
 
 
 def shift(inputs: Mapping[str, Any], call: Mapping[str, Any], source: Tensor, past: int) -> int:

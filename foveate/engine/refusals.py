@@ -39,8 +39,8 @@ class Refusals:
         self.masks, self.watched, self.on_text = masks, watched, on_text
         self.stateful = bool(family.stateful_layers(model.config))
 
-    def check(self, running: Pass, call: Mapping[str, Any], found: Layout) -> None:
-        """Say no to what cannot work, before any layer has run."""
+    def check(self, running: Pass, call: Mapping[str, Any], found: Layout, drops_text: bool) -> None:
+        """Say no to what cannot work, before any layer has run; `drops_text`: whether columns of text will be dropped."""
         split = int((found.roles == int(Role.VISUAL)).sum()) != sum(medium.shape.tokens for medium in found.media)
         if split:
             raise UnsupportedCombination(_CHUNKED)
@@ -49,7 +49,7 @@ class Refusals:
             self._check_packed(running, call)
         if self.stateful:
             self._check_states(running, call, found)
-        if not found.media:
+        if not found.media and not drops_text:
             return
         mask = call.get("attention_mask")
         if (
@@ -76,7 +76,7 @@ class Refusals:
         if checkpointed and not compat.HOOKS_SURVIVE_CHECKPOINTING:
             raise UnsupportedCombination("gradient checkpointing under a plan needs transformers >= 5.23")
         ends_early = conversation.prompt_end is not None and running.past + running.queries < conversation.prompt_end
-        if ends_early and self.watched:
+        if ends_early and self.watched and found.media:
             raise UnsupportedCombination(_CHUNKED)
 
     def _keeps_cache(self, call: Mapping[str, Any]) -> bool:

@@ -7,6 +7,7 @@ column it holds, -1 for a hole.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -20,6 +21,36 @@ PRUNED_WITHOUT_PLAN = (
 )
 
 
+def mark(columns: Tensor, rejected: Tensor) -> Tensor:
+    """Columns [B, n] with those that a gate rejected marked: -2 minus the column. (-1 is a hole.)"""
+    return torch.where(rejected & (columns >= 0), -2 - columns, columns)
+
+
+def columns_of(marked: Tensor) -> Tensor:
+    """Columns [B, P] of marked ones; -1 stays a hole."""
+    return torch.where(marked <= -2, -2 - marked, marked)
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a gated pass stores what arrives.
+
+    Attributes:
+        after: [B, P] marked columns (`mark`) of all slots once it is stored.
+        seen: [B, V] marked columns of the keys that `update` will return.
+        recent: so many of the last columns are visible whatever was decided, the newest included.
+        index: of a layer whose slots are reserved, the slots [B, n] that are written; with `joins` the slots [B, P] that stay,
+            of the stored and the arriving ones behind each other.
+        joins: whether arriving states take more slots than are free, so that stored and arriving ones are chosen together.
+    """
+
+    after: Tensor
+    seen: Tensor
+    recent: int
+    index: Tensor | None = None
+    joins: bool = False
+
+
 class Announcement:
     """What the hook in front of a layer tells its cache layer about the states that are about to arrive.
 
@@ -28,17 +59,16 @@ class Announcement:
         columns: how many columns the arriving states stand for.
         all_valid: whether `positions` holds no -1.
         lineage: equal numbers mean equal slots: layers after the same stages share it, so masks are built once.
-        after: [B, P] columns of all slots once these states are stored, those that a gate rejected marked (`gate.mark`);
-            None where nothing is gated.
+        places: where a gate has them stored; None where nothing is gated.
     """
 
-    __slots__ = ("after", "all_valid", "columns", "lineage", "positions")
+    __slots__ = ("all_valid", "columns", "lineage", "places", "positions")
 
     def __init__(
-        self, positions: Tensor | None, columns: int, all_valid: bool, lineage: int, after: Tensor | None = None
+        self, positions: Tensor | None, columns: int, all_valid: bool, lineage: int, places: Places | None = None
     ) -> None:
         self.positions, self.columns, self.all_valid, self.lineage = positions, columns, all_valid, lineage
-        self.after = after
+        self.places = places
 
 
 class SlotLayer:
@@ -46,13 +76,14 @@ class SlotLayer:
 
     Class attributes, what a kind of cache can do:
         cache: what `generate(cache_implementation=...)` calls it.
-        forgets: it can forget single tokens, as gates need.
-        compiles: its slots are reserved, so that decode steps can be compiled; some are empty.
+        forgets: it can leave out single tokens of an answer, as gates need.
+        compiles: its slots are reserved, so that decode steps can be compiled (never those of a gate); some are empty.
         masks: effect=mask can choose among its slots anew at each step.
         measurable: the bytes of its keys and values can be read.
 
     Attributes:
-        gated: slots among it were judged by a gate.
+        gated: slots among it were judged by a gate, or are reserved for what a gate will store.
+        ungated_slots: of a layer that reserves its slots, as many as it would have without a gate.
         all_valid: no hole among the slots.
         pad_free: no slot holds a padding column.
         lineage: equal numbers mean equal slots.
@@ -72,6 +103,8 @@ class SlotLayer:
     pad_free: bool
     lineage: int
     gated: bool = False
+    ungated_slots: int = 0
+    spare: int = 0  # slots that need not be reserved, since a gate will not store so many tokens
     lent_mask: Any = None  # at a compiled step, the mask of this layer, for decoder layers that read its keys too
     _announced: Announcement | None
 
@@ -83,6 +116,11 @@ class SlotLayer:
     def slots(self) -> int:
         """Slots that hold states, or could."""
         raise NotImplementedError
+
+    @property
+    def room(self) -> int | None:
+        """Columns that slots are reserved for ahead, None where slots come with the tokens."""
+        return None
 
     @property
     def lasting_slots(self) -> int:
@@ -99,6 +137,30 @@ class SlotLayer:
 
     def announce(self, announcement: Announcement, batch: int, device: torch.device) -> None:
         """Say what arrives with the next `update`."""
+        raise NotImplementedError
+
+    def make_room(self, arriving: Tensor, past: int, columns: int, recent: int) -> None:
+        """Before `places`: see to it that the states of a gated pass have slots.
+
+        Args:
+            arriving: [B, n] their marked columns.   past, columns: columns before the pass and in it.   recent: as of `Places`.
+        """
+
+    def places(self, arriving: Tensor, past: int, columns: int, recent: int) -> Places:
+        """Where the states of a gated pass go; arguments as of `make_room`."""
+        raise NotImplementedError
+
+    def dirty(self, arriving: int, clean_every: int) -> bool:
+        """Whether rejected slots are to be taken away (`repack`) before `arriving` states come."""
+        return False
+
+    @property
+    def fixed_slots(self) -> int:
+        """The first so many slots are never taken away."""
+        return 0
+
+    def repack(self, index: Tensor, positions: Tensor, step: int) -> None:
+        """Of the slots that are not fixed keep `index` [B, K]; all hold `positions` [B, P] then; `step` names it for others."""
         raise NotImplementedError
 
     def first_key(self, queries: int) -> int | None:

@@ -26,7 +26,7 @@ from foveate.engine import compat, forward
 from foveate.engine.asking import with_asking
 from foveate.engine.forward import Pass
 from foveate.engine.question import question_states
-from foveate.engine.soft_attention import POLICY, SOFT, SoftConfig, soft_attention
+from foveate.engine.soft_attention import POLICY, SOFT, SoftConfig, at_least_float32, soft_attention
 from foveate.engine.spans import Span, widen
 from foveate.errors import UnsupportedCombination
 from foveate.ops.soft_top_k import soft_top_k
@@ -145,7 +145,7 @@ class SoftHooks:
     def _decide(self, running: Pass, hidden: Tensor, training: bool) -> Tensor | None:
         """M: [B, S], 1 at columns that are no stage's business."""
         self.mode.image_shares, self.mode.text_shares = [], []
-        policy = torch.ones(hidden.shape[:2], device=hidden.device, dtype=torch.float32)
+        policy = torch.ones(hidden.shape[:2], device=hidden.device, dtype=at_least_float32(hidden.dtype))
         if self.image is not None and running.chooses:
             policy = self._judge_media(running, hidden, policy, self.image, training)
         if self.gate is not None and running.numbers is not None:
@@ -163,7 +163,7 @@ class SoftHooks:
             asks = tuple(span.asks for span in spans) if any(span.asks for span in spans) else ()
             asked = {need: question_states(running, spans, hidden) for need in stage.method.needs()}
             kept = self._keep_media(stage, budget, hidden[rows, columns], asked, asks, training)
-            policy = policy.index_put((rows, columns), kept)
+            policy = policy.index_put((rows, columns), kept.to(policy.dtype))
             self.mode.image_shares += list(kept.mean(1))
         return policy
 
@@ -239,7 +239,7 @@ class SoftHooks:
         for row, length in enumerate(lengths.tolist()):
             judged = length and (not training or length >= self.mode.least_answer)
             self.mode.text_shares.append((kept[row][answer[row]].mean() if judged else None, length))
-        return torch.where(answer, kept, policy)
+        return torch.where(answer, kept.to(policy.dtype), policy)
 
     def _noise(self, shape: tuple[int, ...], device: torch.device, training: bool) -> Tensor:
         """Uniform numbers. Of the CPU's generator, so that validation says the same on every device."""
@@ -248,7 +248,8 @@ class SoftHooks:
 
     def _draw(self, logits: Tensor) -> Tensor:
         """Of logits [..., 2] a decision for each token: 1 keeps. Straight through: the gradient is that of the soft sample."""
-        sample = F.gumbel_softmax(logits.float().log_softmax(-1), tau=self.mode.tau, hard=True)
+        logits = logits.to(at_least_float32(logits.dtype))
+        sample = F.gumbel_softmax(logits.log_softmax(-1), tau=self.mode.tau, hard=True)
         return sample[..., 0]
 
 

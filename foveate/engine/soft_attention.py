@@ -3,6 +3,10 @@
 With M_j in {0, 1}, G_ij = M_j + (1 - M_j) [i = j] multiplies exp(score). A dropped token attends to kept ones and itself, so
 its own loss is defined. The weight stands in front of the softmax's sum and not in its logarithm: a dropped key still has a
 gradient, the way by which it can come back.
+
+Differs from the authors' code: it adds 1e-6 to the softmax, spread over all keys, future ones too; the paper does not, nor does
+this. Gradients differ by about as much, but for sums that nearly cancel, such as those of a predictor's last biases
+(tests/engine/test_soft_gradients.py compares every one in float64).
 """
 
 from __future__ import annotations
@@ -21,6 +25,11 @@ POLICY = "foveate_policy"
 _SCORES_AT_ONCE = 1 << 24
 # Above this a dropped key's exp(score) grows no more: it only scales a gradient.
 _LARGEST = 20.0
+
+
+def at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    """The number format of decisions and softmax weights: float32, or float64 for a model in float64."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 class SoftConfig:
@@ -75,14 +84,15 @@ def _attend(
     query: Tensor, key: Tensor, value: Tensor, policy: Tensor, seen: Tensor, start: int, scaling: float, softcap: float | None
 ) -> Tensor:
     """Eq. 7 for some query rows: [B, H, r, D]."""
-    score = (query @ key.transpose(-1, -2)).float() * scaling
+    score = query @ key.transpose(-1, -2)
+    score = score.to(at_least_float32(score.dtype)) * scaling
     if softcap is not None:
         score = torch.tanh(score / softcap) * softcap
     lowest = torch.finfo(score.dtype).min
     score = score.masked_fill(~seen, lowest)
     rows = torch.arange(start, start + query.shape[2], device=query.device)
     own = rows[:, None] == torch.arange(key.shape[2], device=query.device)[None]
-    kept = torch.where(own, 1.0, policy.float()[:, None, None])  # G, [B, 1, r, S]
+    kept = torch.where(own, 1.0, policy.to(score.dtype)[:, None, None])  # G, [B, 1, r, S]
     # The largest score among keys that count: what is dropped must not push the others below what a float can hold.
     largest = score.detach().masked_fill(kept.detach() == 0, lowest).amax(-1, keepdim=True)
     weight = (score - largest).clamp(max=_LARGEST).exp() * kept

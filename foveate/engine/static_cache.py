@@ -12,31 +12,26 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import StaticLayer, StaticSlidingWindowLayer
 
-from foveate.engine.slots import PRUNED_WITHOUT_PLAN, REORDERED, Announcement, SlotLayer
-from foveate.errors import AttachError
-
-# The reservation of a pruned layer is rounded up to this many slots: prompts that prune about as much then share one shape,
-# and with it one compiled decode step.
-_RESERVED_IN_STEPS = 256
+from foveate.engine.slots import PRUNED_WITHOUT_PLAN, REORDERED, Announcement
+from foveate.engine.static_gating import ReusedSlots
+from foveate.errors import AttachError, UnsupportedCombination
 
 
-class StaticSlots(SlotLayer):
+class StaticSlots(ReusedSlots):
     """Mixed in front of a static cache layer. Must be told what arrives (`announce`) before each `update`.
 
     Attributes:
-        columns: the layer of column numbers, [B, 1, P, 1] long, one more than the column; 0 where nothing is stored.
+        columns: the layer of column numbers, [B, 1, P, 1] long, one more than the (marked) column; 0 where nothing is stored.
         logical: tensor, columns so far.
-        reserved: columns that the plain layer would have room for.
     """
 
     device: torch.device
-    max_cache_len: int
     cumulative_length: Tensor
-    columns: StaticLayer
     logical: Tensor
-    reserved: int
     cache = "static"
+    forgets = True
     compiles = True
+    is_croppable = False
     masks = False
     all_valid = False  # there are empty slots after the last token
     pad_free = False
@@ -74,8 +69,13 @@ class StaticSlots(SlotLayer):
         """Slots that `update` returns; some may be empty."""
         return int(self.max_cache_len)
 
+    @property
+    def room(self) -> int | None:
+        """Columns that there is room for."""
+        return int(self.reserved)
+
     def positions(self, batch: int, device: torch.device) -> Tensor:
-        """[B, P] column of every stored slot, -1 for an empty one or a hole."""
+        """[B, P] column of every stored slot, -1 for an empty one or a hole; rejected ones are marked."""
         if not self.columns.is_initialized:
             return torch.full((batch, self.max_cache_len), -1, device=device)
         stored: Tensor = self.columns.keys[:, 0, :, 0].to(device) - 1
@@ -87,6 +87,11 @@ class StaticSlots(SlotLayer):
 
     def announce(self, announcement: Announcement, batch: int, device: torch.device) -> None:
         """Say what arrives with the next `update`."""
+        if announcement.places is not None:
+            self.columns.keys.copy_(announcement.places.after[:, None, :, None] + 1)
+            self._descend(announcement.lineage)
+            self._announced, self.gated = announcement, True
+            return
         arriving = announcement.columns if announcement.positions is None else announcement.positions.shape[1]
         if not self.is_initialized and not self.columns.is_initialized:
             self._reserve(arriving, announcement.columns)
@@ -102,10 +107,12 @@ class StaticSlots(SlotLayer):
         self._announced = announcement
 
     def _reserve(self, arriving: int, columns: int) -> None:
-        """Reserve slots for what arrives and for as many columns as the plain layer would still have room for."""
+        """Reserve slots for what arrives and for as many columns as the plain layer would still have room for, but for those
+        that a gate will spare: from then on states go where a slot is free, and slots are added where it spares fewer.
+        """
+        self.gated = self.spare > 0
         needed = self.reserved - columns + arriving
-        stepped = -(-needed // _RESERVED_IN_STEPS) * _RESERVED_IN_STEPS
-        self.max_cache_len = min(self.reserved, stepped)
+        self.ungated_slots, self.max_cache_len = self._in_steps(needed), self._in_steps(needed - self.spare)
         self.columns = self._plain_columns()
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -113,9 +120,17 @@ class StaticSlots(SlotLayer):
         announced, self._announced = self._announced, None
         if announced is None:
             raise AttachError(PRUNED_WITHOUT_PLAN)
-        out: tuple[Tensor, Tensor] = super().update(key_states, value_states, *args, **kwargs)  # type: ignore[misc]
+        if announced.places is None:
+            out: tuple[Tensor, Tensor] = super().update(key_states, value_states, *args, **kwargs)  # type: ignore[misc]
+        else:
+            out = self._store(announced.places, key_states, value_states)
         self.logical.add_(announced.columns)
         return out
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Refused: a pruned static layer cannot forget its last columns."""
+        if tokens_to_remove:
+            raise UnsupportedCombination("a pruned static cache cannot forget its last columns: use a dynamic cache")
 
     def get_seq_length(self) -> Any:
         """Columns, not slots."""
@@ -139,6 +154,7 @@ class StaticSlots(SlotLayer):
         """Empty the layer. The next prompt may prune less, so its reservation is given back too."""
         super().reset()  # type: ignore[misc]
         self.is_initialized, self.max_cache_len, self.lineage = False, self.reserved, 0
+        self.gated, self.used, self.spare = False, None, 0
         self.columns = self._plain_columns()
         self.logical.zero_()
 

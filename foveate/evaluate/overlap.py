@@ -29,17 +29,18 @@ def overlap_score() -> OverlapScore:
     Raises:
         MissingPackage: without both.
     """
+    return meteor() or rouge_l()
+
+
+def meteor() -> OverlapScore | None:
+    """METEOR as `overlap_score` says, None if nltk, its words or WordNet are missing."""
     try:
         tokenize = import_module("nltk").word_tokenize
         single = import_module("nltk.translate.meteor_score").single_meteor_score
         single(tokenize("a word"), tokenize("one word"))  # reads WordNet
     except (ImportError, LookupError, OSError):  # data that was not downloaded, or lacks one of its files
-        return rouge_l()
-
-    def meteor(answer: str, reference: str) -> float:
-        return float(single(tokenize(reference), tokenize(answer)))
-
-    return OverlapScore("meteor", meteor)
+        return None
+    return OverlapScore("meteor", lambda answer, reference: float(single(tokenize(reference), tokenize(answer))))
 
 
 def rouge_l() -> OverlapScore:

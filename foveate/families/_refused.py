@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-_CONVOLUTION = "short convolutions mix neighbouring tokens, a dropped one changes those beside it: no family file says yet where"
+_CONVOLUTION = "short convolutions mix neighbouring tokens, a dropped one changes the next: no family file says yet where"
 _RECURRENT = "recurrent layers carry a state past every token, which a dropped one changes: no family file says yet where"
 _INDEXED = "an indexer beside its recurrent layers chooses tokens by keys of its own, which a dropped token changes too"
 _CROSS = "visual tokens never enter the decoder's sequence: its layers look at them by cross-attention"

@@ -4,6 +4,8 @@ Huang et al., ICLR 2025, arXiv:2412.00876, Sec. 3.2, Eq. 5 and 6. Written from t
 Differs from the authors' code: exact in ragged batches, for beams and for prompts on a cache; also on text-only chats.
 Without a cache their code keeps as many tokens as the predictor would, but chooses them by the raw logit of keeping, so its
 answers with and without a cache differ; here a token stays where its logit of keeping is the larger one, in both.
+The paper's rule is the default: a token that is not stored is seen by itself alone. `recent=N` keeps a window beside it, which
+the predictor was not trained with: the last N tokens are seen whatever it says.
 """
 
 from __future__ import annotations
@@ -25,11 +27,14 @@ class DynamicText(StepMethod, LearnedMethod):
     """Store the tokens of the answer that a trained predictor keeps.
 
     Attributes:
+        recent: the last so many tokens are visible whatever the predictor says, counted with the one that asks; 1 is the
+            paper's rule.
         path: folder or hub id of the predictors.
         bias: added to the logit of keeping; more than 0 stores more than was trained.
         allow_mismatch: also on another model than the one they were trained for.
     """
 
+    recent: int = 1
     path: str = ""
     bias: float = 0.0
     allow_mismatch: bool = False

@@ -19,6 +19,7 @@ _WHOLE = {
 }
 _MOST_MARKS = 10_000
 SELECTORS = ("selector", "question_selector")
+_LONGEST_TURN = 64
 
 
 def check_config(config: Any) -> None:
@@ -54,6 +55,11 @@ def check_config(config: Any) -> None:
     names = config.selectors
     if not (isinstance(names, tuple) and all(name in SELECTORS for name in names) and len({*names}) == len(names)):
         raise InputError(f"selectors is a list of {' and '.join(SELECTORS)}, each once at most, or of nothing")
+    turn = config.turn
+    if not (
+        isinstance(turn, tuple) and len(turn) <= _LONGEST_TURN and all(type(one) is int and 0 <= one < 2**31 for one in turn)
+    ):
+        raise InputError(f"turn is a list of at most {_LONGEST_TURN} token ids, those with which a user's turn begins")
     if not isinstance(config.provenance, dict):
         raise InputError(f"provenance is an object, not {type(config.provenance).__name__}")
 

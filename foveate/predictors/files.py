@@ -42,6 +42,7 @@ class PredictorConfig:
         keep: share of a picture's tokens that stays.
         text_keep: share of an answer's tokens that is stored, as trained; None without that predictor.
         instruct_keep: share of an instruction's tokens that stays; None without that predictor.
+        turn: token ids with which a user's turn begins behind an answer; () where nobody said.
         width, heads, feedforward, blocks: of the predictors.
         provenance: how they came to be, in words and numbers.
         image: whether there is a predictor for pictures in front of that layer.
@@ -60,6 +61,7 @@ class PredictorConfig:
     keep: float = 0.2
     text_keep: float | None = 0.5
     instruct_keep: float | None = None
+    turn: tuple[int, ...] = ()
     width: int = 512
     heads: int = 8
     feedforward: int = 2048
@@ -120,7 +122,9 @@ def read_config(path: str) -> PredictorConfig:
     known = {one.name for one in fields(PredictorConfig)}
     if set(data) - known or not {"base_model", "model_type", "hidden_size", "layers"} <= set(data):
         raise InputError(f"{file} does not describe predictors: its keys are {', '.join(sorted(data))}")
-    data |= {name: tuple(value) for name in ("fingerprint", "selectors") if isinstance(value := data.get(name), list)}
+    for name in ("fingerprint", "selectors", "turn"):
+        if isinstance(data.get(name), list):
+            data[name] = tuple(data[name])
     try:
         return PredictorConfig(**data)
     except InputError as error:

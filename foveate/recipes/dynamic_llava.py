@@ -30,6 +30,7 @@ class DynamicLlava(Recipe):
         image: whether the picture is sparsified.
         text: whether the answer is; needs predictors that were trained for it.
         instruct: whether the instruction is, by its own predictor; off in the authors' scripts, for it costs accuracy.
+        turn: token ids with which a user's turn begins, for `instruct` (`dynamic_instruct`); () as the predictors say.
         scope: "crop" judges each crop of an image on its own, as trained on one crop.
         bias, recent, first: of the answer's gate (`dynamic_text`).
         allow_mismatch: also on another model than the one they were trained for.
@@ -41,6 +42,7 @@ class DynamicLlava(Recipe):
     image: bool = True
     text: bool = True
     instruct: bool = False
+    turn: tuple[int, ...] = ()
     scope: str = "medium"
     bias: float = 0.0
     recent: int = 1
@@ -53,7 +55,7 @@ class DynamicLlava(Recipe):
             "dynamic_llava(path='{path}')",
             "dynamic_llava(path='{path}', keep=0.4, rounding=half_up, bias=0.1, recent=2, first=1)",
             "dynamic_llava(path='{path}', keep=threshold:0.5, text=off, scope=frame, allow_mismatch=on)",
-            "dynamic_llava(path='{path}', image=off, instruct=on)",
+            "dynamic_llava(path='{path}', image=off, instruct=on, turn=[5, 7])",
         )
 
     def expand(self) -> tuple[Stage, ...]:
@@ -76,7 +78,7 @@ class DynamicLlava(Recipe):
         if self.instruct:
             if config.instruct_keep is None:
                 raise InputError(f"{self.path} holds no predictor for instructions: leave instruct out")
-            method = methods.get("dynamic_instruct")(**common)
+            method = methods.get("dynamic_instruct")(**{**common, "turn": self.turn})
             stages.append(Stage(Site.llm_layer(config.layer), method, Budget(threshold=0.5)))
         if self.text:
             if config.text_keep is None:

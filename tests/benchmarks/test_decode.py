@@ -95,3 +95,24 @@ def test_answers_beyond_a_model_s_positions_are_named_and_not_run(capsys):
     with pytest.raises(SystemExit) as stopped:
         decode.main(["run", "--smoke", "--models", "llava-1.5-7b", "--tokens", "576", "--new-tokens", "4096", "--plans", GATE])
     assert stopped.value.code == 2 and "4096 new tokens: llava-1.5-7b has 4096 positions" in capsys.readouterr().err
+
+
+def test_gated_answers_of_several_lengths_and_batches_are_cells_of_one_run(tmp_path):
+    """The command for 2,048 and 4,096 tokens at batch 1 and 8, on short answers of a tiny model."""
+    out, threads = tmp_path / "c-decode.json", torch.get_num_threads()
+    decode.main([
+        "run", "--smoke", "--tokens", "16", "--models", "smoke-llava", "--new-tokens", "4", "8", "--batch", "1", "2",
+        "--rounds", "1", "--most-rounds", "1", "--plans", GATE, "--out", str(out),
+    ])  # fmt: skip
+    torch.set_num_threads(threads)
+    result = json.loads(out.read_text())
+    assert sorted((cell["new_tokens"], cell["batch"]) for cell in result["cells"]) == [(4, 1), (4, 2), (8, 1), (8, 2)]
+    for cell in result["cells"]:
+        plain, gated = cell["rows"]
+        fed = cell["new_tokens"] - 1
+        assert plain["kv_bytes"] == SLOT // 2 * cell["batch"] * 4 * (80 + fed)
+        assert gated["kv_bytes_lasting"] == SLOT // 2 * cell["batch"] * (2 * (80 + fed) + 2 * (80 + fed // 2))
+        for row in (plain, gated):
+            assert row["peak_bytes"] > row["kv_bytes"] and row["summary"]["tpot"]["median_ms"] > 0
+    lines = table.model_table("decode", "cpu", "smoke-llava", [result | {"file": out.name}]).splitlines()
+    assert sum(f"`{GATE}`" in line and "| 8 |" in line for line in lines) == 2

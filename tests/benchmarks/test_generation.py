@@ -11,6 +11,7 @@ import pytest
 from benchmarks import generation
 from benchmarks._generation_page import PAIRS, STYLES, write_page
 from foveate.demo.long_answers import LONG_TASKS
+from foveate.evaluate.overlap import OverlapScore
 from foveate.predictors import read_config
 from foveate.spec import parse
 
@@ -30,6 +31,44 @@ def test_the_share_of_a_gate_leaves_the_newest_token_out() -> None:
     assert generation.stored_share({"read": [9, 5], "computed": [5, 3]}) == 0.5
 
 
+def study(scores: dict[str, float], old: bool = False) -> dict[str, Any]:
+    """A raw file of one caption and one other task in which the plain model has these scores of answers."""
+    numbers = {"perplexity": 1.1, "read": 9, "computed": 9, "kv_bytes": 100, "output_kv_bytes": 10}
+    numbers |= {"last_pass_flops": 100, "output_flops": 10}
+    named = {"overlap" if old else name: value for name, value in scores.items()}
+    rows = [
+        {"task": task, "name": name, "plan": plan, "scores": {key: [value] * 3 for key, value in (numbers | named).items()}}
+        for task in ("caption", "tally")
+        for name, plan in (("plain", "none"), ("fastv image", "fastv(layer=2, keep=0.2)"), ("learned image", "..."))
+    ]
+    report = {"samples": {"caption": 3, "tally": 3}, "layer": 2, "keep": 0.2, "random_seeds": 5, "provenance": {}, "rows": rows}
+    (first,) = list(scores) if old else [None]
+    return report | ({"overlap_score": first} if old else {"overlap_scores": list(scores)})
+
+
+@pytest.mark.parametrize(
+    ("report", "meteor"),
+    [
+        (study({"meteor": 0.31, "rouge_l": 0.9}), "0.310 | "),
+        (study({"rouge_l": 0.9}), "not measured | not measured"),
+        (study({"rouge_l": 0.9}, old=True), "not measured | not measured"),
+    ],
+    ids=["both scores", "no METEOR", "a file from before"],
+)
+def test_the_page_has_a_column_of_meteor_and_says_where_it_was_not_measured(
+    tmp_path: Path, report: dict[str, Any], meteor: str
+) -> None:
+    write_page(report, Path("raw.json"), tmp_path / "page.md")
+    lines = (tmp_path / "page.md").read_text().splitlines()
+    assert "| plan | PPL | PPL change | METEOR | METEOR change | ROUGE-L | ROUGE-L change | output tokens |" in "\n".join(lines)
+    (plain,) = [line for line in lines if line.startswith("| plain: ")]
+    assert f"| 1.100 |  | {meteor} | 0.900 |  |" in plain
+    missing = [line for line in lines if "METEOR was not measured: nltk had no" in line]
+    assert len(missing) == ("not" in meteor)
+    (verdict,) = [line for line in lines if line.startswith("- learned image against fastv image")]
+    assert ("METEOR" in verdict) == ("not" not in meteor) and "ROUGE-L" in verdict
+
+
 @pytest.mark.full
 def test_a_stopped_study_goes_on_and_its_page_agrees(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -44,6 +83,7 @@ def test_a_stopped_study_goes_on_and_its_page_agrees(
         return score(model, samples, plan, *args, **kwargs)
 
     monkeypatch.setattr(generation, "score_samples", stops)
+    monkeypatch.setattr(generation, "meteor", lambda: OverlapScore("meteor", lambda answer, truth: float(answer == truth)))
     counts, out, page = {"caption": 2, "follow_up": 2}, tmp_path / "study.json", tmp_path / "docs" / "generation.md"
     with pytest.raises(KeyboardInterrupt):
         generation.run("demo", None, counts, out, 6, progress=False)
@@ -54,7 +94,9 @@ def test_a_stopped_study_goes_on_and_its_page_agrees(
     assert set(names) == set(STYLES) and len(report["rows"]) == 2 * len(STYLES)
     # Random plans were measured with a seed for each sample.
     assert {"random(layer=2, keep=0.2, seed=0)", "random(layer=2, keep=0.2, seed=1)"} <= set(done)
+    assert report["overlap_scores"] == ["meteor", "rouge_l"]
     scores = {(row["task"], row["name"]): row["scores"] for row in report["rows"]}
+    assert all({"meteor", "rouge_l"} <= set(found) for found in scores.values())
     assert all(len(values) == 2 for row in scores.values() for values in row.values())
     for task in counts:
         learned, fair = (scores[task, name]["computed"] for name in ("learned answer", "stride gate, as much"))

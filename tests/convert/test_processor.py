@@ -14,6 +14,7 @@ from transformers import AutoProcessor
 
 from foveate.convert import convert_dynamic_llava
 from foveate.convert.processor import load_tokenizer, save_processor
+from foveate.predictors import read_config
 from tests.convert import official
 from tests.convert.official import SIZES, VOCABULARY
 
@@ -73,6 +74,15 @@ def test_token_ids_are_the_official_ones(folder, processor, turns, prompt):
     )
     assert made["input_ids"][0].tolist() == as_official(tokenizer, prompt)
     assert processor.tokenizer.padding_side == "left"
+
+
+def test_the_predictors_say_with_which_ids_a_user_s_turn_begins(folder, processor):
+    turn = read_config(str(folder / "predictors")).turn
+    assert "".join(processor.tokenizer.convert_ids_to_tokens(list(turn))) == "USER:"
+    text = processor.apply_chat_template(BOTH, add_generation_prompt=True, tokenize=False)
+    ids = processor.tokenizer(text)["input_ids"]
+    begins = [at for at in range(len(ids)) if tuple(ids[at : at + len(turn)]) == turn]
+    assert ids[begins[-1] - 1] == processor.tokenizer.eos_token_id, "the second question's"
 
 
 def test_pictures_are_padded_to_squares_with_the_mean_colour(processor):

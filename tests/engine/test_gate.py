@@ -13,7 +13,7 @@ from foveate import families
 from foveate.engine import gate as gate_module
 from foveate.engine.cache_kinds import lasting_bytes, stored_bytes, ungated_bytes
 from foveate.engine.compat import CACHE, cache_in
-from foveate.errors import PlanError, UnsupportedCombination
+from foveate.errors import PlanError
 from tests import tiny
 from tests.oracles.gated_reference import gated_reference
 from tests.spies import settled_state, state_of
@@ -337,23 +337,6 @@ def test_protected_and_first_tokens_are_stored(model_of):
         answer = answers(model, inputs)
         kept = torch.stack(attachment.trace.answer_kept)
         assert torch.equal(kept, answer.sequences[:, length:-1] == token)
-
-
-@pytest.mark.parametrize(
-    "cache", ["static", pytest.param("quantized", marks=pytest.mark.since((5, 21), "before, there is no fp8 cache"))]
-)
-def test_caches_that_cannot_forget_single_tokens_are_refused(model_of, cache):
-    from transformers import QuantizedCache
-
-    model, inputs = model_of("llava"), prompt("llava")
-    options: dict[str, Any] = {"cache_implementation": cache}
-    if cache == "quantized":
-        options = {CACHE: QuantizedCache(backend="fp8", config=model.config)}
-    with (
-        foveate.attach(model, PLANS[0].format(l=2)),
-        pytest.raises(UnsupportedCombination, match="use a dynamic cache"),
-    ):
-        model.generate(**inputs, **options, max_new_tokens=3)
 
 
 def test_two_gates_and_a_gate_behind_the_last_layer_are_refused(model_of):

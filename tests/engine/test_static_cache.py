@@ -11,7 +11,7 @@ from transformers.generation import CompileConfig
 
 import foveate
 from foveate import families
-from foveate.engine import static_cache
+from foveate.engine import static_gating
 from foveate.engine.attachment import Attachment
 from foveate.engine.compat import CACHE, cache_in
 from foveate.engine.static_cache import StaticSlots
@@ -132,7 +132,7 @@ def test_a_cleared_static_cache_serves_the_next_prompt(model_of):
 
 @pytest.mark.since((5, 17), "before, generate() takes no max_cache_len")
 def test_a_pruned_static_layer_reserves_less(monkeypatch):
-    monkeypatch.setattr(static_cache, "_RESERVED_IN_STEPS", 8)
+    monkeypatch.setattr(static_gating, "RESERVED_IN_STEPS", 8)
     # A model of its own: transformers remembers the longest static cache of each.
     model, inputs = tiny.tiny_model("llava"), prompts("llava", 1)
     columns = inputs["input_ids"].shape[1]
@@ -145,6 +145,15 @@ def test_a_pruned_static_layer_reserves_less(monkeypatch):
     assert columns == 48 and sizes == [100, 100] + [80] * 3
     assert sizes[2] >= 100 - removed, "as many columns as before still fit"
     assert [layer.get_max_length() for layer in cache_in(answer).layers] == [100] * 5
+
+
+def test_a_pruned_static_cache_does_not_say_that_it_can_forget_its_last_columns(model_of):
+    model, inputs = model_of("llava"), prompts("llava", 1)
+    with foveate.attach(model, plans("llava")["fastv"]):
+        cache = cache_in(tiny.generate(model, inputs, cache_implementation="static"))
+    assert not cache.layers[-1].is_croppable
+    with pytest.raises(UnsupportedCombination, match="cannot forget its last columns: use a dynamic cache"):
+        cache.layers[-1].crop(-2)
 
 
 def test_static_caches_are_refused_where_they_cannot_be_right(model_of):
