@@ -97,6 +97,7 @@ class Gate:
     def __init__(self, stage: Stage) -> None:
         assert isinstance(stage.method, StepMethod) and stage.site.layer is not None
         self.stage, self.method, self.layer = stage, stage.method, stage.site.layer
+        self.recent = max(self.method.recent, 1)  # a token sees itself
         self.keep = None if stage.budget is None else float(stage.budget.ratio or 0)
 
     def concerns(self, running: Pass, index: int, stored: Any) -> bool:
@@ -134,7 +135,7 @@ class Gate:
         answers.rejected = ~stored
         running.conversation.trace.add_gate(running.past, stored | (numbers < 0), numbers >= 0)
         in_generate = bool(running.conversation.inputs)
-        if in_generate and not running.cached and self.method.recent == 1:
+        if in_generate and not running.cached and self.recent == 1:
             return self._drop(running, answers, hidden)
         return hidden
 
@@ -195,14 +196,14 @@ class Gate:
                 f"{self.method.name} under flash attention: several tokens of an answer in one pass see different keys, and a "
                 "flash mask is the same for all of them; use sdpa"
             )
-        return see(projected, seen, asking, self.method.recent), marked, hash(("gate", past, queries))
+        return see(projected, seen, asking, self.recent), marked, hash(("gate", past, queries))
 
     def _clean(self, running: Pass, slots: DynamicSlots, hidden: Tensor) -> None:
         """Take rejected slots away that no later token sees. Layers with equal slots share one wait."""
 
         def plan() -> tuple[Tensor, Tensor, int]:
             marked = slots.positions(hidden.shape[0], hidden.device)
-            keep = (marked >= 0) | ((marked <= -2) & (running.past - columns_of(marked) < self.method.recent))
+            keep = (marked >= 0) | ((marked <= -2) & (running.past - columns_of(marked) < self.recent))
             index, valid = pack(keep, keep.sum(1).tolist())
             return index, torch.where(valid, marked.gather(1, index), -1), hash(("clean", running.past))
 

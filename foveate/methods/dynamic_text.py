@@ -25,11 +25,13 @@ class DynamicText(StepMethod, LearnedMethod):
     """Store the tokens of the answer that a trained predictor keeps.
 
     Attributes:
+        recent: as in every gate; none unless told otherwise, as it was trained (Eq. 6).
         path: folder or hub id of the predictors.
         bias: added to the logit of keeping; more than 0 stores more than was trained.
         allow_mismatch: also on another model than the one they were trained for.
     """
 
+    recent: int = 0
     path: str = ""
     bias: float = 0.0
     allow_mismatch: bool = False

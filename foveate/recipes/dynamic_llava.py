@@ -43,7 +43,7 @@ class DynamicLlava(Recipe):
     instruct: bool = False
     scope: str = "medium"
     bias: float = 0.0
-    recent: int = 1
+    recent: int = 0
     first: int = 0
     allow_mismatch: bool = False
 

@@ -102,7 +102,11 @@ def test_a_picture_that_holds_no_numbers_spoils_its_own_row_only():
 @pytest.mark.parametrize("family", one_and_more(tiny.FAMILIES))
 def test_default_number_formats_and_devices_are_not_ours(family):
     model, inputs = MODELS[family, "sdpa"], prompt(family)
-    plans = [FASTV, "random(site=pre_llm, keep=0.5)", "fastv(layer={layer}, keep=0.5) | random_gate(layer={layer}, keep=0.5)"]
+    plans = [
+        FASTV,
+        "random(site=pre_llm, keep=0.5)",
+        "fastv(layer={layer}, keep=0.5) | random_gate(layer={layer}, keep=0.5, recent=0)",
+    ]
     if (layer := tiny.encoder_layer(family)) is not None:
         plans += [
             f"{name}(site=vision, layer={layer}, keep=50%)"
