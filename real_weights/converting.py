@@ -28,7 +28,7 @@ _VISION = dict(
 
 
 def convert_language(weights: Path, folder: Path) -> None:
-    """A GGUF file as a model in float32 and its tokenizer. transformers reads the file with the package gguf, for 40 seconds."""
+    """A GGUF file as a model in float32 and its tokenizer. It takes transformers and gguf 40 seconds."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     source: dict[str, Any] = {"pretrained_model_name_or_path": weights.parent, "gguf_file": weights.name}
@@ -41,7 +41,7 @@ def convert_language(weights: Path, folder: Path) -> None:
 
 
 def convert_vision(weights: Path, folder: Path) -> None:
-    """The encoder of an ONNX file as an InternVLVisionModel of 37 x 37 patches; every weight has a place, and every place one."""
+    """The encoder of an ONNX file as an InternVLVisionModel of 37 x 37 patches; every place gets its weight."""
     from transformers import InternVLVisionConfig, InternVLVisionModel
 
     model = InternVLVisionModel(InternVLVisionConfig(**_VISION))
