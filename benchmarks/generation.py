@@ -48,7 +48,7 @@ def plans_of(config: PredictorConfig, path: str) -> dict[str, str]:
         plans["learned answer"] = f"dynamic_text(layer={layer}, {own})"
         plans["both learned"] = f"dynamic_llava({own}, rounding=half_up)"  # as many tokens as the other plans
     plans |= {f"{name} image": f"{name}(layer={layer}, keep={keep})" for name in ("fastv", "random", "uniform")}
-    gates = {f"{name} gate": f"{name}_gate(layer={layer}, keep=0.5)" for name in ("random", "stride")}
+    gates = {f"{name} gate": f"{name}_gate(layer={layer}, keep=0.5, recent=0)" for name in ("random", "stride")}
     both = {"fastv image + random gate": f"{plans['fastv image']} | {gates['random gate']}"}
     return plans | gates | both
 
@@ -56,7 +56,9 @@ def plans_of(config: PredictorConfig, path: str) -> dict[str, str]:
 def fair_plans(config: PredictorConfig, share: float) -> dict[str, str]:
     """Controls that store the share of the answer that the learned gate stores."""
     layer = config.layer
-    gates = {f"{name} gate, as much": f"{name}_gate(layer={layer}, keep={share:.3f})" for name in ("random", "stride")}
+    gates = {
+        f"{name} gate, as much": f"{name}_gate(layer={layer}, keep={share:.3f}, recent=0)" for name in ("random", "stride")
+    }
     image = f"fastv(layer={layer}, keep={config.keep})"
     return gates | {"fastv image + random gate, as much": f"{image} | {gates['random gate, as much']}"}
 

@@ -44,8 +44,8 @@ def rows(path: str) -> Iterator[Row]:
     if config.text_keep is not None:
         gates = {
             "learned": f"dynamic_text(layer={layer}, {own})",
-            "random": f"random_gate(layer={layer}, keep={stored})",
-            "stride": f"stride_gate(layer={layer}, keep={stored})",
+            "random": f"random_gate(layer={layer}, keep={stored}, recent=0)",
+            "stride": f"stride_gate(layer={layer}, keep={stored}, recent=0)",
         }
         for name, gate in gates.items():
             yield Row(f"{name} answer", layer, 1.0, gate)
@@ -92,7 +92,7 @@ def run(folder: Path, base: Path | None, questions: int, out: Path) -> None:
     if learned is not None:
         # The learned gate stores what it wants: its fair controls store as much.
         for name in ("random", "stride"):
-            plan = f"{name}_gate(layer={config.layer}, keep={learned['stored']:.2f})"
+            plan = f"{name}_gate(layer={config.layer}, keep={learned['stored']:.2f}, recent=0)"
             _measure(report, Row(f"{name} answer, as much", config.layer, 1.0, plan), model, prompts, folder, out)
 
 

@@ -39,8 +39,13 @@ def rows(predictors: Path | None, controls: bool) -> Iterator[Row]:
         yield Row(PLAIN, None, 1.0, PLAIN)
         for name in ("fastv", "random", "uniform"):
             yield Row(name, LAYER, KEEP, f"{name}(layer={LAYER}, keep={KEEP})")
-        yield Row("random answer", LAYER, 1.0, f"random_gate(layer={LAYER}, keep={STORED})")
-        yield Row("random both", LAYER, KEEP, f"random(layer={LAYER}, keep={KEEP}) | random_gate(layer={LAYER}, keep={STORED})")
+        yield Row("random answer", LAYER, 1.0, f"random_gate(layer={LAYER}, keep={STORED}, recent=0)")
+        yield Row(
+            "random both",
+            LAYER,
+            KEEP,
+            f"random(layer={LAYER}, keep={KEEP}) | random_gate(layer={LAYER}, keep={STORED}, recent=0)",
+        )
     if predictors is not None:
         image = f"dynamic_image(layer={LAYER}, keep={KEEP}, path={json.dumps(str(predictors))})"
         answer = f"dynamic_text(layer={LAYER}, path={json.dumps(str(predictors))})"

@@ -47,7 +47,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     config.pluginmanager.get_plugin("tests.matrix").remember(config, items)
     if config.option.markexpr:
         return
-    skip = {"gpu": not torch.cuda.is_available(), "hub": True}
+    skip = {"gpu": not torch.cuda.is_available(), "hub": True, "real": True}
     for item in items:
         for marker, off in skip.items():
             if off and marker in item.keywords:

@@ -75,7 +75,7 @@ def decode_flops(decoder: DecoderShape, cached_per_layer: Sequence[int], steps: 
 
     Each step: projections and MLP for one token in each layer, attention over the layer's cache including the token itself
     (a sliding layer sees at most its window), and the LM head once. After a gate the cache grows by the share that it stores;
-    a sliding layer is counted as without a gate.
+    its window of recent tokens is left out, and a sliding layer is counted as without a gate.
     """
     attention = sum(
         attention_flops(_width(decoder, layer), 1, _attended(cached, steps, decoder.window(layer), plan.stored_share(layer)))

@@ -88,6 +88,7 @@ class Gate:
         assert isinstance(stage.method, StepMethod) and stage.site.layer is not None
         self.stage, self.method, self.layer = stage, stage.method, stage.site.layer
         self.remembered = remembered
+        self.recent = max(self.method.recent, 1)  # a token sees itself
         self.keep = None if stage.budget is None else float(stage.budget.ratio or 0)
 
     def concerns(self, running: Pass, index: int, stored: Any) -> bool:
@@ -130,7 +131,7 @@ class Gate:
         answers.rejected = ~stored
         running.conversation.trace.add_gate(running.past, stored | (numbers < 0), numbers >= 0)
         in_generate = bool(running.conversation.inputs)
-        if in_generate and not running.cached and self.method.recent == 1 and not self.remembered:
+        if in_generate and not running.cached and self.recent == 1 and not self.remembered:
             return self._drop(running, answers, hidden)
         return hidden
 
@@ -155,7 +156,7 @@ class Gate:
         end, room = running.conversation.prompt_end, slots.room
         if room is None or end is None or room <= end:
             return
-        unsure = self.method.recent + self.method.first
+        unsure = self.recent + self.method.first
         slots.spare = max(0, int((1 - self.method.share(self.keep)) * (room - end)) - unsure)
 
     def project(self, running: Pass, slots: SlotLayer | None, hidden: Tensor, mask: Any, implementation: str) -> Any:
@@ -168,11 +169,11 @@ class Gate:
         if slots is not None:
             if slots.dirty(arriving.shape[1], CLEAN_EVERY):
                 self._clean(running, slots, hidden)
-            slots.make_room(arriving, running.past, running.queries, self.method.recent)
+            slots.make_room(arriving, running.past, running.queries, self.recent)
         lineage = None if slots is None else (slots.lineage, slots.slots, slots.is_sliding)
 
         def place() -> tuple[Any, Places]:
-            recent = self.method.recent
+            recent = self.recent
             places = (
                 Places(arriving, arriving, recent)
                 if slots is None
@@ -224,7 +225,7 @@ class Gate:
         def plan() -> tuple[Tensor, Tensor, int]:
             before = slots.positions(hidden.shape[0], hidden.device)
             marked = before[:, fixed:]
-            keep = (marked >= 0) | ((marked <= -2) & (running.past - columns_of(marked) < self.method.recent))
+            keep = (marked >= 0) | ((marked <= -2) & (running.past - columns_of(marked) < self.recent))
             index, valid = pack(keep, keep.sum(1).tolist())
             after = torch.cat([before[:, :fixed], torch.where(valid, marked.gather(1, index), -1)], dim=1)
             return index, after, hash(("clean", running.past))

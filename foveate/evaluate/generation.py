@@ -29,7 +29,7 @@ from foveate.engine.compat import cache_in
 from foveate.errors import InputError
 from foveate.evaluate.intervals import Mean, difference, mean_of
 from foveate.evaluate.overlap import OverlapScore
-from foveate.evaluate.reading import Reading, Rounds, read_rounds
+from foveate.evaluate.reading import Reading, Rounds, has_window, read_rounds
 from foveate.families import family_for
 from foveate.spec import as_plan, parse
 
@@ -182,9 +182,8 @@ def _output_tokens(readings: Sequence[Reading]) -> tuple[int, int]:
     *earlier, last = readings
     total, computed = last.output_tokens
     for reading in earlier:
-        read, _ = reading.output_tokens
-        total += read
-        computed += read if reading.stored is None else int(reading.stored.sum())
+        total += reading.output_tokens[0]
+        computed += reading.computed_later
     return total, computed
 
 
@@ -227,7 +226,8 @@ class _Talk:
             out = self.model.generate(**inputs, **how, max_new_tokens=self.generation.new_tokens, return_dict_in_generate=True)
         said = out.sequences[0, inputs["input_ids"].shape[1] :]
         total = computed = len(said) - 1
-        if self.attachment is not None and self.attachment.plan.gate is not None and total:
+        gated = self.attachment is not None and self.attachment.plan.gate is not None
+        if self.attachment is not None and gated and total and not has_window(self.attachment):
             (stored,) = self.attachment.trace.answer_kept
             computed = int(stored[:-1].sum()) + 1
         self.answers.append(self.generation.decode(said).strip())

@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList
 
 from foveate.api import Attachment
+from foveate.core.method import StepMethod
 from foveate.core.plan import Effect
 from foveate.engine.cache_kinds import bytes_of_columns, lasting_bytes
 from foveate.engine.compat import CACHE, cache_in
@@ -53,12 +54,14 @@ class Reading:
     Attributes:
         losses: [n] float64, cross-entropy of each token of the answer, the end token last.
         stored: [n - 1] bool, which tokens the gated layers stored; the end token is never read. None without a gate.
+        window: whether the gate's last tokens are seen whatever was stored, so that a pass without a cache computes all.
         kv_bytes: of the cache after the answer, read off it, without slots that a gate rejected; None if quantized.
         answer_kv_bytes: of that, what holds tokens of this answer and of those before it; None too for a static cache.
     """
 
     losses: Tensor
     stored: Tensor | None
+    window: bool
     kv_bytes: int | None
     answer_kv_bytes: int | None
 
@@ -71,12 +74,23 @@ class Reading:
     def output_tokens(self) -> tuple[int, int]:
         """Tokens of the answer that are read, and those that the gated layers compute in its last pass without a cache.
 
-        These are the stored ones and the newest, which is computed in any case.
+        These are the stored ones and the newest, which is computed in any case; all where the gate has a window.
         """
         total = len(self.losses) - 1
-        if self.stored is None or not total:
+        if self.stored is None or self.window or not total:
             return total, total
         return total, int(self.stored[:-1].sum()) + 1
+
+    @property
+    def computed_later(self) -> int:
+        """Tokens of the answer that the gated layers compute in the last pass of a later answer."""
+        return len(self.losses) - 1 if self.stored is None or self.window else int(self.stored.sum())
+
+
+def has_window(attachment: Attachment | None) -> bool:
+    """Whether the plan's gate lets the last tokens be seen whatever it decided."""
+    gate = None if attachment is None else attachment.plan.gate
+    return gate is not None and isinstance(gate.method, StepMethod) and gate.method.recent > 1
 
 
 def read_rounds(
@@ -127,7 +141,8 @@ def read_rounds(
             for span in spans:
                 wanted[span] = True
             stored = _stored(attachment, len(answer))
-            readings.append(Reading(losses.double().cpu(), stored, lasting_bytes(cache), bytes_of_columns(cache, wanted)))
+            held = lasting_bytes(cache), bytes_of_columns(cache, wanted)
+            readings.append(Reading(losses.double().cpu(), stored, has_window(attachment), *held))
     return readings
 
 

@@ -27,14 +27,14 @@ class DynamicText(StepMethod, LearnedMethod):
     """Store the tokens of the answer that a trained predictor keeps.
 
     Attributes:
-        recent: the last so many tokens are visible whatever the predictor says, counted with the one that asks; 1 is the
-            paper's rule.
+        recent: the last so many tokens are visible whatever the predictor says; none unless told otherwise, as it was trained
+            (Eq. 6).
         path: folder or hub id of the predictors.
         bias: added to the logit of keeping; more than 0 stores more than was trained.
         allow_mismatch: also on another model than the one they were trained for.
     """
 
-    recent: int = 1
+    recent: int = 0
     path: str = ""
     bias: float = 0.0
     allow_mismatch: bool = False

@@ -45,7 +45,7 @@ class DynamicLlava(Recipe):
     turn: tuple[int, ...] = ()
     scope: str = "medium"
     bias: float = 0.0
-    recent: int = 1
+    recent: int = 0
     first: int = 0
     allow_mismatch: bool = False
 

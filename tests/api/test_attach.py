@@ -84,7 +84,7 @@ def test_compare_runs_every_plan_on_the_same_inputs(model, inputs):
 
 
 def test_compare_tells_what_lasts_from_what_a_gate_holds_for_a_while(model, inputs):
-    gate, steps = "stride_gate(layer=2, keep=0.5)", 7
+    gate, steps = "stride_gate(layer=2, keep=0.5, recent=0)", 7
     plain, gated, pruned = foveate.compare(model, inputs, [gate, "fastv(layer=2, keep=0.5)"], max_new_tokens=steps)
     layers = model.config.text_config.num_hidden_layers
     slot = plain.kv_bytes // (inputs["input_ids"].shape[1] + steps - 1) // layers
@@ -189,7 +189,7 @@ def test_estimate_takes_torch_dtypes():
 
 def test_the_report_of_a_prompt_without_pictures_has_its_cache_measured():
     model, make = tiny.tiny_model("llava"), tiny.Maker("llava")
-    with foveate.attach(model, "random_gate(layer=2, keep=0.5)") as attachment:
+    with foveate.attach(model, "random_gate(layer=2, keep=0.5, recent=0)") as attachment:
         model.generate(**make.inputs([tiny.Row([make.text(9)])]), max_new_tokens=3, do_sample=False, pad_token_id=0)
         report = str(attachment.report())
     assert "KV cache after prefill, whole batch: " in report and "not measured" not in report

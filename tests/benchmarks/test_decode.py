@@ -10,7 +10,7 @@ import torch
 from benchmarks import _models as models
 from benchmarks import decode, table
 
-GATE = "stride_gate(layer=2, keep=0.5)"
+GATE = "stride_gate(layer=2, keep=0.5, recent=0)"
 BOTH = f"fastv(layer=2, keep=0.5) | {GATE}"
 NEW = 70  # past the first cleaning, at 64
 

@@ -15,7 +15,7 @@ from foveate.demo.packing import Packer
 from foveate.errors import InputError
 from tests.cli.test_run import _is_one_line
 
-GATE = "stride_gate(layer=2, keep=0.5)"
+GATE = "stride_gate(layer=2, keep=0.5, recent=0)"
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from foveate.viz import packages
 from tests.cli.test_run import _is_one_line
 from tests.trained import random_predictors
 
-GATE = "random_gate(layer=2, keep=0.5)"
+GATE = "random_gate(layer=2, keep=0.5, recent=0)"
 
 
 def view(command, model_folder, *arguments):
@@ -39,7 +39,7 @@ def test_the_demo_s_held_out_caption_is_the_default(command):
 @pytest.mark.full
 @pytest.mark.parametrize("task", ["summary", "tally", "backwards"])
 def test_other_tasks_of_the_demo(command, task):
-    code, out, _ = command("view", "text", "--task", task, "--json", "--plan", "stride_gate(layer=4, keep=0.5)")
+    code, out, _ = command("view", "text", "--task", task, "--json", "--plan", "stride_gate(layer=4, keep=0.5, recent=0)")
     shown = json.loads(out)
     assert code == 0
     stored = [token["stored"] for token in shown["tokens"]]

@@ -142,7 +142,7 @@ def test_caches_that_cannot_be_pruned_name_some_that_can(kind):
 def test_a_text_only_answer_under_a_gate_has_its_bytes_measured():
     model = MODELS["llava", "sdpa"]
     text = {"input_ids": Maker("llava").text(9)[None]}
-    with foveate.attach(model, "random_gate(layer=2, keep=0.5)") as attachment:
+    with foveate.attach(model, "random_gate(layer=2, keep=0.5, recent=0)") as attachment:
         answer = tiny.generate(model, text)
         assert attachment.report().prefill_kv_bytes
         assert cache_in(answer) is not None

@@ -36,7 +36,7 @@ def test_an_answer_that_is_scored_is_scored_as_it_was_generated():
 
 def test_a_gate_in_a_loop_by_hand_is_refused_where_it_could_do_nothing():
     model, inputs, cache = MODELS["llava", "sdpa"], prompt(), DynamicCache()
-    with foveate.attach(model, "random_gate(layer=2, keep=0.5)"):
+    with foveate.attach(model, "random_gate(layer=2, keep=0.5, recent=0)"):
         with pytest.warns(FoveateWarning, match="random_gate gated nothing in this call"):
             model(**inputs, **{CACHE: cache})
         with pytest.raises(UnsupportedCombination, match=r"attachment\.conversation\(prompt_length=n\)"):
@@ -102,7 +102,11 @@ def test_a_picture_that_holds_no_numbers_spoils_its_own_row_only():
 @pytest.mark.parametrize("family", one_and_more(tiny.FAMILIES))
 def test_default_number_formats_and_devices_are_not_ours(family):
     model, inputs = MODELS[family, "sdpa"], prompt(family)
-    plans = [FASTV, "random(site=pre_llm, keep=0.5)", "fastv(layer={layer}, keep=0.5) | random_gate(layer={layer}, keep=0.5)"]
+    plans = [
+        FASTV,
+        "random(site=pre_llm, keep=0.5)",
+        "fastv(layer={layer}, keep=0.5) | random_gate(layer={layer}, keep=0.5, recent=0)",
+    ]
     if (layer := tiny.encoder_layer(family)) is not None:
         plans += [
             f"{name}(site=vision, layer={layer}, keep=50%)"

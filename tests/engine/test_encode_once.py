@@ -25,15 +25,15 @@ from tests.spies import state_of
 
 STEPS = 4
 TOWERS = ("vision_tower", "visual", "vision_model", "image_tower", "video_tower")
-GATED = "fastv(layer={l}, keep=0.5) | random_gate(layer={l}, keep=0.5)"
+GATED = "fastv(layer={l}, keep=0.5) | random_gate(layer={l}, keep=0.5, recent=0)"
 ENCODER = "random(site=vision, layer=1, keep=0.5) | fastv(layer={l}, keep=0.5)"
 PLANS = (
     GATED,
     "random(site=pre_llm, keep=100%)",
     "random(site=pre_llm, keep=0.7) | fastv(layer={l}, keep=0.5)",
-    "random_gate(layer={l}, keep=0.5)",
+    "random_gate(layer={l}, keep=0.5, recent=0)",
     ENCODER,
-    "partition(site=vision, layer={v}, keep=0.5) | random_gate(layer={l}, keep=0.5)",
+    "partition(site=vision, layer={v}, keep=0.5) | random_gate(layer={l}, keep=0.5, recent=0)",
 )
 Hand = Callable[..., None]
 

@@ -21,11 +21,11 @@ from tests.spies import settled_state, state_of
 LOGITS = 2e-4  # as the oracles of decoder stages
 TOKENS = 12
 PLANS = (
-    "random_gate(layer={l}, keep=0.5)",
-    "stride_gate(layer={l}, keep=0.3)",
+    "random_gate(layer={l}, keep=0.5, recent=0)",
+    "stride_gate(layer={l}, keep=0.3, recent=0)",
     "random_gate(layer={l}, keep=0.4, recent=3, first=2)",
-    "fastv(layer={l}, keep=0.5) | random_gate(layer={l}, keep=0.5)",
-    "random(site=pre_llm, keep=0.5) | fastv(layer={m}, keep=0.5) | stride_gate(layer={l}, keep=0.5)",
+    "fastv(layer={l}, keep=0.5) | random_gate(layer={l}, keep=0.5, recent=0)",
+    "random(site=pre_llm, keep=0.5) | fastv(layer={m}, keep=0.5) | stride_gate(layer={l}, keep=0.5, recent=0)",
 )
 
 
@@ -95,7 +95,7 @@ def test_b_i_decoding_equals_a_masked_plain_model_that_reads_the_whole_answer(mo
     longer = extended(inputs, answer.sequences, family)
     texts = [stage for stage, _ in trace.media[0].stages]
     alive = columns_left(trace, texts, length, 3)
-    recent = 3 if "recent" in text else 1
+    recent = 3 if "recent=3" in text else 1
     with torch.no_grad(), gated_reference(model, gate_layer(family), rejected_columns(trace, length), recent, alive):
         logits = model(**longer, use_cache=False).logits
     for step in range(TOKENS):
@@ -172,13 +172,13 @@ def test_a_row_whose_answer_is_rejected_more_often_is_padded_and_not_mixed_up(mo
     model, maker = model_of("llava"), tiny.Maker("llava")
     rows = tiny.ragged_rows(maker, 3)
     inputs = maker.inputs(rows)
-    with foveate.attach(model, "random_gate(layer=2, keep=0.3)"):
+    with foveate.attach(model, "random_gate(layer=2, keep=0.3, recent=0)"):
         plain = answers(model, inputs)
     # Tokens that only the first row says are protected, so that its row keeps more.
     said = plain.sequences[:, inputs["input_ids"].shape[1] :]
     own = sorted(set(said[0].tolist()) - set(said[1:].flatten().tolist()))
     assert own
-    plan = f"random_gate(layer=2, keep=0.3, protect=[{', '.join(map(str, own))}])"
+    plan = f"random_gate(layer=2, keep=0.3, protect=[{', '.join(map(str, own))}], recent=0)"
     with foveate.attach(model, plan) as attachment:
         together = answers(model, inputs)
         counts = [int(kept.sum()) for kept in attachment.trace.answer_kept]
@@ -279,10 +279,10 @@ def test_beams_take_their_slots_along(model_of):
 
 @pytest.mark.pairs
 @pytest.mark.parametrize("clean_every", [2, 64])
-@pytest.mark.parametrize("options", ["", ", recent=3"])
-def test_a_second_turn_sees_what_the_first_one_stored(model_of, monkeypatch, options, clean_every):
+@pytest.mark.parametrize("recent", [0, 3])
+def test_a_second_turn_sees_what_the_first_one_stored(model_of, monkeypatch, recent, clean_every):
     monkeypatch.setattr(gate_module, "CLEAN_EVERY", clean_every)
-    plan = f"random_gate(layer=2, keep=0.5{options})"
+    plan = f"random_gate(layer=2, keep=0.5, recent={recent})"
     model, maker = model_of("llava"), tiny.Maker("llava")
     inputs = maker.inputs([tiny.Row([maker.text(5), maker.picture(), maker.text(7)])])
     length = inputs["input_ids"].shape[1]
@@ -298,7 +298,7 @@ def test_a_second_turn_sees_what_the_first_one_stored(model_of, monkeypatch, opt
     rejected[:, length : length + kept.shape[1]] = ~kept
     rejected[:, ids.shape[1] :] = ~later
     whole = {**inputs, "input_ids": second.sequences[:, :-1], "attention_mask": torch.ones_like(second.sequences[:, :-1])}
-    with torch.no_grad(), gated_reference(model, 2, rejected, 3 if options else 1):
+    with torch.no_grad(), gated_reference(model, 2, rejected, max(recent, 1)):
         logits = model(**whole, use_cache=False).logits
     for step in range(TOKENS):
         torch.testing.assert_close(second.logits[step], logits[:, ids.shape[1] - 1 + step], atol=LOGITS, rtol=0)
@@ -312,7 +312,7 @@ def test_labels_say_where_an_answer_begins(model_of):
     start = torch.tensor([[14], [26], [4]])
     column = torch.arange(labels.shape[1])[None]
     labels[(column < start) | (inputs["attention_mask"] == 0)] = -100
-    with torch.no_grad(), foveate.attach(model, "stride_gate(layer=2, keep=0.5)") as attachment:
+    with torch.no_grad(), foveate.attach(model, "stride_gate(layer=2, keep=0.5, recent=0)") as attachment:
         gated = model(**inputs, labels=labels).logits
         decided = attachment.trace.answer_kept
     rejected = torch.zeros_like(labels, dtype=torch.bool)
@@ -325,15 +325,29 @@ def test_labels_say_where_an_answer_begins(model_of):
     torch.testing.assert_close(gated[real], reference[real], atol=LOGITS, rtol=0)
 
 
+@pytest.mark.parametrize("name", ["random_gate", "stride_gate"])
+def test_without_options_the_last_32_tokens_are_seen_whatever_is_stored(model_of, name):
+    model, inputs = model_of("llava"), prompt("llava")
+    found = {}
+    for options in ("", ", recent=32", ", recent=0", ", recent=1"):
+        with foveate.attach(model, f"{name}(layer=2, keep=0.5{options})") as attachment:
+            found[options] = answers(model, inputs)
+            assert not torch.stack(attachment.trace.answer_kept).all()
+    assert tiny.greatest_difference(found[""], answers(model, inputs)) < LOGITS  # the answer is shorter
+    assert tiny.greatest_difference(found[""], found[", recent=32"]) == 0
+    assert tiny.greatest_difference(found[", recent=0"], found[", recent=1"]) == 0
+    assert tiny.greatest_difference(found[""], found[", recent=0"]) > LOGITS
+
+
 def test_protected_and_first_tokens_are_stored(model_of):
     model, inputs = model_of("llava"), prompt("llava")
-    with foveate.attach(model, "random_gate(layer=2, keep=0.000001, first=3)") as attachment:
+    with foveate.attach(model, "random_gate(layer=2, keep=0.000001, first=3, recent=0)") as attachment:
         answer = answers(model, inputs)
         kept = torch.stack(attachment.trace.answer_kept)
         assert kept[:, :3].all() and not kept[:, 3:].any()
         length = inputs["input_ids"].shape[1]
     token = int(answer.sequences[0, length + 5])
-    with foveate.attach(model, f"random_gate(layer=2, keep=0.000001, protect=[{token}])") as attachment:
+    with foveate.attach(model, f"random_gate(layer=2, keep=0.000001, protect=[{token}], recent=0)") as attachment:
         answer = answers(model, inputs)
         kept = torch.stack(attachment.trace.answer_kept)
         assert torch.equal(kept, answer.sequences[:, length:-1] == token)

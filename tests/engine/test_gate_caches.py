@@ -88,7 +88,7 @@ def test_slots_are_added_where_a_gate_stores_more_than_it_said(model_of, small_s
     """Protected tokens are no part of a gate's share: here all are."""
     model, inputs = model_of("llava"), prompt("llava")
     everything = ", ".join(str(token) for token in range(99))
-    with foveate.attach(model, f"stride_gate(layer=2, keep=0.25, protect=[{everything}])") as attachment:
+    with foveate.attach(model, f"stride_gate(layer=2, keep=0.25, recent=0, protect=[{everything}])") as attachment:
         dynamic = answers(model, inputs)
         static = answers(model, inputs, cache_implementation="static")
         assert torch.stack(attachment.trace.answer_kept).all()
@@ -97,7 +97,7 @@ def test_slots_are_added_where_a_gate_stores_more_than_it_said(model_of, small_s
 
 @pytest.mark.pairs
 @pytest.mark.parametrize("family", tiny.FAMILIES)
-@pytest.mark.parametrize("options", ["", ", recent=3"])
+@pytest.mark.parametrize("options", [", recent=0", ", recent=3"])
 def test_a_second_turn_and_chunks_on_a_gated_static_cache(model_of, small_steps, family, options):
     model, maker = model_of(family), tiny.Maker(family)
     inputs = maker.inputs([tiny.Row([maker.text(5), maker.picture(), maker.text(7)])])
@@ -121,7 +121,7 @@ def test_a_long_text_in_chunks_fits_into_what_was_reserved(model_of, small_steps
     """What a gate will spare is counted from the prompt's end on, not from its first chunk's."""
     model, maker = model_of("llava"), tiny.Maker("llava")
     inputs = maker.inputs([tiny.Row([maker.text(60)])])
-    with foveate.attach(model, "stride_gate(layer=2, keep=0.25)"):
+    with foveate.attach(model, "stride_gate(layer=2, keep=0.25, recent=0)"):
         expected = answers(model, inputs)
         found = answers(model, inputs, cache_implementation="static", prefill_chunk_size=16)
     assert tiny.greatest_difference(found, expected) < LOGITS
@@ -237,7 +237,7 @@ def test_what_a_gate_rejects_is_never_quantized(model_of, recent):
 def test_an_fp8_cache_lets_rejected_slots_go(model_of, monkeypatch):
     monkeypatch.setattr(gate_module, "CLEAN_EVERY", 4)
     model, inputs = model_of("llava"), prompt("llava", batch=1)
-    with foveate.attach(model, "stride_gate(layer=2, keep=0.25)") as attachment:
+    with foveate.attach(model, "stride_gate(layer=2, keep=0.25, recent=0)") as attachment:
         answer = answers(model, inputs, **{CACHE: QuantizedCache(backend="fp8", config=model.config)})
         kept = int(attachment.trace.answer_kept[0].sum())
     length = inputs["input_ids"].shape[1]

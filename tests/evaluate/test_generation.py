@@ -15,7 +15,7 @@ from foveate.evaluate.reading import Rounds
 from tests import tiny
 from tests.trained import random_predictors
 
-GATE, PRUNE = "stride_gate(layer=2, keep=0.5)", "fastv(layer=2, keep=0.5)"
+GATE, PRUNE = "stride_gate(layer=2, keep=0.5, recent=0)", "fastv(layer=2, keep=0.5)"
 BOTH = f"{PRUNE} | {GATE}"
 
 

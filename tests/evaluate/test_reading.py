@@ -16,10 +16,10 @@ from tests.trained import random_predictors
 
 LOSS = 2e-4  # as the oracles' logits
 PLANS = (
-    "random_gate(layer={l}, keep=0.5)",
+    "random_gate(layer={l}, keep=0.5, recent=0)",
     "fastv(layer={l}, keep=0.5)",
     "fastv(layer={l}, keep=0.5) | random_gate(layer={l}, keep=0.4, recent=3, first=2)",
-    "random(site=pre_llm, keep=0.5) | stride_gate(layer={l}, keep=0.3)",
+    "random(site=pre_llm, keep=0.5) | stride_gate(layer={l}, keep=0.3, recent=0)",
 )
 
 
@@ -90,7 +90,7 @@ def test_a_plan_changes_what_is_read_and_the_plain_reading_is_one_uncached_pass(
 
 def test_a_gated_reading_equals_a_plain_model_that_does_not_see_rejected_columns(model_of):
     model, (inputs, answer) = model_of("llava"), prompt("llava")
-    with foveate.attach(model, "stride_gate(layer=2, keep=0.5)") as attachment:
+    with foveate.attach(model, "stride_gate(layer=2, keep=0.5, recent=0)") as attachment:
         reading = read_answer(model, inputs, answer, attachment)
     assert reading.stored.tolist() == [number % 2 == 1 for number in range(len(answer) - 1)]
     assert reading.output_tokens == (10, 5)  # 5 stored, the last of which is the newest
@@ -108,14 +108,22 @@ def test_the_newest_token_is_computed_whether_it_is_stored_or_not(model_of):
     model, (inputs, answer) = model_of("llava"), prompt("llava")
     counts = []
     for size in (10, 11):  # tokens 0, 2, 4, ... are rejected: the newest of 9, but not of 10
-        with foveate.attach(model, "stride_gate(layer=2, keep=0.5)") as attachment:
+        with foveate.attach(model, "stride_gate(layer=2, keep=0.5, recent=0)") as attachment:
             counts.append(read_answer(model, inputs, answer[:size], attachment).output_tokens)
     assert counts == [(9, 5), (10, 5)]
 
 
+def test_a_gate_with_a_window_computes_everything_in_a_pass_without_a_cache(model_of):
+    model, (inputs, answer) = model_of("llava"), prompt("llava")
+    with foveate.attach(model, "stride_gate(layer=2, keep=0.5, recent=3)") as attachment:
+        reading = read_answer(model, inputs, answer, attachment)
+    assert int(reading.stored.sum()) == 5
+    assert reading.output_tokens == (10, 10) and reading.computed_later == 10
+
+
 def test_bytes_are_those_of_a_cleaned_cache(model_of):
     model, (inputs, answer) = model_of("llava"), prompt("llava")
-    with foveate.attach(model, "random_gate(layer=2, keep=0.5)") as attachment:
+    with foveate.attach(model, "random_gate(layer=2, keep=0.5, recent=0)") as attachment:
         reading = read_answer(model, inputs, answer, attachment)
     plain = read_answer(model, inputs, answer, None)
     cache = cache_in(model(**inputs))
@@ -128,7 +136,7 @@ def test_bytes_are_those_of_a_cleaned_cache(model_of):
 
 def test_an_answer_of_its_end_alone_and_bad_shapes(model_of):
     model, (inputs, answer) = model_of("llava"), prompt("llava")
-    with foveate.attach(model, "random_gate(layer=2, keep=0.5)") as attachment:
+    with foveate.attach(model, "random_gate(layer=2, keep=0.5, recent=0)") as attachment:
         one = read_answer(model, inputs, answer[:1], attachment)
         assert one.output_tokens == (0, 0) and len(one.losses) == 1
         two = {name: torch.cat([value, value]) for name, value in inputs.items()}
@@ -145,7 +153,7 @@ def test_what_does_not_fit_one_pass_is_read_token_by_token(model_of):
         assert not _fits_one_pass(model, inputs, attachment)
         masked, by_token = (read_answer(model, inputs, answer, attachment, steps) for steps in (False, True))
     assert torch.equal(masked.losses, by_token.losses)
-    with foveate.attach(model, "random_gate(layer=2, keep=0.5)") as attachment:
+    with foveate.attach(model, "random_gate(layer=2, keep=0.5, recent=0)") as attachment:
         assert _fits_one_pass(model, inputs, attachment)
         text = model.config.get_text_config()
         before, text._attn_implementation = text._attn_implementation, "flash_attention_2"

@@ -21,7 +21,7 @@ from tests.trained import random_predictors
 LOSS = 2e-4  # as the oracles' logits
 PLANS = (
     None,
-    "random_gate(layer={l}, keep=0.5)",
+    "random_gate(layer={l}, keep=0.5, recent=0)",
     "fastv(layer={l}, keep=0.5)",
     "fastv(layer={l}, keep=0.5) | stride_gate(layer={l}, keep=0.4, recent=3, first=2)",
 )
@@ -90,7 +90,7 @@ def test_every_round_equals_one_uncached_pass_of_a_plain_model_under_masks_made_
         if reading.stored is not None:
             rejected[0, place.start + 1 : place.stop] = ~reading.stored
     assert rejected.any() == ("gate" in (text or ""))
-    with torch.no_grad(), gated_reference(model, layer, rejected, 3 if "recent" in (text or "") else 1, alive):
+    with torch.no_grad(), gated_reference(model, layer, rejected, 3 if "recent=3" in (text or "") else 1, alive):
         logits = model(**inputs, use_cache=False).logits[0]
     for reading, place, answer in zip(readings, places, rounds.answers, strict=True):
         expected = torch.nn.functional.cross_entropy(logits[place], answer, reduction="none")
@@ -141,7 +141,7 @@ def test_bytes_of_the_answers_alone_by_hand(model_of):
     assert [one.kv_bytes for one in plain] == [
         slot * layers * (prompt + turn + read) for turn, read in zip(turns, (8, 8, 14), strict=True)
     ]
-    with foveate.attach(model, "fastv(layer=2, keep=0.5) | stride_gate(layer=2, keep=0.5)") as attachment:
+    with foveate.attach(model, "fastv(layer=2, keep=0.5) | stride_gate(layer=2, keep=0.5, recent=0)") as attachment:
         gated = read_rounds(model, rounds, attachment)
     assert [one.answer_kv_bytes for one in gated] == [
         slot * (2 * read + (layers - 2) * stored) for read, stored in ((8, 4), (8, 4), (14, 7))
@@ -169,7 +169,7 @@ def test_bytes_of_columns_of_other_caches(model_of):
 
 def test_a_sample_of_several_rounds_is_scored_as_the_mean_of_them(model_of):
     model, rounds = model_of("llava"), chat("llava", (9, 6))
-    gate = "stride_gate(layer=2, keep=0.5)"
+    gate = "stride_gate(layer=2, keep=0.5, recent=0)"
     generation = Generation(
         lambda ids: " ".join(map(str, ids.tolist())), OverlapScore("length", lambda a, b: len(a) + len(b)), 5
     )
@@ -200,7 +200,7 @@ def test_a_sample_of_several_rounds_is_scored_as_the_mean_of_them(model_of):
 
 def test_a_later_round_is_not_what_it_would_be_on_its_own(model_of):
     model, rounds = model_of("llava"), chat("llava", (9, 9))
-    with foveate.attach(model, "stride_gate(layer=2, keep=0.3)") as attachment:
+    with foveate.attach(model, "stride_gate(layer=2, keep=0.3, recent=0)") as attachment:
         second = read_rounds(model, rounds, attachment)[1]
         longer = torch.cat([rounds.inputs["input_ids"][0], rounds.answers[0][:-1], rounds.turns[0]])[None]
         inputs = {**rounds.inputs, "input_ids": longer, "attention_mask": torch.ones_like(longer)}

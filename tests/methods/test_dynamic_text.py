@@ -59,10 +59,10 @@ def test_names_and_shapes_are_those_of_the_published_checkpoints():
 
 def test_the_papers_rule_is_the_default_and_a_window_stands_beside_it():
     """Eq. 6: what is not stored is seen by itself alone. The window changes who sees a token, never what the predictor says."""
-    assert DynamicText().recent == 1
+    assert DynamicText().recent == 0
     module, tokens = predictor(), torch.randn(2, 13, 12, dtype=torch.double)
     view = StepView(tokens, torch.arange(13).expand(2, -1), module)
     assert torch.equal(DynamicText().gate(view, None), DynamicText(recent=8).gate(view, None))
-    for text, recent in (("", 1), (", recent=8", 8)):
+    for text, recent in (("", 0), (", recent=8", 8)):
         *_, gate = parse(f"dynamic_llava(path='demo'{text})").stages
         assert isinstance(gate.method, DynamicText) and gate.method.recent == recent

@@ -40,7 +40,7 @@ def test_an_impossible_seed_is_refused(seed):
         RandomGate(seed=seed)
 
 
-@pytest.mark.parametrize("option", [{"recent": 0}, {"first": -1}, {"protect": (-5,)}])
+@pytest.mark.parametrize("option", [{"recent": -1}, {"first": -1}, {"protect": (-5,)}])
 def test_impossible_options_are_refused(option):
     with pytest.raises(SpecError):
         RandomGate(**option)

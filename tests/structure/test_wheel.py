@@ -27,12 +27,13 @@ def test_the_wheel_holds_the_package_alone():
 def test_the_package_imports_nothing_that_stays_behind():
     for path in (ROOT / "foveate").rglob("*.py"):
         text = path.read_text(encoding="utf-8")
-        for folder in ("demo_model", "benchmarks", "tests"):
+        for folder in ("demo_model", "real_weights", "benchmarks", "tests"):
             assert f"from {folder}" not in text and f"import {folder}" not in text, path
 
 
 BESIDE = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in ROOT.glob("benchmarks/*.py")}
-BESIDE |= {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in ROOT.glob("demo_model/*.py")}
+for folder in ("demo_model", "real_weights"):
+    BESIDE |= {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in ROOT.glob(f"{folder}/*.py")}
 
 
 def reaches_inside(source: str) -> list[str]:
