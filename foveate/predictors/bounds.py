@@ -11,7 +11,7 @@ from foveate.errors import InputError
 _WHOLE = {
     "hidden_size": (1, 2**17),
     "layers": (1, 1_000),
-    "layer": (0, 1_000),
+    "layer": (1, 1_000),
     "width": (4, 2**14),
     "heads": (1, 1_024),
     "feedforward": (1, 2**17),
@@ -31,12 +31,11 @@ def check_config(config: Any) -> None:
     for name in ("base_model", "model_type"):
         if not isinstance(getattr(config, name), str):
             raise InputError(f"{name} is a text, not {type(getattr(config, name)).__name__}")
-    for name, (least, most) in _WHOLE.items():
+    inside = config.image or config.text_keep is not None or config.instruct_keep is not None
+    for name, (least, most) in (_WHOLE if inside else _WHOLE | {"layer": (0, 1_000)}).items():
         value = getattr(config, name)
         if type(value) is not int or not least <= value <= most:
             raise InputError(f"{name} is a whole number from {least} to {most:,}, not {_shown(value)}")
-    if not config.layer and (config.image or config.text_keep is not None or config.instruct_keep is not None):
-        raise InputError("layer is a whole number from 1 to 1,000, not 0, which is for selectors alone")
     if config.layer >= max(config.layers, 2):
         raise InputError(
             f"layer={config.layer}: this model has {config.layers} decoder layers, predictors judge in front of one"

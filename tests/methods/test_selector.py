@@ -152,7 +152,7 @@ ALONE = {"image": False, "text_keep": None, "instruct_keep": None}
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"layer": 0}, "not 0, which is for selectors alone"),
+        ({"layer": 0}, "layer is a whole number from 1 to 1,000, not 0"),
         ({"selectors": ("mine",)}, "selectors is a list of selector and question_selector"),
         ({"selectors": ("selector", "selector")}, "each once at most"),
         ({"image": 1}, "image is true or false, not 1"),
