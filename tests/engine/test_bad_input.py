@@ -101,7 +101,7 @@ def test_a_layer_beyond_the_model(model_of, family):
 
 def test_a_layer_behind_sliding_attention_only_names_the_smallest_valid_one(model_of):
     model = model_of("gemma3")
-    message = r"fastv\(layer=1\).*sliding window only.*the smallest valid layer is 2"
+    message = r"fastv\(layer=1\).*attends to the whole prompt.*the smallest valid layer is 2"
     refused(model, lambda: foveate.attach(model, "fastv(layer=1, keep=0.5)"), PlanError, message)
     foveate.attach(model, "uniform(layer=1, keep=0.5)").detach()  # asks for no attention
     foveate.attach(model, "fastv(layer=2, keep=0.5)").detach()

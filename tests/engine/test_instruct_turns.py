@@ -157,7 +157,7 @@ def test_a_second_turn_on_a_cache_is_judged(model_of, path, more, kind):
     whole = {**again, "pixel_values": inputs["pixel_values"]}
     assert cache_in(answer).get_seq_length() == width + 5 and length + 5 == width - 11
     assert later == drops_of_twin(model, path, whole, judged)
-    assert all(later[:2])
+    assert any(later[:2])
     both = [before + after for before, after in zip(gone, later, strict=True)]
     check_answer(model, whole, answer, both)
 

@@ -97,7 +97,7 @@ def test_attention_forgets_what_a_gate_rejects_and_states_remember_it(model_of, 
             uncached = answers(model, inputs, use_cache=False)
             assert tiny.greatest_difference(answer, uncached) < tiny.tolerance(model)
     alive = columns_left(trace, [stage for stage, _ in trace.media[0].stages], length, 3)
-    longer, recent = extended(inputs, answer.sequences, family), 3 if "recent" in text else 1
+    longer, recent = extended(inputs, answer.sequences, family), 3 if "recent=3" in text else 1
     with torch.no_grad(), gated_reference(model, gate_layer(family), rejected_columns(trace, length), recent, alive):
         logits = model(**longer, use_cache=False).logits
     for step in range(TOKENS):
