@@ -80,7 +80,8 @@ def train(model: Any, tokenizer: Any, config: GraftConfig, out: Path, minutes: f
         done = step + 1
         late = time.monotonic() - start > 60 * minutes
         if done % 50 == 0 or done == config.steps or late:
-            print(f"step {done} of {config.steps}: loss {float(loss.detach()):.3f}, {time.monotonic() - start:.0f} s", flush=True)
+            spent = time.monotonic() - start
+            print(f"step {done} of {config.steps}: loss {float(loss.detach()):.3f}, {spent:.0f} s", flush=True)
         if done % config.save_every == 0 or done == config.steps or late:
             save(out, config, done, trained, optimizer, schedule)
         if late:
