@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import distribution
 from pathlib import Path
@@ -172,23 +172,26 @@ class Probe:
             return [self.names[number] == name for number, name in zip(self._scores(rows).argmax(1), names, strict=True)]
 
 
-def probe_rows(model: Any, note: Callable[[str], None], train: int = TRAIN, test: int = TEST) -> list[dict[str, Any]]:
-    """Shape and colour of every held-out object: read from plain features, and from those under each plan by the same probe."""
+def probe_rows(model: Any, known: Collection[str], train: int = TRAIN, test: int = TEST) -> Iterator[dict[str, Any]]:
+    """Shape and colour of every held-out object: read from plain features, and from those under each plan by the same probe.
+
+    Args:
+        model: as `encoder` makes it.
+        known: plans that were measured already.
+        train, test: numbers of scenes.
+    """
     from benchmarks._study import marks
 
     learned, asked = scenes("train", train), scenes("test", test)
-    known = [place for _, places in learned for place in places]
+    seen = [place for _, places in learned for place in places]
     wanted = [place for _, places in asked for place in places]
     before = read_objects(model, learned, "none")
-    probes = {kind: Probe(before, [getattr(place, kind) for place in known]) for kind in ("shape", "color")}
-    rows = []
+    probes = {kind: Probe(before, [getattr(place, kind) for place in seen]) for kind in ("shape", "color")}
     for (name, keep), plan in {("plain", 1.0): "none", **plans()}.items():
+        if plan in known:
+            continue
         found = read_objects(model, asked, plan)
         right = {
             kind: marks(np.array(probe.right(found, [getattr(p, kind) for p in wanted]))) for kind, probe in probes.items()
         }
-        rows.append({"method": name, "keep": keep, "plan": plan, "right": right, "trained_on": len(known)})
-        note(
-            f"objects {name} {keep}: " + ", ".join(f"{kind} {text.count('1') / len(text):.3f}" for kind, text in right.items())
-        )
-    return rows
+        yield {"method": name, "keep": keep, "plan": plan, "right": right, "trained_on": len(seen)}

@@ -38,18 +38,18 @@ def _report(what: str, out: Path) -> dict[str, Any]:
 
 
 def language(out: Path, count: int | None) -> None:
-    """Losses of every passage under every plan, then the sink."""
+    """The sink, then losses of every passage under every plan."""
     report = _report("a pretrained language model: perplexity under gates, attention on the first token", out)
     model, tokenizer = together(SINK_SIDE)
     rounds = _real_language.passages(tokenizer, count)
     report["texts"], rows = list(rounds), report.setdefault("rows", [])
+    if "sinks" not in report:
+        report["sinks"] = _real_language.sinks(model, tokenizer, count or _real_language.SINK_TEXTS)
     for name, plan in _real_language.plans().items():
         if name not in {row["name"] for row in rows}:
             rows.append({"name": name, "plan": plan, **_real_language.readings(model, rounds, plan)})
             write_results(out, report)
             print(f"{name:60s} loss {sum(rows[-1]['loss']) / len(rounds):.3f}", flush=True)
-    if "sinks" not in report:
-        report["sinks"] = _real_language.sinks(model, tokenizer, count or _real_language.SINK_TEXTS)
     write_results(out, report | {"complete": True})
 
 
@@ -60,10 +60,17 @@ def vision(out: Path, small: bool) -> None:
     if "photographs" not in report:
         report["photographs"] = _real_vision.photograph_errors(model, _say)
         write_results(out, report)
-    if "objects" not in report:
-        counts = {"train": 8, "test": 4} if small else {}
-        report["objects"] = _real_vision.probe_rows(model, _say, **counts)
+    rows = report.setdefault("objects", [])
+    counts = {"train": 8, "test": 4} if small else {}
+    for row in _real_vision.probe_rows(model, [row["plan"] for row in rows], **counts):
+        rows.append(row)
+        write_results(out, report)
+        _say(f"objects {row['method']} {row['keep']}: " + ", ".join(_share(kind, text) for kind, text in row["right"].items()))
     write_results(out, report | {"complete": True})
+
+
+def _share(kind: str, right: str) -> str:
+    return f"{kind} {right.count('1') / len(right):.3f}"
 
 
 def _say(line: str) -> None:
