@@ -48,7 +48,8 @@ def test_a_pruned_prompt_is_stored_without_what_was_removed(model_of, name):
 
 @every_kind
 @pytest.mark.parametrize(
-    ("plan", "capability"), [("random_gate(layer=2, keep=0.5, recent=0)", "forgets"), ("fastv(layer=2, keep=0.5, effect=mask)", "masks")]
+    ("plan", "capability"),
+    [("random_gate(layer=2, keep=0.5, recent=0)", "forgets"), ("fastv(layer=2, keep=0.5, effect=mask)", "masks")],
 )
 def test_what_a_kind_cannot_do_is_refused_and_the_rest_works(model_of, name, plan, capability):
     if getattr(kind_named(name), capability):

@@ -24,6 +24,7 @@ from tests.engine.test_quantized_cache import (  # noqa: F401  # fixtures
     cache_of,
     lossless,
 )
+from tests.marks import one_and_more
 from tests.oracles.gated_reference import gated_reference
 from tests.trained import random_predictors
 
@@ -64,7 +65,7 @@ def test_a_gate_on_a_static_cache_answers_as_on_a_dynamic_one(model_of, small_st
     assert any(isinstance(layer, StaticSlots) and layer.gated for layer in cache_in(static).layers)
 
 
-@pytest.mark.parametrize("recent", [1, 4])
+@pytest.mark.parametrize("recent", one_and_more([4, 1]))
 def test_fewer_slots_are_reserved_and_a_rejected_token_s_slot_is_used_again(model_of, small_steps, recent):
     model, inputs = tiny.tiny_model("llava"), prompt("llava", batch=2)
     columns = inputs["input_ids"].shape[1]
@@ -96,8 +97,8 @@ def test_slots_are_added_where_a_gate_stores_more_than_it_said(model_of, small_s
 
 
 @pytest.mark.pairs
-@pytest.mark.parametrize("family", tiny.FAMILIES)
-@pytest.mark.parametrize("options", [", recent=0", ", recent=3"])
+@pytest.mark.parametrize("family", one_and_more(tiny.FAMILIES))
+@pytest.mark.parametrize("options", one_and_more([", recent=3", ", recent=0"]))
 def test_a_second_turn_and_chunks_on_a_gated_static_cache(model_of, small_steps, family, options):
     model, maker = model_of(family), tiny.Maker(family)
     inputs = maker.inputs([tiny.Row([maker.text(5), maker.picture(), maker.text(7)])])
@@ -138,7 +139,7 @@ def test_beams_on_a_gated_static_cache(model_of, small_steps):
     assert torch.equal(first, second)
 
 
-@pytest.mark.parametrize("recent", [1, 6])
+@pytest.mark.parametrize("recent", one_and_more([6, 1]))
 def test_a_trained_gate_with_and_without_a_window_is_that_of_the_dense_reference(model_of, small_steps, tmp_path, recent):
     model, inputs = model_of("llava"), prompt("llava")
     length = inputs["input_ids"].shape[1]
@@ -214,7 +215,7 @@ def test_a_gate_on_a_lossless_quantized_cache_answers_as_on_a_dynamic_one(
     assert tiny.greatest_difference(answer, dynamic) < LOGITS
 
 
-@pytest.mark.parametrize("recent", [1, 3])
+@pytest.mark.parametrize("recent", one_and_more([3, 1]))
 def test_what_a_gate_rejects_is_never_quantized(model_of, recent):
     model, inputs = model_of("llava"), prompt("llava", batch=1)
     with foveate.attach(model, f"stride_gate(layer=2, keep=0.25, recent={recent})") as attachment:

@@ -14,6 +14,7 @@ import foveate
 from foveate.engine.compat import CACHE, cache_in
 from foveate.errors import SpecError
 from tests import tiny
+from tests.marks import one_and_more
 from tests.oracles.dense_reference import dense_reference
 from tests.oracles.dynamic import dynamic_instruct_kept
 from tests.trained import random_predictors, states_entering
@@ -99,7 +100,7 @@ def dropped(attachment: foveate.Attachment) -> list[list[int]]:
     return [columns.tolist() for columns in attachment.trace.dropped_text]
 
 
-@pytest.mark.parametrize("use_cache", [True, False])
+@pytest.mark.parametrize("use_cache", one_and_more([True, False]))
 @pytest.mark.parametrize(("more", "starts"), [(KNOWN, LAST_TURN), (UNKNOWN, BEHIND_PICTURES)])
 def test_of_one_prompt_the_last_turn_is_judged(model_of, path, more, starts, use_cache):
     model, inputs = model_of("llava"), two_turns()
@@ -135,7 +136,7 @@ def second_turn(first: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": mask}
 
 
-@pytest.mark.parametrize("kind", ["dynamic", "static"])
+@pytest.mark.parametrize("kind", one_and_more(["static", "dynamic"]))
 @pytest.mark.parametrize("more", [KNOWN, UNKNOWN])
 def test_a_second_turn_on_a_cache_is_judged(model_of, path, more, kind):
     """From the marker on; without one all that is new: the first answer's last token, which was never read, too."""
@@ -182,7 +183,7 @@ def test_a_turn_read_by_hand_on_a_cache_is_judged(model_of, path):
     torch.testing.assert_close(found[0][seen], logits[0, length:][seen], atol=LOGITS, rtol=0)
 
 
-@pytest.mark.parametrize("size", [45, 50])
+@pytest.mark.parametrize("size", one_and_more([45, 50]))
 def test_a_prompt_in_chunks_is_judged_as_a_whole(model_of, path, size):
     """The first chunk ends behind the picture, within the first question or within the second."""
     model, inputs = model_of("llava"), {name: value[:1] for name, value in two_turns().items()}

@@ -21,6 +21,7 @@ from foveate.spec import parse
 from tests import tiny
 from tests.engine.test_gate import PLANS as GATES
 from tests.engine.test_gate import TOKENS, answers, columns_left, extended, gate_layer, plan_for, rejected_columns
+from tests.marks import one_and_more
 from tests.oracles.dense_reference import decoder_layers, dense_reference, mixer_of, without_the_gone
 from tests.oracles.gated_reference import gated_reference
 from tests.oracles.stages import alive_by_layer
@@ -28,7 +29,7 @@ from tests.oracles.stages import alive_by_layer
 HYBRIDS = [family for family in tiny.ALL_FAMILIES if tiny.remembers(family)]
 DROP = "random(layer=1, keep=0.5)"
 
-every_hybrid = pytest.mark.parametrize("family", HYBRIDS)
+every_hybrid = pytest.mark.parametrize("family", one_and_more(HYBRIDS))
 
 
 def inputs_of(family: str, batch: int = 3, side: str = "left") -> dict[str, Tensor]:
@@ -71,7 +72,7 @@ def test_the_reference_equals_a_loop_that_skips_dropped_columns(model_of, family
 
 
 @every_hybrid
-@pytest.mark.parametrize("plan", ["random(site=pre_llm, keep=0.4)", DROP, "fastv(layer={k}, keep=0.4)"])
+@pytest.mark.parametrize("plan", one_and_more([DROP, "fastv(layer={k}, keep=0.4)", "random(site=pre_llm, keep=0.4)"]))
 def test_layers_with_a_state_see_the_survivors_only(model_of, family, plan):
     model, inputs = model_of(family), inputs_of(family)
     plan = plan.format(k=tiny.FIRST_LAYER[family])
@@ -86,7 +87,7 @@ def test_layers_with_a_state_see_the_survivors_only(model_of, family, plan):
 
 
 @every_hybrid
-@pytest.mark.parametrize("text", GATES)
+@pytest.mark.parametrize("text", one_and_more(GATES, 2))
 def test_attention_forgets_what_a_gate_rejects_and_states_remember_it(model_of, family, text):
     model, inputs = model_of(family), inputs_of(family)
     length = inputs["input_ids"].shape[1]

@@ -12,6 +12,7 @@ from foveate.errors import InputError, PlanError, SpecError
 from foveate.methods.selector import Selector
 from foveate.predictors import PredictorConfig, Scorer, read_config, save_predictors, scorer_flops
 from tests import tiny
+from tests.marks import one_and_more
 from tests.oracles.selector import selector_kept
 from tests.trained import random_predictors
 
@@ -89,8 +90,8 @@ def kept_of(model, inputs, plan: str) -> list[list[list[int]]]:
         return [[entry.kept_index.tolist() for entry in attachment.trace.sample(row)] for row in rows]
 
 
-@pytest.mark.parametrize("query", QUERIES)
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("query", one_and_more(["text", "none"]))
+@pytest.mark.parametrize("family", one_and_more(tiny.FAMILIES))
 def test_a_row_alone_is_chosen_from_as_in_a_batch_at_every_scope(trained, family, query):
     model, maker = tiny.tiny_model(family), tiny.Maker(family)
     rows = tiny.ragged_rows(maker, 3)
