@@ -97,6 +97,7 @@ def test_answers_beyond_a_model_s_positions_are_named_and_not_run(capsys):
     assert stopped.value.code == 2 and "4096 new tokens: llava-1.5-7b has 4096 positions" in capsys.readouterr().err
 
 
+@pytest.mark.full
 def test_gated_answers_of_several_lengths_and_batches_are_cells_of_one_run(tmp_path):
     """The command for 2,048 and 4,096 tokens at batch 1 and 8, on short answers of a tiny model."""
     out, threads = tmp_path / "c-decode.json", torch.get_num_threads()

@@ -27,6 +27,7 @@ from foveate.families import family_for
 from foveate.predictors import IMAGE, INSTRUCT, TEXT, load_predictor, read_config
 from tests.convert import official
 from tests.convert.official import SEVEN, SIZES, THIRTEEN, TOWER, VOCABULARY
+from tests.marks import one_and_more
 
 PATCHES = SIZES["side"] ** 2
 
@@ -119,7 +120,7 @@ def test_the_predictors_arrive_and_work_on_the_model(plain, made):
 
 
 @pytest.mark.parametrize("instruct", [False, True])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("dtype", one_and_more([torch.bfloat16, torch.float16, torch.float32]))
 def test_there_and_back_is_bit_exact(tmp_path, dtype, instruct):
     weights, text = official.weights(instruct, dtype), official.config(instruct=instruct)
     source = official.write(tmp_path / "src", weights, {**text, "torch_dtype": str(dtype).removeprefix("torch.")})

@@ -28,6 +28,7 @@ from foveate.engine.compat import CACHE, cache_in
 from foveate.errors import UnsupportedCombination
 from tests import fake_backends, tiny
 from tests.engine.test_gate import LOGITS, TOKENS, answers
+from tests.marks import one_and_more
 from tests.syncs import on_device, syncs_of_foveate, weights_on_device
 from tests.trained import random_predictors
 
@@ -58,7 +59,7 @@ def path(model_of: Callable[..., nn.Module], tmp_path_factory: pytest.TempPathFa
     raise AssertionError("no seed gives rows of three lengths")
 
 
-@pytest.mark.parametrize("clean_every", [2, 3, 64])
+@pytest.mark.parametrize("clean_every", one_and_more([2, 3, 64]))
 def test_1_a_row_that_stores_less_sees_no_filler(model_of, path, monkeypatch, clean_every):
     """There a ragged cache is filled with zeros that no mask hides, and a zero key has weight exp(0)."""
     monkeypatch.setattr(gate_module, "CLEAN_EVERY", clean_every)

@@ -13,6 +13,7 @@ from foveate.engine import soft, soft_attention
 from foveate.errors import AttachError, UnsupportedCombination
 from tests import tiny
 from tests.engine.test_gate import LOGITS
+from tests.marks import one_and_more
 from tests.trained import random_predictors
 
 PLAN = "dynamic_llava(path='{path}', keep=0.4)"
@@ -114,10 +115,16 @@ def test_b_validation_sees_what_dropping_computes(model_of, path, family, side):
     torch.testing.assert_close(masked[alive], dropped[alive], atol=LOGITS, rtol=0)
 
 
+WITHOUT_STATES = [family for family in tiny.ALL_FAMILIES if not tiny.remembers(family)]
+
+
 @pytest.mark.pairs(every_family=True)
 @pytest.mark.parametrize("scope", ["medium", "sample"])
 @pytest.mark.parametrize("query", ["none", "text"])
-@pytest.mark.parametrize("family", [family for family in tiny.ALL_FAMILIES if not tiny.remembers(family)])
+@pytest.mark.parametrize(
+    "family",
+    one_and_more([*tiny.FAMILIES, *(one for one in WITHOUT_STATES if one not in tiny.FAMILIES)], short=len(tiny.FAMILIES)),
+)
 def test_b_a_selector_in_validation_sees_what_dropping_computes(model_of, path, family, query, scope):
     model, inputs = model_of(family), batch(family)
     plan = f"selector(site=pre_llm, keep=0.4, query={query}, scope={scope}, path='{path(family)}')"
