@@ -18,9 +18,9 @@ import torch
 from foveate.demo.blind import majority_answers
 from foveate.demo.forced import correct_answers
 from foveate.demo.packing import PackedBatch, Packer, picture_side, without_every_other_output
+from foveate.demo.pictures import PICTURE_PIXELS
 from foveate.demo.questions import Question
 from foveate.demo.samples import KIND_OF_TASK, KINDS, TASKS, Sample, make_sample
-from foveate.demo.scenes import PICTURE_PIXELS
 from foveate.demo.tasks import LONG_TASKS
 from foveate.version import __version__
 
