@@ -33,6 +33,22 @@ def _runs(name: str) -> bool:
 ALL_FAMILIES = tuple(name for name in families.names() if _runs(name) and not families.get(name).is_text_only)
 # The anchor families, on which everything is tried.
 FAMILIES = tuple(name for name in ALL_FAMILIES if families.get(name).anchor)
+# What a family file says that the engine does not read: names, numbers for costs, and what tests are made of.
+_NUMBERS = {
+    "model_types", "title", "notes", "anchor", "beams", "broken_in", "check", "covers", "decoder_shape", "encoder_shape",
+    "model_shape", "media_of_images", "media_of_video", "tiny_config", "tiny_medium", "tiny_batch",
+}  # fmt: skip
+
+
+def _tells_nothing_new(name: str) -> bool:
+    """Whether a family is one that a parent's file serves, by another name and in other numbers."""
+    cls = type(families.get(name))
+    parents = [type(families.get(other)) for other in ALL_FAMILIES if other != name]
+    own = {said for said in vars(cls) if not said.startswith(("__", "_abc", "_tiny"))}
+    return name not in FAMILIES and cls.__mro__[1] in parents and own <= _NUMBERS
+
+
+RELATIVES = tuple(name for name in ALL_FAMILIES if _tells_nothing_new(name))
 PAD, IMAGE, VIDEO = 0, 90, 91
 
 

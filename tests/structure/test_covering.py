@@ -6,7 +6,7 @@ from itertools import product
 
 import pytest
 
-from tests.covering import covering, pairs_of
+from tests.covering import SHARE, covering, pairs_of, shared_out
 
 
 def cases(*sizes: int) -> list[dict[str, int]]:
@@ -34,3 +34,22 @@ def test_what_cannot_meet_is_not_asked_for_and_what_runs_already_counts():
 def test_a_list_without_a_product_stays_whole():
     assert covering([{"given": n, "says": -n} for n in range(7)]) == list(range(7))
     assert covering([]) == []
+
+
+def test_of_a_long_list_families_that_are_no_anchors_take_turns():
+    every = [{"family": f, "plan": p, "side": s} for f, p, s in product("abcdefg", range(12), "lr")]
+    chosen = [every[number] for number in covering(every, is_due=shared_out(every, ["a"]))]
+    plans = {f: {case["plan"] for case in chosen if case["family"] == f} for f in "abcdefg"}
+    assert plans["a"] == set(range(12))
+    assert all(12 / SHARE <= len(plans[f]) < 12 for f in "bcdefg")
+    assert set().union(plans["b"], plans["c"], plans["d"]) == set(range(12))
+    for first, second in (("family", "side"), ("plan", "side")):
+        assert {(case[first], case[second]) for case in chosen} == {(case[first], case[second]) for case in every}
+
+
+def test_a_relative_takes_one_case_and_no_pair_of_the_others_goes_missing():
+    every = [{"family": f, "plan": p, "side": s} for f, p, s in product("abc", range(5), "lr")]
+    chosen = [every[number] for number in covering(every, is_due=shared_out(every, ["a"], ["c"]))]
+    assert len([case for case in chosen if case["family"] == "c"]) == 1
+    others = [case for case in every if case["family"] != "c"]
+    assert set().union(*map(pairs_of, others)) <= set().union(*map(pairs_of, chosen))
