@@ -20,7 +20,6 @@ REFUSED: Mapping[str, str] = {
     "minicpmv4_6": _RECURRENT,
     "minicpmv4_7": _RECURRENT,
     "nemotron_h_omni": _RECURRENT,
-    "lfm2_vl": _CONVOLUTION,
     "lfm3_vl": _CONVOLUTION,
     "inkling2": _CONVOLUTION,
     # Visual tokens outside the decoder's sequence.
