@@ -16,7 +16,8 @@ from torch import Tensor
 from benchmarks.merging import METHODS as COMPARED
 from benchmarks.merging import errors, features
 from foveate.demo.drawing import render
-from foveate.demo.scenes import Scene, make_dense_scene
+from foveate.demo.pictures import Scene
+from foveate.demo.scenes import make_dense_scene
 from real_weights.models import joined_config, pixel_values, vision
 
 SIDE, PATCH, LAYER, SEED = 224, 14, 6, 3

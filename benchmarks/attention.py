@@ -20,7 +20,7 @@ from benchmarks._results import write_results
 from foveate.core.attention import KINDS, Raters
 from foveate.demo.evaluation import conversation, held_out_samples, versions
 from foveate.demo.loading import load_demo
-from foveate.demo.samples import KIND_OF_TASK
+from foveate.demo.samples import KIND_OF_TASK, TASKS
 
 SEED, BATCH, NEW_TOKENS = 2, 20, 24
 NAMES = {"SYSTEM": "system", "VISUAL": "visual", "INSTRUCT": "instruction", "OUTPUT": "output"}
@@ -51,7 +51,7 @@ One of the pictures, asked "{question}": the visual tokens that the tokens of th
 def study(questions: int, folder: Path | None) -> dict[str, Any]:
     """Means over prompts: shares and shares per token, by rater and layer."""
     model, processor = load_demo(folder)
-    tasks = [task for task, kind in KIND_OF_TASK.items() if kind == "single"]
+    tasks = [task for task in TASKS if KIND_OF_TASK[task] == "single"]
     samples = held_out_samples(questions, SEED, tasks)
     asked = [(sample, question) for sample in samples for question in sample.questions]
     asked.sort(key=lambda pair: len(pair[1].text))

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from foveate.demo.long_answers import LONG_WEIGHTS
+from foveate.demo.pictures import MAX_OBJECTS
 from foveate.demo.questions import Question
 from foveate.demo.samples import Kind, Sample, make_sample
-from foveate.demo.scenes import MAX_OBJECTS, make_dense_scene, picture_random
+from foveate.demo.scenes import make_dense_scene, picture_random
 
 POOL_BATCHES = 4  # pictures of a pool are sorted by length, so that little of a batch is padding
 DENSE_SHARE = {False: 0.6, True: 0.3}  # by whether the world is detailed: its pages are crowded too

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from demo_model.model import DemoModelConfig
+from foveate.demo.pictures import MAX_OBJECTS
 from foveate.demo.samples import QUESTIONS_PER_PICTURE
-from foveate.demo.scenes import MAX_OBJECTS
 from foveate.errors import InputError
 
 _BOUNDS = {

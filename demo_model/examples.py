@@ -11,9 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from foveate.demo.drawing import render
+from foveate.demo.pictures import Scene
 from foveate.demo.questions import SINGLE_TASKS, Question
 from foveate.demo.samples import Sample, make_sample
-from foveate.demo.scenes import Scene
 from foveate.errors import FoveateError
 
 EXAMPLE_TASKS = SINGLE_TASKS

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from foveate.demo.drawing import render
+from foveate.demo.pictures import Split
 from foveate.demo.questions import Question
 from foveate.demo.samples import make_sample
-from foveate.demo.scenes import Split
 from real_weights.models import pixel_values
 
 IGNORED = -100  # a label that is not predicted

@@ -9,18 +9,7 @@ import numpy.typing as npt
 
 from foveate.demo.fonts import Box
 from foveate.demo.pages import KEYS, SIDE, Page, Text
-from foveate.demo.scenes import (
-    COLOR_NAMES,
-    LETTERS,
-    MAX_BAR_VALUE,
-    SHAPES,
-    SIZES,
-    TINY,
-    Chart,
-    Picture,
-    Scene,
-    SceneObject,
-)
+from foveate.demo.pictures import COLOR_NAMES, LETTERS, MAX_BAR_VALUE, SHAPES, SIZES, TINY, Chart, Picture, Scene, SceneObject
 
 Labels = npt.NDArray[np.int64]
 Tags = npt.NDArray[np.float32]

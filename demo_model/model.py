@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from foveate.demo.packing import IMAGE_TOKEN
-from foveate.demo.scenes import PATCH_PIXELS, PICTURE_PIXELS
+from foveate.demo.pictures import PATCH_PIXELS, PICTURE_PIXELS
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from typing import Any
 from demo_model.labels import patch_words
 from foveate.demo.long_answers import CAPTION_PHRASINGS
 from foveate.demo.packing import ASSISTANT_TOKEN, END_TOKEN, IMAGE_TOKEN, PAD_TOKEN, START_TOKEN, USER_TOKEN
+from foveate.demo.pictures import PATCH_PIXELS, PICTURE_PIXELS
 from foveate.demo.samples import KINDS, make_sample
-from foveate.demo.scenes import PATCH_PIXELS, PICTURE_PIXELS
 
 UNKNOWN_TOKEN = "<unk>"
 SPECIAL_TOKENS = (PAD_TOKEN, START_TOKEN, END_TOKEN, USER_TOKEN, ASSISTANT_TOKEN, IMAGE_TOKEN, UNKNOWN_TOKEN)

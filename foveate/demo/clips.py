@@ -10,8 +10,9 @@ from typing import BinaryIO
 from PIL import Image
 
 from foveate.demo.drawing import render
+from foveate.demo.pictures import Clip
 from foveate.demo.questions import Question
-from foveate.demo.scenes import Clip, make_clip
+from foveate.demo.scenes import make_clip
 from foveate.demo.several import make_clip_questions
 from foveate.files.writing import write_file
 

@@ -6,9 +6,10 @@ from typing import Any
 
 from foveate.demo.evaluation import conversation
 from foveate.demo.long_answers import LONG_WEIGHTS
+from foveate.demo.pictures import Split
 from foveate.demo.questions import Question
 from foveate.demo.samples import Kind, Sample, make_sample
-from foveate.demo.scenes import Split, picture_random
+from foveate.demo.scenes import picture_random
 
 LONG_SHARE = 0.5  # of the rows that ask for a long answer
 # Of 20 blocks of rows these have several pictures in a row; blocks are batches, so that little of a batch is padding.

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from foveate.demo.fonts import load_font
 from foveate.demo.pages import SIDE, Page, Text
-from foveate.demo.scenes import MAX_BAR_VALUE, PHOTO, PICTURE_PIXELS, VALUE_UNITS, Chart, Picture, Scene, SceneObject, Word
+from foveate.demo.pictures import MAX_BAR_VALUE, PHOTO, PICTURE_PIXELS, VALUE_UNITS, Chart, Picture, Scene, SceneObject, Word
 from foveate.demo.textures import TEXTURE_PIXELS, photo, texture
 
 Pixels = npt.NDArray[np.uint8]

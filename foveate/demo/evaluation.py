@@ -18,13 +18,15 @@ import torch
 from foveate.demo.blind import majority_answers
 from foveate.demo.forced import correct_answers
 from foveate.demo.packing import PackedBatch, Packer, picture_side, without_every_other_output
+from foveate.demo.pictures import PICTURE_PIXELS
 from foveate.demo.questions import Question
 from foveate.demo.samples import KIND_OF_TASK, KINDS, TASKS, Sample, make_sample
-from foveate.demo.scenes import PICTURE_PIXELS
 from foveate.demo.tasks import LONG_TASKS
 from foveate.version import __version__
 
 NORMAL_95 = 1.959964
+# Samples in a row without a wanted question, after which a task is taken for one that the samples do not hold.
+_PATIENCE = 2000
 
 
 @dataclass(frozen=True)
@@ -72,19 +74,23 @@ def wilson_interval(right: int, asked: int) -> tuple[float, float]:
 def held_out_samples(questions_per_task: int, seed: int, tasks: Sequence[str] = TASKS) -> list[Sample]:
     """Return test samples that hold `questions_per_task` questions of each task, at most one per task and sample.
 
-    Questions with long answers are among the `questions` of the samples too.
+    Questions with long answers are among the `questions` of the samples too. Raises ValueError for a task of which
+    `_PATIENCE` samples in a row hold no question.
     """
     samples: list[Sample] = []
     for kind in KINDS:
         missing = {task: questions_per_task for task in tasks if KIND_OF_TASK[task] == kind}
-        index = 0
+        index = last = 0
         while any(missing.values()):
+            if index - last > _PATIENCE:
+                raise ValueError(f"no question of {', '.join(task for task in missing if missing[task])} in {_PATIENCE} samples")
             sample = make_sample("test", seed, index, kind=kind)
             first = {question.task: question for question in reversed((*sample.questions, *sample.long_questions))}
             wanted = [question for task, question in first.items() if missing.get(task)]
             for question in wanted:
                 missing[question.task] -= 1
             if wanted:
+                last = index
                 samples.append(replace(sample, questions=tuple(wanted), long_questions=()))
             index += 1
     return samples

@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from foveate.demo.pages import Page
+from foveate.demo.pictures import SHAPES, SIZES, TINY, Chart, Picture, Scene
 from foveate.demo.questions import Question, plural, spelt
-from foveate.demo.scenes import SHAPES, SIZES, TINY, Chart, Picture, Scene
 from foveate.demo.tasks import CAPTION as CAPTION
 from foveate.demo.tasks import LONG_TASKS as LONG_TASKS
 from foveate.demo.tasks import TRANSCRIPT

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from foveate.demo.pages import SIDE, Page
-from foveate.demo.scenes import COLOR_NAMES, GROUND_COLUMNS, SHAPES, TINY, Chart, Picture, Scene, SceneObject, Sign
+from foveate.demo.pictures import COLOR_NAMES, GROUND_COLUMNS, SHAPES, TINY, Chart, Picture, Scene, SceneObject, Sign
 
 SINGLE_TASKS = ("color", "shape", "size", "position", "relation", "exist", "count", "chart_value", "chart_compare", "ocr")
 # What is asked of a detailed world beside those; all but the grid cell need more pixels than a shrunk picture has.

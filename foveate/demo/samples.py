@@ -10,17 +10,9 @@ import numpy as np
 
 from foveate.demo.drawing import Pixels, render
 from foveate.demo.long_answers import make_long_questions
+from foveate.demo.pictures import MAX_OBJECTS, PICTURE_PIXELS, Picture, Split
 from foveate.demo.questions import DETAIL_TASK_WEIGHTS, DETAIL_TASKS, SINGLE_TASKS, TASK_WEIGHTS, Question, make_questions
-from foveate.demo.scenes import (
-    MAX_OBJECTS,
-    PICTURE_PIXELS,
-    Picture,
-    Split,
-    make_clip,
-    make_pair,
-    make_picture,
-    picture_random,
-)
+from foveate.demo.scenes import make_clip, make_pair, make_picture, picture_random
 from foveate.demo.several import SEVERAL_TASKS, make_clip_questions, make_pair_questions
 from foveate.demo.tasks import CAPTION, LONG_TASKS, TRANSCRIPT
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 
+from foveate.demo.pictures import COLOR_NAMES, SHAPES, Clip, Scene
 from foveate.demo.questions import Question, choose, plural, references
-from foveate.demo.scenes import COLOR_NAMES, SHAPES, Clip, Scene
 
 SEVERAL_TASKS = ("two_image", "video")
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from foveate.demo import evaluation
 from foveate.demo.blind import MajorityAnswers, majority_answers
 from foveate.demo.evaluation import (
     DemoEvaluationConfig,
@@ -20,6 +21,12 @@ def test_the_wilson_interval_matches_published_values() -> None:
     # Newcombe, Statistics in Medicine 17 (1998), table I, method 3.
     assert wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
     assert wilson_interval(0, 20) == pytest.approx((0.0, 0.1611), abs=1e-4)
+
+
+def test_a_task_that_no_sample_holds_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "_PATIENCE", 30)
+    with pytest.raises(ValueError, match="no question of page in 30 samples"):
+        held_out_samples(1, 0, ("color", "page"))
 
 
 def test_held_out_questions_are_as_many_as_asked_and_one_per_picture() -> None:

@@ -5,8 +5,8 @@ import pytest
 
 from foveate.demo.drawing import render
 from foveate.demo.pages import PAGE_KINDS, SIDE, Page
+from foveate.demo.pictures import TINY, Scene
 from foveate.demo.samples import make_sample
-from foveate.demo.scenes import TINY, Scene
 
 PICTURES = range(400)
 PIXELS = 192

@@ -4,9 +4,10 @@ import re
 from collections import Counter
 
 from foveate.demo.long_answers import CAPTION, LONG_TASKS, ORDINALS
+from foveate.demo.pictures import COLOR_NAMES, SHAPES, SIZES, Chart, Scene, SceneObject, Sign
 from foveate.demo.questions import PHRASINGS, SINGLE_TASKS, Question
 from foveate.demo.samples import Sample, make_sample
-from foveate.demo.scenes import COLOR_NAMES, SHAPES, SIZES, Chart, Scene, SceneObject, Sign, make_clip
+from foveate.demo.scenes import make_clip
 
 SAMPLES = [make_sample("train", 11, index) for index in range(1500)]
 SCENES = [sample for sample in SAMPLES if isinstance(sample.picture, Scene)]

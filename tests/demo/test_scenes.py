@@ -6,17 +6,9 @@ import numpy as np
 
 from foveate.demo.drawing import render
 from foveate.demo.pages import Page
+from foveate.demo.pictures import COLORS, DIRECTIONS, PHOTO, Scene, Sign
 from foveate.demo.samples import make_sample
-from foveate.demo.scenes import (
-    COLORS,
-    DIRECTIONS,
-    PHOTO,
-    Scene,
-    Sign,
-    make_clip,
-    make_pair,
-    make_picture,
-)
+from foveate.demo.scenes import make_clip, make_pair, make_picture
 
 PICTURES = range(300)
 SHADE_SPREAD = 40  # shades vary by 16, reduction mixes in a little background

@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections import Counter
 
 from demo_model.batches import JointBatches, vision_batch
-from foveate.demo.scenes import Chart, Sign
+from foveate.demo.pictures import Chart, Sign
 
 BATCHES = JointBatches(
     seed=3,

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 from demo_model.labels import BAR_CLASS, CENTRE_PART, FIRST_LETTER_CLASS, PATCH_WORDS, PatchLabels, picture_tags
 from foveate.demo.pages import Page
+from foveate.demo.pictures import COLORS, LETTERS, PATCH_PIXELS, Chart, Sign
 from foveate.demo.samples import make_sample
-from foveate.demo.scenes import COLORS, LETTERS, PATCH_PIXELS, Chart, Sign, make_dense_scene
+from foveate.demo.scenes import make_dense_scene
 
 PICTURES = range(300)
 GRID = 12

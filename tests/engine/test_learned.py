@@ -45,7 +45,13 @@ def trained(model_of, tmp_path_factory) -> Any:
                 shares = {len(entry.kept_index) / entry.medium.shape.grid_tokens for entry in trace.media}
                 dropped, kept = [len(columns) for columns in trace.dropped_text], torch.stack(trace.answer_kept)
                 first = len(trace.media[0].kept_index) < trace.media[0].medium.shape.grid_tokens
-                if first and len(shares) > 1 and all(dropped[:2]) and kept.any() and not kept.all():
+                mixed = [kept.any() and not kept.all()]
+                for options in ("", ", instruct=on"):
+                    with foveate.attach(model, f"dynamic_llava(path='{known[family]}', keep=0.4{options})") as attachment:
+                        answers(model, inputs)
+                        stored = torch.stack(attachment.trace.answer_kept)
+                    mixed.append(stored.any() and not stored.all())
+                if first and len(shares) > 1 and all(dropped[:2]) and all(mixed):
                     break
         return known[family]
 
