@@ -15,8 +15,6 @@ _CODES = "an image is a run of codes of a discrete tokenizer, words of the model
 
 REFUSED: Mapping[str, str] = {
     # Layers with a state.
-    "qwen3_5": _RECURRENT,
-    "qwen3_5_moe": _RECURRENT,
     "qwen4_exp": _INDEXED,
     "glm5_next": _INDEXED,
     "minicpmv4_6": _RECURRENT,
