@@ -82,8 +82,8 @@ def test_layers_with_a_state_see_the_survivors_only(model_of, family, plan):
     with torch.no_grad(), dense_reference(model, alive):
         reference = model(**inputs).logits
     plain = model(**inputs).logits.detach()
-    assert (logits[:, -1] - reference[:, -1]).abs().max() < tiny.tolerance(model)
-    assert (logits[:, -1] - plain[:, -1]).abs().max() > 100 * tiny.tolerance(model)
+    assert (logits[:, -1] - reference[:, -1]).abs().max() < tiny.LOGITS
+    assert (logits[:, -1] - plain[:, -1]).abs().max() > 100 * tiny.LOGITS
 
 
 @every_hybrid
@@ -96,13 +96,13 @@ def test_attention_forgets_what_a_gate_rejects_and_states_remember_it(model_of, 
         trace = attachment.trace
         if "fastv" not in text:
             uncached = answers(model, inputs, use_cache=False)
-            assert tiny.greatest_difference(answer, uncached) < tiny.tolerance(model)
+            assert tiny.greatest_difference(answer, uncached) < tiny.LOGITS
     alive = columns_left(trace, [stage for stage, _ in trace.media[0].stages], length, 3)
     longer, recent = extended(inputs, answer.sequences, family), 3 if "recent=3" in text else 1
     with torch.no_grad(), gated_reference(model, gate_layer(family), rejected_columns(trace, length), recent, alive):
         logits = model(**longer, use_cache=False).logits
     for step in range(TOKENS):
-        torch.testing.assert_close(answer.logits[step], logits[:, length - 1 + step], atol=tiny.tolerance(model), rtol=0)
+        torch.testing.assert_close(answer.logits[step], logits[:, length - 1 + step], atol=tiny.LOGITS, rtol=0)
 
 
 @every_hybrid
