@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import CONFIG_MAPPING, AutoModelForImageTextToText
+from transformers import CONFIG_MAPPING
 
 from foveate import families
 from foveate.core.encoder import PackedPath
@@ -29,8 +29,8 @@ def _runs(name: str) -> bool:
     return families.get(name).model_types[0] in CONFIG_MAPPING and VERSION not in families.get(name).broken_in
 
 
-# Those that this transformers has and can run.
-ALL_FAMILIES = tuple(name for name in families.names() if _runs(name))
+# Those that read pictures, and that this transformers has and can run.
+ALL_FAMILIES = tuple(name for name in families.names() if _runs(name) and not families.get(name).is_text_only)
 # The anchor families, on which everything is tried.
 FAMILIES = tuple(name for name in ALL_FAMILIES if families.get(name).anchor)
 PAD, IMAGE, VIDEO = 0, 90, 91
@@ -130,7 +130,7 @@ def tiny_model(family: str, backend: str = "sdpa", seed: int = 0, config: Any = 
     """
     torch.manual_seed(seed)
     config = families.get(family).tiny_config() if config is None else config
-    model = AutoModelForImageTextToText.from_config(config).eval()
+    model = getattr(transformers, families.get(family).auto_class).from_config(config).eval()
     with torch.no_grad():
         for name, parameter in decoder_of(model).named_parameters():
             if parameter.ndim >= 2 and parameter.std() < 0.05:

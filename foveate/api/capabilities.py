@@ -150,10 +150,9 @@ def family_capabilities(names: Sequence[str] | None = None) -> Iterator[FamilyCa
                 sites.append(kind.value)
             except FoveateError as error:
                 refused[kind.value] = str(error)
+        stage = _usual_stage(family)
         for backend in _BACKENDS:
             model.set_attn_implementation(backend)
-            stage = _probe_stage(SiteKind.LLM_LAYER)
-            assert stage is not None
             if _works(partial(_forward, model, inputs, stage)):
                 backends.append(backend)
         yield FamilyCapability(
@@ -162,19 +161,24 @@ def family_capabilities(names: Sequence[str] | None = None) -> Iterator[FamilyCa
             model_types=family.model_types,
             sites=tuple(sites),
             backends=tuple(backends),
-            caches=tuple(kind for kind in _CACHES if _decodes(model, inputs, kind)),
+            caches=tuple(kind for kind in _CACHES if _decodes(model, inputs, kind, stage)),
             video=_works(partial(family.media_of_video, model.config, (64, 64), 4)),
             refused=refused,
             notes="; ".join([family.notes, *(f"fails in transformers {a}.{b} itself" for a, b in family.broken_in)]),
         )
 
 
-def _decodes(model: Any, inputs: dict[str, torch.Tensor], kind: str) -> bool:
-    """Whether two tokens can be generated after a pruned prompt in a kind of cache."""
+def _usual_stage(family: families.Family) -> Stage:
+    """What backends and caches are tried with."""
+    stage = _probe_stage(SiteKind.DECODE if family.is_text_only else SiteKind.LLM_LAYER)
+    assert stage is not None
+    return stage
+
+
+def _decodes(model: Any, inputs: dict[str, torch.Tensor], kind: str, stage: Stage) -> bool:
+    """Whether two tokens can be generated under a stage in a kind of cache."""
     from transformers import QuantizedCache
 
-    stage = _probe_stage(SiteKind.LLM_LAYER)
-    assert stage is not None
     options: dict[str, Any] = {"cache_implementation": kind}
     try:
         if kind == "quantized":
@@ -208,12 +212,12 @@ def _forward(model: Any, inputs: dict[str, torch.Tensor], stage: Stage) -> None:
 
 
 def tiny_model(name: str) -> tuple[Any, dict[str, torch.Tensor]]:
-    """A tiny random model of a family and inputs with one picture: for probing, never for answers."""
-    from transformers import AutoModelForImageTextToText
+    """A tiny random model of a family and inputs, with one picture where it takes some: for probing, never for answers."""
+    import transformers
 
     family = families.get(name)
     config = family.tiny_config()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = AutoModelForImageTextToText.from_config(config).eval()
+        model = getattr(transformers, family.auto_class).from_config(config).eval()
         return model, family.tiny_inputs(config)

@@ -57,7 +57,7 @@ def _check_described(name: str, config: Any) -> None:
     family = family_for(config)
     try:
         family.model_shape(config)
-        family.media_of_images(config, [(1024, 768)])
+        media_of(family, config, None, None, None)
         family.decoder_windows(config)
     except FoveateError:
         raise
@@ -73,10 +73,14 @@ def _check_count(name: str, number: Any, least: int, most: int = _MOST) -> None:
 
 
 def default_plan(config: Any, keep: float = 0.5) -> Plan:
-    """FastV at the paper's layer 2, or at the first layer after a full-attention one if that comes later."""
+    """FastV at the paper's layer 2, or at the first layer after a full-attention one if that comes later.
+
+    For a plain language model a gate at the same layer.
+    """
     family = family_for(config)
     layers, first_full = len(family.decoder_windows(config)), next(iter(family.full_layers(config)), 0)
-    return parse(f"fastv(layer={min(max(2, first_full + 1), layers - 1)}, keep={keep})")
+    method = "random_gate" if family.is_text_only else "fastv"
+    return parse(f"{method}(layer={min(max(2, first_full + 1), layers - 1)}, keep={keep})")
 
 
 def media_of(
@@ -105,8 +109,11 @@ def media_of(
             raise InputError("frames describes one video: give its frame size as one image size, e.g. images=[(640, 360)]")
         return [family.media_of_video(config, images[0], frames)]
     if visual_tokens is None:
-        return family.media_of_images(config, images if images is not None else [(1024, 768)])
+        usual_images = [] if family.is_text_only else [(1024, 768)]
+        return family.media_of_images(config, usual_images if images is None else images)
     _check_count("visual_tokens", visual_tokens, 1)
+    if family.is_text_only:
+        raise InputError("this is a plain language model, which has no visual tokens: leave visual_tokens out")
     usual = family.media_of_images(config, [(1024, 768)])[0]
     if usual.grid_tokens == visual_tokens:
         return [usual]
@@ -134,7 +141,8 @@ def estimate(
     Args:
         model: a preset name, a config, a folder or hub id with a config, or a model.
         plan: what `attach` takes.
-        images: (width, height) of each image in pixels; one 1024 x 768 image if nothing is said.
+        images: (width, height) of each image in pixels; one 1024 x 768 image if nothing is said, none for a plain language
+            model.
         visual_tokens: instead of images, the number of visual tokens; the vision encoder is then left out of the FLOPs
             unless it is the number of the model's usual image.
         frames: number of frames of one video whose frame size `images` gives.

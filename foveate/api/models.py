@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from foveate.api.pictures import first_line
-from foveate.errors import FoveateError, InputError, UnknownName
+from foveate.errors import FoveateError, InputError, UnknownName, UnsupportedModel
+from foveate.families import Family, family_for
 from foveate.files.paths import check_folder, is_file, is_folder, kind, refused, shown, user_path
 from foveate.files.reading import read_json
 
@@ -49,7 +50,7 @@ def load_pretrained(name: str, auto_class: Any = None, trust_remote_code: bool =
 
     Args:
         name: of the folder or hub id.
-        auto_class: of transformers; the one for images and text by default.
+        auto_class: of transformers; that of the model's family by default.
         trust_remote_code: run Python code that lies beside the weights, where they ask for that.
         options: of `from_pretrained`: dtype, device_map and the like.
 
@@ -57,17 +58,24 @@ def load_pretrained(name: str, auto_class: Any = None, trust_remote_code: bool =
         UnknownName: if there is no such folder.
         InputError: one line for weights that are pickled, missing, misshapen or not finite, and for files that cannot be read.
     """
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    import transformers
 
     source = _source(name)
     if is_folder(source):
         _check_weights(Path(source))
     config = load_config(name, trust_remote_code)
-    auto_class = auto_class or AutoModelForImageTextToText
+    family = _family(config)
+    text_only = family is not None and family.is_text_only
+    auto_class = auto_class or getattr(transformers, (family or Family).auto_class)
     with _refusals(f"cannot load a model and its processor from '{shown(name)}'"):
-        processor = AutoProcessor.from_pretrained(source, trust_remote_code=trust_remote_code)
-        if getattr(processor, "tokenizer", None) is None or getattr(processor, "image_processor", None) is None:
-            raise InputError(f"'{shown(name)}' has no processor for pictures and text beside its weights: copy its files there")
+        if text_only:
+            processor = TextProcessor(transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code))
+        else:
+            processor = transformers.AutoProcessor.from_pretrained(source, trust_remote_code=trust_remote_code)
+            if getattr(processor, "tokenizer", None) is None or getattr(processor, "image_processor", None) is None:
+                raise InputError(
+                    f"'{shown(name)}' has no processor for pictures and text beside its weights: copy its files there"
+                )
         if is_folder(source) and not trust_remote_code:
             _check_extent(Path(source), config, auto_class)
         model, found = auto_class.from_pretrained(
@@ -85,6 +93,38 @@ def load_pretrained(name: str, auto_class: Any = None, trust_remote_code: bool =
         raise InputError(f"'{shown(name)}': {_some(sorted(map(str, found['mismatched_keys'])))} do not fit the config")
     _check_finite(name, model)
     return model.eval(), processor
+
+
+class TextProcessor:
+    """The tokenizer of a plain language model, asked as processors of pictures and text are.
+
+    Args:
+        tokenizer: with a chat template, or without one: then a turn is its bare text, to be continued.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer, self.image_processor = tokenizer, None
+
+    def apply_chat_template(self, conversation: Sequence[Mapping[str, Any]], *, tokenize: bool = False, **options: Any) -> Any:
+        """What the tokenizer makes of turns whose content is a list of texts.
+
+        Raises:
+            InputError: for anything that is no text.
+        """
+        if any(part["type"] != "text" for turn in conversation for part in turn["content"]):
+            raise InputError("this is a plain language model, which takes no pictures: ask the question alone")
+        turns = [{**turn, "content": "".join(part["text"] for part in turn["content"])} for turn in conversation]
+        if self.tokenizer.chat_template is not None:
+            return self.tokenizer.apply_chat_template(turns, tokenize=tokenize, **options)
+        text = "\n".join(turn["content"] for turn in turns)
+        return self.tokenizer(text, return_tensors=options.get("return_tensors")) if tokenize else text
+
+
+def _family(config: Any) -> Family | None:
+    try:
+        return family_for(config)
+    except UnsupportedModel:
+        return None
 
 
 @contextmanager

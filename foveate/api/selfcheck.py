@@ -26,6 +26,7 @@ from foveate.engine.attachment import Attachment
 from foveate.errors import FoveateError, FoveateWarning, InputError, UnsupportedModel
 from foveate.files.reading import read_json
 from foveate.files.writing import make_folder, write_file
+from foveate.spec import parse
 from foveate.version import NEWEST_TESTED_TRANSFORMERS, __version__
 
 _STEPS = 3
@@ -83,8 +84,10 @@ def _check(name: str) -> None:
     from foveate.api.capabilities import tiny_model
 
     model, _ = tiny_model(name)
-    family, inputs = families.get(name), _two_rows(name, model.config)
-    config = model.config
+    family, config = families.get(name), model.config
+    inputs = _two_rows(family, config)
+    if family.is_text_only:
+        return _check_gate(model, family, inputs)
     layers = range(1, len(family.decoder_windows(config)))
     full = family.full_layers(config)
     layer = next(at for at in layers if any(low < at for low in full) and family.refuse_layer(config, at) is None)
@@ -96,7 +99,7 @@ def _check(name: str) -> None:
     with Attachment(model, Plan((attended,))):
         together = _logits(model, inputs)
         for row in range(2):
-            alone = _logits(model, _row(inputs, row, name, config))
+            alone = _logits(model, _row(inputs, row, family, config))
             _same(together[row : row + 1], alone, "a row in a batch is not as it is alone")
     fixed = _stage("random", Site(SiteKind.PRE_LLM), 0.5)
     with Attachment(model, Plan((fixed,))) as attachment:
@@ -107,6 +110,21 @@ def _check(name: str) -> None:
             raise InputError("half of each picture was to be dropped, and was not")
         if not family.bidirectional:  # where a prompt sees itself in both directions, more text is another prompt
             _second_turn(model, inputs, out, family, config)
+
+
+def _check_gate(model: Any, family: families.Family, inputs: dict[str, Tensor]) -> None:
+    """Gated decoding of a model that no other stage can act on."""
+    plain = _logits(model, inputs)
+    with Attachment(model, Plan((_stage("random_gate", Site(SiteKind.DECODE, 2), 1.0),))):
+        _same(plain, _logits(model, inputs), "keeping everything changes the answer")
+    with Attachment(model, parse("random_gate(layer=2, keep=0.5, recent=0)")) as attachment:
+        together = _logits(model, inputs)
+        if torch.stack(attachment.trace.answer_kept).all():
+            raise InputError("half of the answer was to be rejected, and was not")
+        _same(together, _logits(model, inputs, use_cache=False), "a cache changes the answer")
+        for row in range(2):
+            alone = _logits(model, _row(inputs, row, family, model.config))
+            _same(together[row : row + 1], alone, "a row in a batch is not as it is alone")
 
 
 def _second_turn(model: Any, inputs: dict[str, Tensor], out: Any, family: families.Family, config: Any) -> None:
@@ -121,13 +139,17 @@ def _second_turn(model: Any, inputs: dict[str, Tensor], out: Any, family: famili
     _same(_logits(model, {**both, **turn}, **{compat.CACHE: compat.cache_in(out)}), whole, "a second turn on its cache differs")
 
 
-def _two_rows(name: str, config: Any) -> dict[str, Tensor]:
+def _media(family: families.Family, config: Any) -> list[families.TinyMedium]:
+    """A picture for each of the two prompts, always the same ones."""
+    random = torch.Generator().manual_seed(0)
+    return [] if family.is_text_only else [family.tiny_medium(config, "image", 0, random) for _ in range(2)]
+
+
+def _two_rows(family: families.Family, config: Any) -> dict[str, Tensor]:
     """Two prompts of unequal length with a picture each, padded on the left."""
-    family, random = families.get(name), torch.Generator().manual_seed(0)
-    media = [family.tiny_medium(config, "image", 0, random) for _ in range(2)]
-    rows = [
-        torch.cat([torch.arange(3, 3 + n), medium.ids, torch.arange(20, 24)]) for n, medium in zip((5, 2), media, strict=True)
-    ]
+    media = _media(family, config)
+    pictures = [medium.ids for medium in media] or [torch.arange(30, 33)] * 2
+    rows = [torch.cat([torch.arange(3, 3 + n), ids, torch.arange(20, 24)]) for n, ids in zip((5, 2), pictures, strict=True)]
     width = max(map(len, rows))
     ids, mask = torch.zeros(2, width, dtype=torch.long), torch.zeros(2, width, dtype=torch.long)
     for number, row in enumerate(rows):
@@ -135,12 +157,11 @@ def _two_rows(name: str, config: Any) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": mask} | family.tiny_batch(config, ids, media)
 
 
-def _row(inputs: dict[str, Tensor], row: int, name: str, config: Any) -> dict[str, Tensor]:
+def _row(inputs: dict[str, Tensor], row: int, family: families.Family, config: Any) -> dict[str, Tensor]:
     """One of the two prompts alone, without its padding."""
-    family, random = families.get(name), torch.Generator().manual_seed(0)
-    media = [family.tiny_medium(config, "image", 0, random) for _ in range(2)]
     ids = inputs["input_ids"][row][inputs["attention_mask"][row].bool()][None]
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)} | family.tiny_batch(config, ids, [media[row]])
+    media = _media(family, config)[row : row + 1]
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)} | family.tiny_batch(config, ids, media)
 
 
 def _generate(model: Any, inputs: dict[str, Tensor], **options: Any) -> Any:

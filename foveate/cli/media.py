@@ -48,12 +48,13 @@ class Sampling:
         return load_video(path, self.frames, fps=self.fps, max_frames=self.max_frames, start=self.start, end=self.end)
 
 
-def split_arguments(arguments: Sequence[str], has_videos: bool = False) -> tuple[list[Path], str]:
+def split_arguments(arguments: Sequence[str], has_videos: bool = False, model: str | None = None) -> tuple[list[Path], str]:
     """The pictures and videos, and the question, of `IMAGE... QUESTION`.
 
     Args:
         arguments: as they were typed.
         has_videos: whether `--video` names some, so that a question alone is enough.
+        model: of which the question is asked; to a plain language model alone.
 
     Raises:
         InputError: if one of them is missing.
@@ -65,9 +66,16 @@ def split_arguments(arguments: Sequence[str], has_videos: bool = False) -> tuple
     if Path(question).suffix.lower() in (*PICTURE_SUFFIXES, *VIDEO_SUFFIXES) or os.path.exists(question):
         kind = "video" if is_video(Path(question)) else "picture"
         raise InputError(f"no question: '{shown(question)}' is a {kind}; write the question last, in quotes")
-    if not names and not has_videos:
+    if not names and not has_videos and not _is_text_only(model):
         raise InputError("no picture: write one or more picture or video files before the question")
     return [user_path(name) for name in names], question
+
+
+def _is_text_only(model: str | None) -> bool:
+    from foveate.api.cost import resolve_config
+    from foveate.families import family_for
+
+    return model is not None and family_for(resolve_config(model)).is_text_only
 
 
 def is_video(path: Path) -> bool:
@@ -88,9 +96,13 @@ def load_all(paths: Sequence[Path], videos: Sequence[Path] | None, sampling: Sam
 
 
 def names_of(shown: Sequence[Shown]) -> str:
-    """File names for titles: `a.png, clip.mp4 (8 frames)`."""
-    return ", ".join(
-        f"{one.path.name} ({len(one.frames)} frames)" if isinstance(one.content, Video) else one.path.name for one in shown
+    """File names for titles: `a.png, clip.mp4 (8 frames)`; `no picture` where there is none."""
+    return (
+        "no picture"
+        if not shown
+        else ", ".join(
+            f"{one.path.name} ({len(one.frames)} frames)" if isinstance(one.content, Video) else one.path.name for one in shown
+        )
     )
 
 

@@ -43,7 +43,7 @@ def run(
     """Answer a question about pictures and videos under a plan, and print one table of what it took."""
     from foveate.spec import parse
 
-    paths, question = media.split_arguments(arguments, bool(video))
+    paths, question = media.split_arguments(arguments, bool(video), model)
     shown = media.load_all(paths, video, media.Sampling(frames, fps, max_frames, start, end))
     contents = [one.content for one in shown]
     parsed = None if plan is None else parse(plan)
@@ -84,22 +84,24 @@ def run(
 def _controls(
     plan: Plan, model: Any, processor: Any, contents: Sequence[Image.Image | Video], question: str
 ) -> list[Candidate]:
-    """Random, uniform and downsampling with the budget of the plan's last stage."""
+    """Random, uniform and downsampling with the budget of the plan's last stage; for a gate, gates that know nothing."""
     from foveate.api import Candidate, Video
     from foveate.api.pictures import downsampled
     from foveate.cli import loading
     from foveate.core.plan import Plan
+    from foveate.core.site import SiteKind
 
     if not plan.stages:
         return []
     last = plan.stages[-1]
     rows = []
     if last.budget is not None:
-        for name in ("random", "uniform"):
+        gates = last.site.kind is SiteKind.DECODE
+        for name in ("random_gate", "stride_gate") if gates else ("random", "uniform"):
             other = Plan((*plan.stages[:-1], _with_method(last, name)))
             if str(other) != str(plan):
                 rows.append(Candidate(str(other), other))
-        if last.budget.ratio is not None and len(plan.stages) == 1:
+        if last.budget.ratio is not None and len(plan.stages) == 1 and not gates:
             keep = float(last.budget.ratio)
             smaller = [
                 Video([downsampled(frame, keep) for frame in one.frames], one.seconds)

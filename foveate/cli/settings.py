@@ -94,7 +94,9 @@ class ModelSettings:
         """
         if self.min_pixels is None and self.max_pixels is None:
             return
-        rules = processor.image_processor
+        rules = getattr(processor, "image_processor", None)
+        if rules is None:
+            raise InputError("--min-pixels, --max-pixels: a plain language model takes no pictures; leave them out")
         size = getattr(rules, "size", None)
         size = {} if size is None else dict(size)
         least, most = size.get("shortest_edge"), size.get("longest_edge")

@@ -35,7 +35,7 @@ def view_attention(
     settings: ModelSettings = DEFAULTS,
 ) -> None:
     """Measure where the answer's tokens look: shares of system, visual, instruction and output tokens, and heat maps."""
-    paths, question = media.split_arguments(arguments, bool(video))
+    paths, question = media.split_arguments(arguments, bool(video), model)
     chosen = None if layers is None else _layers(layers)
     check_output_folder("--out", out, inputs=[*paths, *(video or []), model])
     require("matplotlib", "jinja2")

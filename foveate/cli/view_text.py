@@ -58,7 +58,7 @@ def view_text(
         raise InputError(f"--plan {plan}: no stage gates decoding, so there is nothing to show; write e.g. {_PLAN}")
     check_outputs({"--html": html, "--png": png}, inputs=[*(arguments or [])[:-1], *(video or []), model])
     require(*(package for package, path in (("jinja2", html), ("matplotlib", png)) if path is not None))
-    prompt = _prompt(arguments or [], task, video, media.Sampling(frames, fps, max_frames, start, end))
+    prompt = _prompt(arguments or [], task, video, model, media.Sampling(frames, fps, max_frames, start, end))
     loaded, processor = startup.load_model(model, settings)
     from foveate.cli import loading
     from foveate.viz.answer_page import answer_page
@@ -95,13 +95,15 @@ class _Prompt:
     answer: str | None = None  # the true one, where it is known
 
 
-def _prompt(arguments: list[str], task: str | None, video: list[Path] | None, sampling: media.Sampling) -> _Prompt:
+def _prompt(
+    arguments: list[str], task: str | None, video: list[Path] | None, model: str | None, sampling: media.Sampling
+) -> _Prompt:
     if arguments or video:
         if task is not None:
             raise InputError(f"--task {task}: it brings its own picture and question; leave it out, or the others")
         if not arguments:
             raise InputError("no question: write it last, in quotes")
-        paths, question = media.split_arguments(arguments, bool(video))
+        paths, question = media.split_arguments(arguments, bool(video), model)
         shown = media.load_all(paths, video, sampling)
         pictures = [
             (one.path.name if len(one.frames) == 1 else f"{one.path.name}, frame {number}", frame)

@@ -61,6 +61,11 @@ class Layout:
     samples: Tensor | None = None
 
     @classmethod
+    def of_text(cls, is_real: Tensor, prompt_length: int | None = None) -> Layout:
+        """The layout of prompts without media; arguments as of `build`."""
+        return cls.build(is_real & False, is_real, [[] for _ in is_real], prompt_length)
+
+    @classmethod
     def build(
         cls,
         is_visual: Tensor,

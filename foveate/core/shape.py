@@ -164,6 +164,10 @@ class EncoderShape:
     pooling: int = 0
 
 
+# Of models that read no pixels.
+NO_ENCODER = EncoderShape(layers=0, hidden=0, intermediate=0, heads=0, patch_inputs=0)
+
+
 class RowsPer(str, Enum):
     """What a matrix product on the way to the decoder has one row for.
 
@@ -191,7 +195,7 @@ class LinearShape:
 
 @dataclass(frozen=True)
 class ModelShape:
-    """A vision-language model in numbers."""
+    """A vision-language model in numbers; a plain language model has `NO_ENCODER`."""
 
     family: str
     decoder: DecoderShape

@@ -83,7 +83,8 @@ def held_out_samples(questions_per_task: int, seed: int, tasks: Sequence[str] = 
         index = last = 0
         while any(missing.values()):
             if index - last > _PATIENCE:
-                raise ValueError(f"no question of {', '.join(task for task in missing if missing[task])} in {_PATIENCE} samples")
+                lacking = ", ".join(task for task, count in missing.items() if count)
+                raise ValueError(f"no question of {lacking} in {_PATIENCE} samples")
             sample = make_sample("test", seed, index, kind=kind)
             first = {question.task: question for question in reversed((*sample.questions, *sample.long_questions))}
             wanted = [question for task, question in first.items() if missing.get(task)]

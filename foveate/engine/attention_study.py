@@ -88,6 +88,8 @@ def _prompt(model: nn.Module, family: Family, inputs: Mapping[str, Any], new_tok
     codes = layouts.column_codes(family, model.config, ids, None, mask, nn.Identity())
     codes, near = layouts.fetch(codes, inputs, family.host_inputs)
     prompt = layouts.build_layout(family, model.config, near, codes, ids.shape[1])
+    if prompt is None and family.is_text_only:
+        prompt = Layout.of_text(codes != layouts.PADDING, ids.shape[1])
     if prompt is None:
         raise InputError("there is no picture in the prompt, so there is no attention to pictures to study")
     if not bool(prompt.real[:, -1].all()):

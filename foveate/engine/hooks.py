@@ -100,8 +100,9 @@ class Hooks:
         parts = self.parts
         if not parts.acts:
             return
-        self.handles += [*self.passes.install(), *parts.install()]
-        if not compat.encodes_beforehand(self.model):
+        # Where the base is the decoder, its states are put back before its pass is closed: hooks run in this order.
+        self.handles += [parts.ends(), *self.passes.install(), *parts.install()]
+        if parts.family.placeholders and not compat.encodes_beforehand(self.model):
             self.handles.append(EncodeOnce(self.owner, self.passes.base))
         if parts.probes or parts.encoder is not None:
             observe.enable(self.owner)
@@ -195,9 +196,13 @@ class _Parts:
         """The attention module of a decoder layer."""
         return self.layers[layer].get_submodule(self.family.attention)
 
+    def ends(self) -> RemovableHandle:
+        """Register what puts the decoder's states back into their columns."""
+        return self.decoder.register_forward_hook(self.hooks.after_decoder)
+
     def install(self) -> list[RemovableHandle]:
-        """Register the hooks of all parts."""
-        handles = [self.decoder.register_forward_hook(self.hooks.after_decoder), *self.side.install()]
+        """Register the other hooks of all parts."""
+        handles = self.side.install()
         for index, layer in enumerate(self.layers):
             if self.soft is not None:
                 if index >= self.first:

@@ -13,7 +13,7 @@ from foveate.core.shape import MediumShape
 from foveate.errors import InputError
 from foveate.families import Family
 
-_TEXT, _PAD, _ANSWER = 0, -1, -2
+_TEXT, PADDING, _ANSWER = 0, -1, -2
 # Arguments that carry pictures which were encoded before the call.
 _ENCODED = ("mm_encoder_outputs",)
 
@@ -53,7 +53,7 @@ def column_codes(
             raise InputError(
                 f"attention_mask of shape {tuple(mask.shape)} does not fit {codes.shape[0]} rows of {codes.shape[1]} columns"
             )
-        codes = codes.masked_fill(mask[:, -codes.shape[1] :].to(codes.device) == 0, _PAD)
+        codes = codes.masked_fill(mask[:, -codes.shape[1] :].to(codes.device) == 0, PADDING)
     return codes
 
 
@@ -121,7 +121,7 @@ def build_layout(
     shapes = family.media(config, inputs, columns)
     rows = _media_by_row(codes, kinds, shapes)
     is_visual = codes > _TEXT
-    return Layout.build(is_visual, codes != _PAD, rows, prompt_length, codes == _ANSWER, samples)
+    return Layout.build(is_visual, codes != PADDING, rows, prompt_length, codes == _ANSWER, samples)
 
 
 def _media_by_row(codes: Tensor, kinds: list[str], shapes: Mapping[str, list[MediumShape]]) -> list[list[MediumShape]]:
@@ -190,7 +190,7 @@ def packed_samples(inputs: Mapping[str, Any], codes: Tensor) -> Tensor | None:
         parts = parts[:1] if len(parts) == 4 else parts
         now, before = parts[..., 1:], parts[..., :-1]
         anew = (now <= before).all(0) if len(parts) == 1 else (now < before).all(0) | (now == 0).all(0)
-        real = codes != _PAD
+        real = codes != PADDING
         starts[:, 1:] = anew & real[:, 1:] & real[:, :-1]
     return starts.cumsum(1) if bool(starts.any()) else None
 

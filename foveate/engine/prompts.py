@@ -70,7 +70,7 @@ class Prompts:
             real = torch.ones(shape, dtype=torch.bool, device="cpu")
         length = running.conversation.prompt_end
         length = None if length is None else max(length - running.past, 0)
-        return Layout.build(torch.zeros(shape, dtype=torch.bool, device="cpu"), real, [[] for _ in range(shape[0])], length)
+        return Layout.of_text(real, length)
 
     def _find(
         self,

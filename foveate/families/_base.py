@@ -82,6 +82,7 @@ class Family(ABC):
         token_inputs: arguments of a decoder layer with an entry for each token [B, S, ...], besides states, positions and mask.
         notes: what is special, one line for the capability table.
         beams: whether transformers can run the plain model with beams; it repeats prompts, but not everybody's pixels.
+        auto_class: the class of transformers that loads such a model.
         anchor: whether tests try everything on it, not only every two things together; no family inherits this.
         broken_in: versions (major, minor) of transformers whose own code fails on the plain model, each with what fails.
     """
@@ -98,12 +99,18 @@ class Family(ABC):
     token_inputs: ClassVar[tuple[str, ...]] = ()
     notes: ClassVar[str] = ""
     beams: ClassVar[bool] = True
+    auto_class: ClassVar[str] = "AutoModelForImageTextToText"
     anchor: ClassVar[bool] = False
     broken_in: ClassVar[Mapping[tuple[int, int], str]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls.anchor = vars(cls).get("anchor", False)
+
+    @property
+    def is_text_only(self) -> bool:
+        """Whether no prompt of the family holds a picture."""
+        return not self.placeholders
 
     def covers(self, config: Any) -> bool:
         """Whether this file describes a config; families that share a model type tell their configs apart here."""
