@@ -15,14 +15,11 @@ _CODES = "an image is a run of codes of a discrete tokenizer, words of the model
 
 REFUSED: Mapping[str, str] = {
     # Layers with a state.
-    "qwen3_5": _RECURRENT,
-    "qwen3_5_moe": _RECURRENT,
     "qwen4_exp": _INDEXED,
     "glm5_next": _INDEXED,
     "minicpmv4_6": _RECURRENT,
     "minicpmv4_7": _RECURRENT,
     "nemotron_h_omni": _RECURRENT,
-    "lfm2_vl": _CONVOLUTION,
     "lfm3_vl": _CONVOLUTION,
     "inkling2": _CONVOLUTION,
     # Visual tokens outside the decoder's sequence.

@@ -44,7 +44,7 @@ def test_the_last_column_of_a_prompt_stays_whatever_it_is(family, side, plan):
     rows = [Row([maker.text(6), maker.picture(0)]), Row([maker.text(3), maker.picture(1), maker.text(9)])]
     inputs = maker.inputs(rows, side)
     with foveate.attach(model, plan_of(family, plan)) as attachment:
-        logits = model(**inputs).logits
+        logits = model(**inputs, **tiny.padded_on(side, family)).logits
         (alive,) = alive_columns(attachment.trace, inputs)
         counts = [len(entry.kept_index) for entry in attachment.trace]
         assert torch.equal(attachment.live_columns.cpu(), alive & inputs["attention_mask"].bool())
@@ -52,7 +52,7 @@ def test_the_last_column_of_a_prompt_stays_whatever_it_is(family, side, plan):
     assert all(bool(alive[row, column]) for row, column in enumerate(last))
     if "pool" not in plan:
         with dense_reference(model, {layer if "fastv" in plan else 0: alive}):
-            reference = model(**inputs).logits
+            reference = model(**inputs, **tiny.padded_on(side, family)).logits
         live = alive & inputs["attention_mask"].bool()
         assert float((logits - reference)[live].abs().max()) < LOGITS
     assert all(count >= 1 for count in counts)

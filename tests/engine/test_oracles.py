@@ -84,13 +84,13 @@ def check_against_the_reference(model, inputs, plan):
     for columns in alive.values():
         everywhere = everywhere & columns
     assert not all(bool(columns.all()) for columns in alive.values())
-    assert float((pruned - reference)[everywhere].abs().max()) < tiny.tolerance(model)
-    assert float((pruned[:, -1] - plain[:, -1]).abs().max()) > 100 * tiny.tolerance(model), (
+    assert float((pruned - reference)[everywhere].abs().max()) < tiny.LOGITS
+    assert float((pruned[:, -1] - plain[:, -1]).abs().max()) > 100 * tiny.LOGITS, (
         "pruning that changes nothing proves nothing"
     )
     assert bool((pruned[~everywhere & real(inputs)] == 0).all()), "logits at pruned positions are those of a zero state"
     assert torch.equal(answer.sequences, dense.sequences)
-    assert tiny.greatest_difference(answer, dense) < tiny.tolerance(model)
+    assert tiny.greatest_difference(answer, dense) < tiny.LOGITS
 
 
 @pytest.mark.pairs(every_family=True)
@@ -118,15 +118,15 @@ def test_b_rows_padded_on_the_right_equal_the_dense_reference(model_of, placed, 
     model, maker = model_of(family, backend), tiny.Maker(family)
     inputs = maker.inputs(tiny.ragged_rows(maker, batch), side="right")
     with torch.no_grad(), foveate.attach(model, placed(plan, family)) as attachment:
-        pruned = model(**inputs).logits
+        pruned = model(**inputs, **tiny.padded_on("right", family)).logits
         alive = alive_by_layer(attachment.trace, attachment.plan, inputs)
         merged = merged_by_layer(attachment.trace, attachment.plan, inputs)
     with torch.no_grad(), dense_reference(model, alive, merged):
-        reference = model(**inputs).logits
+        reference = model(**inputs, **tiny.padded_on("right", family)).logits
     everywhere = real(inputs)
     for columns in alive.values():
         everywhere = everywhere & columns
-    assert float((pruned - reference)[everywhere].abs().max()) < tiny.tolerance(model)
+    assert float((pruned - reference)[everywhere].abs().max()) < tiny.LOGITS
 
 
 @pytest.mark.pairs
@@ -141,7 +141,7 @@ def test_c_a_row_in_a_batch_equals_the_row_alone(model_of, placed, family, backe
             single = tiny.generate(model, alone.inputs([row]))
             assert torch.equal(together.sequences[number, -6:], single.sequences[0, -6:])
             difference = max(float((a[number] - b[0]).abs().max()) for a, b in zip(together.logits, single.logits, strict=True))
-            assert difference < tiny.tolerance(model)
+            assert difference < tiny.LOGITS
 
 
 @pytest.mark.pairs
@@ -155,7 +155,7 @@ def test_d_cached_equals_uncached(model_of, placed, family, backend, batch, plan
         cached = tiny.generate(model, inputs)
         uncached = tiny.generate(model, inputs, use_cache=False)
     assert torch.equal(cached.sequences, uncached.sequences)
-    assert tiny.greatest_difference(cached, uncached) < tiny.tolerance(model)
+    assert tiny.greatest_difference(cached, uncached) < tiny.LOGITS
 
 
 @pytest.mark.pairs
@@ -189,8 +189,8 @@ def test_hiding_tokens_equals_dropping_them(model_of, placed, family, backend, b
         with torch.no_grad(), foveate.attach(model, text):
             logits.append(model(**inputs).logits[:, -1])
     hidden, dropped, plain = logits
-    assert float((hidden - dropped).abs().max()) < tiny.tolerance(model)
-    assert float((hidden - plain).abs().max()) > 100 * tiny.tolerance(model)
+    assert float((hidden - dropped).abs().max()) < tiny.LOGITS
+    assert float((hidden - plain).abs().max()) > 100 * tiny.LOGITS
 
 
 @pytest.mark.pairs
