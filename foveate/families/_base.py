@@ -82,6 +82,7 @@ class Family(ABC):
         token_inputs: arguments of a decoder layer with an entry for each token [B, S, ...], besides states, positions and mask.
         notes: what is special, one line for the capability table.
         beams: whether transformers can run the plain model with beams; it repeats prompts, but not everybody's pixels.
+        same_when_static: whether transformers gives the plain model the same masks for a static cache as for a growing one.
         anchor: whether tests try everything on it, not only every two things together; no family inherits this.
         broken_in: versions (major, minor) of transformers whose own code fails on the plain model, each with what fails.
     """
@@ -98,6 +99,7 @@ class Family(ABC):
     token_inputs: ClassVar[tuple[str, ...]] = ()
     notes: ClassVar[str] = ""
     beams: ClassVar[bool] = True
+    same_when_static: ClassVar[bool] = True
     anchor: ClassVar[bool] = False
     broken_in: ClassVar[Mapping[tuple[int, int], str]] = {}
 
