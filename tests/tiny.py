@@ -112,7 +112,9 @@ def sizes_differ(family: str) -> bool:
 def axes_differ(family: str) -> bool:
     """Whether the decoder counts time, height and width apart (M-RoPE), so that positions come from the media of a prompt."""
     text = probed(family).get_text_config()
-    return "mrope_section" in (getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {})
+    rotary = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
+    kinds = [kind for kind in rotary.values() if isinstance(kind, dict)]  # each kind of layer may have its own
+    return any("mrope_section" in found for found in (rotary, *kinds))
 
 
 def encoder_layer(family: str) -> int | None:
@@ -137,6 +139,12 @@ SECOND_LAYER = {family: next(f for f in full_layers(family) if f >= FIRST_LAYER[
 def decoder_of(model: nn.Module) -> nn.Module:
     """The language model without its head."""
     return model.get_submodule(families.family_for(model.config).decoder)
+
+
+def towers_of(model: nn.Module) -> list[nn.Module]:
+    """The vision encoders in which stages may act."""
+    path = families.family_for(model.config).encoder(model.config)
+    return [] if path is None else [model.get_submodule(tower) for tower in path.towers]
 
 
 def tiny_model(family: str, backend: str = "sdpa", seed: int = 0, config: Any = None) -> nn.Module:

@@ -151,6 +151,8 @@ class EncoderShape:
         windowed_layers: the layers that attend within windows only.
         prefix_tokens: tokens in front of the patches of each sequence (CLS, registers); no patch embedding makes them.
         pooling: tokens that one output averages, where the average is a matrix product over the whole sequence; else 0.
+        kv_heads: heads of its keys and values, where there are fewer than `heads`; else 0.
+        relative_positions: whether queries meet vectors for each row and each column of their square of keys (SAM).
     """
 
     layers: int
@@ -162,6 +164,13 @@ class EncoderShape:
     windowed_layers: tuple[int, ...] = ()
     prefix_tokens: int = 0
     pooling: int = 0
+    kv_heads: int = 0
+    relative_positions: bool = False
+
+    @property
+    def attention_weights(self) -> int:
+        """Weights of a layer's four attention projections."""
+        return 2 * self.hidden**2 + 2 * self.hidden * (self.hidden // self.heads * (self.kv_heads or self.heads))
 
 
 # Of models that read no pixels.

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from fractions import Fraction
+from math import isqrt
 
 from foveate.core.learned import LearnedMethod
 from foveate.core.method import Method
@@ -109,14 +110,17 @@ def encoder_flops(encoder: EncoderShape, medium: MediumShape, plan: Plan = _PLAI
     if not tokens:
         return 0
     matrices = 3 if encoder.gated_mlp else 2
-    attention, mlp = 4 * encoder.hidden**2, matrices * encoder.hidden * encoder.intermediate
+    attention, mlp = encoder.attention_weights, matrices * encoder.hidden * encoder.intermediate
     total = matmul_flops(patch_count(encoder, medium), encoder.patch_inputs, encoder.hidden)
     by_layer = encoder_sequences_per_layer(plan, encoder, medium)
     for layer, lengths in enumerate(by_layer):
         own = sum(lengths)
         above = plan.encoder_stages.get(layer + 1)
         halfway = above is not None and above.site.point is Point.MID  # this layer's MLP sees what is left for the next one
-        total += matmul_flops(own, 1, attention) + matmul_flops(sum(by_layer[layer + 1]) if halfway else own, 1, mlp)
+        # Windows at the border may be filled up to their full size.
+        within = Fraction(sum(medium.encoder_windows) * own, tokens) if layer in encoder.windowed_layers else own
+        total += matmul_flops(round(within), 1, attention)
+        total += matmul_flops(sum(by_layer[layer + 1]) if halfway else own, 1, mlp)
         total += encoder_attention_flops(encoder, medium, layer, lengths)
     return total + _pooling(encoder, medium.encoder_sequences or (tokens,))
 
@@ -142,7 +146,10 @@ def _pooling(encoder: EncoderShape, lengths: Sequence[int]) -> int:
 
 
 def _squares(encoder: EncoderShape, lengths: Sequence[int]) -> int:
-    return sum(attention_flops(encoder.hidden, length, length) for length in lengths)
+    total = sum(attention_flops(encoder.hidden, length, length) for length in lengths)
+    if encoder.relative_positions:
+        total += sum(matmul_flops(length, encoder.hidden, 2 * isqrt(length)) for length in lengths)
+    return total
 
 
 def patch_count(encoder: EncoderShape, medium: MediumShape) -> int:

@@ -52,7 +52,7 @@ def encoder_flops(shape: ModelShape, plan: Plan, medium: MediumShape) -> int:
     sequences = encoder_sequences(shape, plan, medium)
     mlp = (3 if encoder.gated_mlp else 2) * encoder.hidden * encoder.intermediate
     for layer, (entering, leaving) in enumerate(pairwise([*sequences, sequences[-1]])):
-        total += matmul_flops(sum(entering), 1, 4 * encoder.hidden**2) + matmul_flops(sum(leaving), 1, mlp)
+        total += matmul_flops(sum(entering), 1, encoder.attention_weights) + matmul_flops(sum(leaving), 1, mlp)
         total += encoder_attention_flops(encoder, medium, layer, entering)
     return total
 

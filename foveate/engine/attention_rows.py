@@ -59,7 +59,8 @@ def column_means(query: Tensor, key: Tensor, mask: Any, scaling: float | None = 
     """Mean over heads and queries of the attention that each key receives in a layer without causality: [B, N], fp32.
 
     Args:
-        query, key: [B, H, N, D].   mask: [B or 1, 1, N or 1, N] bool or added to the scores, or None.
+        query, key: [B, H, N, D], of the keys fewer heads if they share them.
+        mask: [B or 1, 1, N or 1, N] bool or added to the scores, or None.
         scaling: as the attention function gets it.
 
     Cost: O(H * N^2 * D) time, O(H * N) memory beyond a bounded chunk of rows.
@@ -67,6 +68,8 @@ def column_means(query: Tensor, key: Tensor, mask: Any, scaling: float | None = 
     batch, heads, count, width = query.shape
     total = torch.zeros(batch, key.shape[2], dtype=torch.float32, device=query.device)
     step = max(1, _ROWS_AT_ONCE // (batch * heads))
+    if key.shape[1] < heads:
+        key = key.repeat_interleave(heads // key.shape[1], dim=1)
     # Laid out once: a product of strided heads would copy all keys again for each chunk.
     flat, transposed = query.reshape(batch * heads, count, width), key.reshape(batch * heads, -1, width).transpose(1, 2)
     for start in range(0, count, step):

@@ -65,8 +65,11 @@ def _version(value: Any) -> int | None:
 
 def _needed(output: ModelOutput) -> ModelOutput:
     """What a model reads of its encoder's output: what was pooled or projected, else the last states."""
-    besides = _BESIDES if output.get("pooler_output") is not None else _BESIDES[1:]
+    pooled = getattr(output, "pooler_output", None)
+    besides = _BESIDES if pooled is not None else _BESIDES[1:]
     kept: ModelOutput = type(output)(**{name: value for name, value in output.items() if name not in besides})
+    if pooled is not None and kept.get("pooler_output") is None:
+        kept.pooler_output = pooled  # beside its fields: GOT-OCR 2 in early versions
     return kept
 
 

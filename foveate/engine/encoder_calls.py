@@ -181,7 +181,8 @@ def measured(need: Observation, query: Tensor, key: Tensor, mask: Any, scaling: 
 
     Args:
         need: `Importance`.
-        query, key: [B, H, N, D].   mask, scaling: as the attention function gets them.
+        query, key: [B, H, N, D], of the keys fewer heads if they share them.
+        mask, scaling: as the attention function gets them.
     """
     assert isinstance(need, Importance)
     with torch.no_grad():

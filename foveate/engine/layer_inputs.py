@@ -16,9 +16,9 @@ NEXT_COLUMN = Announcement(None, 1, True, 0)
 
 
 def project_rotary(running: Pass, alive: Alive, kwargs: dict[str, Any]) -> None:
-    """Bring a layer's position embeddings to the survivors; layers share them."""
+    """Bring a layer's position embeddings to the survivors; layers share them, and one that rotates nothing may get none."""
     for name, embeddings in kwargs.items():
-        if name.startswith("position_embeddings"):
+        if name.startswith("position_embeddings") and embeddings is not None:
             source = embeddings[0] if isinstance(embeddings, tuple) else embeddings
             make = partial(project_positions, embeddings, alive)
             kwargs[name] = running.shared.once(("positions", id(alive)), source, make)

@@ -83,6 +83,7 @@ class Family(ABC):
         notes: what is special, one line for the capability table.
         beams: whether transformers can run the plain model with beams; it repeats prompts, but not everybody's pixels.
         auto_class: the class of transformers that loads such a model.
+        same_when_static: whether transformers gives the plain model the same masks for a static cache as for a growing one.
         anchor: whether tests try everything on it, not only every two things together; no family inherits this.
         broken_in: versions (major, minor) of transformers whose own code fails on the plain model, each with what fails.
     """
@@ -100,6 +101,7 @@ class Family(ABC):
     notes: ClassVar[str] = ""
     beams: ClassVar[bool] = True
     auto_class: ClassVar[str] = "AutoModelForImageTextToText"
+    same_when_static: ClassVar[bool] = True
     anchor: ClassVar[bool] = False
     broken_in: ClassVar[Mapping[tuple[int, int], str]] = {}
 

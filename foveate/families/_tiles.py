@@ -78,6 +78,7 @@ class TiledFamily(Family):
             crops=(one.grid,) * (tiles - 1),
             encoder_tokens=one.encoder_tokens * tiles,
             encoder_sequences=one.encoder_sequences * tiles,
+            encoder_windows=one.encoder_windows * tiles,
         )
 
     def media_of_images(self, config: Any, sizes: Sequence[tuple[int, int]]) -> list[MediumShape]:

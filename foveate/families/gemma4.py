@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from foveate.core.shape import DecoderShape, EncoderShape, LayerShape, LinearShape, MediumShape, ModelShape
 from foveate.errors import InputError, UnsupportedModel
@@ -29,7 +29,7 @@ class Gemma4(Family):
     placeholders = {"image": "image_token_id", "video": "video_token_id"}
     host_inputs = ("image_position_ids", "video_position_ids", "num_frames_per_video")
     bidirectional = True
-    token_inputs = ("per_layer_input",)
+    token_inputs: ClassVar[tuple[str, ...]] = ("per_layer_input",)
     notes = "sliding and full layers, shared keys and values, embeddings per layer, images of any shape, video"
 
     def check(self, config: Any) -> None:
@@ -37,6 +37,10 @@ class Gemma4(Family):
             raise UnsupportedModel("this Gemma 4 has no vision encoder")
         if config.get_text_config().use_bidirectional_attention == "all":
             raise UnsupportedModel("this Gemma 4 attends in both directions everywhere: there is no prefill to shorten")
+
+    def side(self, config: Any) -> int:
+        """Patches along a side of a visual token, as the position ids count them."""
+        return int(config.vision_config.pooling_kernel_size)
 
     def media(self, config: Any, inputs: Mapping[str, Any], columns: Mapping[str, int]) -> dict[str, list[MediumShape]]:
         shapes: dict[str, list[MediumShape]] = {}
@@ -56,7 +60,7 @@ class Gemma4(Family):
 
     def _medium(self, config: Any, kind: str, frames: Tensor) -> MediumShape:
         """The shape of frames [t, P, 2]: (x, y) of each patch, -1 at padding."""
-        side = config.vision_config.pooling_kernel_size
+        side = self.side(config)
         wide, high = ((int(frames[..., axis].max()) + 1) // side for axis in (0, 1))
         return self._shape(kind, (frames.shape[0], high, wide), frames.shape[1])
 
@@ -75,7 +79,7 @@ class Gemma4(Family):
     def _of_size(self, config: Any, kind: str, size: tuple[int, int], frames: int, most: int) -> MediumShape:
         vision = config.vision_config
         high, wide = _cells(size, vision.patch_size * vision.pooling_kernel_size, most)
-        return self._shape(kind, (frames, high, wide), most * vision.pooling_kernel_size**2)
+        return self._shape(kind, (frames, high, wide), most * self.side(config) ** 2)
 
     def shared_keys(self, config: Any) -> dict[int, int]:
         text = config.get_text_config()
@@ -98,9 +102,9 @@ class Gemma4(Family):
 
     def decoder_shape(self, config: Any) -> DecoderShape:
         text, shared = config.get_text_config(), self.shared_keys(config)
-        per_layer = text.hidden_size_per_layer_input or 0
+        per_layer = getattr(text, "hidden_size_per_layer_input", 0) or 0
         experts, other = 0, 2 * text.hidden_size * per_layer
-        if text.enable_moe_block:
+        if getattr(text, "enable_moe_block", False):
             experts, other = text.top_k_experts * text.moe_intermediate_size, other + text.hidden_size * text.num_experts
         layers = []
         for layer, kind in enumerate(text.layer_types):
@@ -165,11 +169,12 @@ class Gemma4(Family):
 
         vision = config.vision_config
         t, high, wide = _TINY_GRIDS[kind][number % len(_TINY_GRIDS[kind])]
-        side = vision.pooling_kernel_size
+        side = self.side(config)
         rows, most = torch.arange(high * wide * side * side), _TINY_TOKENS * side * side
         places = torch.full((t, most, 2), -1)
         places[:, : len(rows)] = torch.stack([rows % (wide * side), rows // (wide * side)], dim=-1)
-        pixels = torch.rand(t, most, 3 * vision.patch_size**2, generator=random)
+        width = vision.patch_size * vision.pooling_kernel_size // side
+        pixels = torch.rand(t, most, 3 * width**2, generator=random)
         placeholder = self.placeholder_ids(config)[kind]
         if kind == "image":
             ids = torch.full((high * wide,), placeholder)

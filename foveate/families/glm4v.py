@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from foveate.core.shape import DecoderShape, EncoderShape, LayerShape, LinearShape, MediumShape, ModelShape
 from foveate.errors import InputError, UnsupportedCombination
@@ -17,9 +17,9 @@ if TYPE_CHECKING:  # a cost estimate needs no torch
     import torch
     from torch import Tensor
 
-# Least and most pixels of an image (counted twice: it is a video of two equal frames) and of a whole video, in the
-# preprocessor configs of the published checkpoints.
-_IMAGE, _VIDEO = (12_544, 9_633_792), (12_544, 47_040_000)
+# Least and most pixels of an image (counted twice: it is a video of two equal frames), in the preprocessor configs of the
+# published checkpoints.
+_IMAGE = (12_544, 9_633_792)
 _PIXELS = {"image": "pixel_values", "video": "pixel_values_videos"}
 # Brackets around each image or frame and around a video, and patches (t, h, w) of the media, in prompts of tiny models.
 _START, _END, _VIDEO_START, _VIDEO_END = 92, 93, 94, 95
@@ -27,12 +27,17 @@ _TINY_GRIDS = {"image": ((1, 8, 8), (1, 8, 12), (1, 4, 8)), "video": ((2, 4, 8),
 
 
 class Glm4v(Qwen2VL):
-    """Glm4vForConditionalGeneration."""
+    """Glm4vForConditionalGeneration.
+
+    Class attributes:
+        video_pixels: least and most pixels of a whole video after resizing, from the video preprocessor config.
+    """
 
     model_types = ("glm4v",)
     title = "GLM-4.1V"
     placeholders = {"image": "image_token_id"}  # of the frames of a video too
     notes = "images or video of any size, not both in one call, M-RoPE, packed encoder"
+    video_pixels: ClassVar[tuple[int, int]] = (12_544, 47_040_000)
 
     def encoder(self, config: Any) -> None:
         return None  # its merger is a convolution that needs the whole picture
@@ -66,7 +71,7 @@ class Glm4v(Qwen2VL):
         together = config.vision_config.temporal_patch_size
         if frames < together:
             raise InputError(f"frames={frames}: {self.title} takes videos of at least {together} frames")
-        return self._resized_medium(config, "video", size, frames, _VIDEO)
+        return self._resized_medium(config, "video", size, frames, self.video_pixels)
 
     def _resized_medium(
         self, config: Any, kind: str, size: tuple[int, int], frames: int, pixels: tuple[int, int]

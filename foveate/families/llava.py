@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from foveate.core.encoder import EncoderPath
@@ -61,7 +61,7 @@ class Llava(FixedGridFamily):
 
     def projector(self, config: Any, rows_per: RowsPer, kind: str | None = None) -> tuple[LinearShape, ...]:
         """The two layers between encoder and decoder."""
-        hidden, layer = config.get_text_config().hidden_size, config.vision_feature_layer
+        hidden, layer = config.get_text_config().hidden_size, feature_layer(config)
         # Layers after the feature layer still run: Hugging Face computes all of them and picks a hidden state.
         features = config.vision_config.hidden_size * (1 if isinstance(layer, int) else len(layer))
         return LinearShape(features, hidden, rows_per, kind), LinearShape(hidden, hidden, rows_per, kind)
@@ -86,10 +86,17 @@ def vit_path(config: Any, grid: tuple[int, int]) -> EncoderPath:
         towers=("model.vision_tower",),
         projector="model.multi_modal_projector",
         grid=grid,
-        used=used_layers(config.vision_config.num_hidden_layers, config.vision_feature_layer),
+        used=used_layers(config.vision_config.num_hidden_layers, feature_layer(config)),
         prefix=prefix_tokens(config.vision_config),
         middle=VIT_MIDDLE,
     )
+
+
+def feature_layer(config: Any) -> int | Sequence[int]:
+    """The layer of the encoder whose states are features, or several whose states stand side by side."""
+    # ViP-LLaVA has the plural, and in early versions of transformers no other name.
+    found: int | Sequence[int] = getattr(config, "vision_feature_layers", None) or config.vision_feature_layer
+    return found
 
 
 def prefix_tokens(vision: Any) -> int:
@@ -110,4 +117,5 @@ def frames_of_videos(inputs: Mapping[str, Any], columns: int) -> list[int]:
 
 def _shows_prefix(config: Any) -> bool:
     """Whether the decoder sees the encoder's class token."""
-    return bool(prefix_tokens(config.vision_config)) and config.vision_feature_select_strategy == "full"
+    strategy = getattr(config, "vision_feature_select_strategy", "default")
+    return bool(prefix_tokens(config.vision_config)) and strategy == "full"

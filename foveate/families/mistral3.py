@@ -35,6 +35,10 @@ class Mistral3(Family):
         """Patches along a side of a visual token."""
         return int(config.spatial_merge_size)
 
+    def rounding(self, config: Any) -> int:
+        """Resized images have sides of whole multiples of this many pixels."""
+        return int(config.vision_config.patch_size) * self.merge(config)
+
     def media(self, config: Any, inputs: Mapping[str, Any], columns: Mapping[str, int]) -> dict[str, list[MediumShape]]:
         import torch
 
@@ -56,7 +60,7 @@ class Mistral3(Family):
 
     def media_of_images(self, config: Any, sizes: Sequence[tuple[int, int]]) -> list[MediumShape]:
         # Published checkpoints resize to at most the encoder's image_size along the longer side.
-        longest, unit = config.vision_config.image_size, config.vision_config.patch_size * self.merge(config)
+        longest, unit = config.vision_config.image_size, self.rounding(config)
         return [self._medium(config, *_resized(width, height, longest, unit)) for width, height in sizes]
 
     def model_shape(self, config: Any) -> ModelShape:

@@ -24,7 +24,8 @@ from tests import tiny
 from tests.spies import state_of
 
 STEPS = 4
-TOWERS = ("vision_tower", "visual", "vision_model", "image_tower", "video_tower")
+TOWERS = ("vision_tower", "visual", "vision_model", "vision_encoder", "image_tower", "video_tower")
+EMBEDDER = "embed_vision"  # where there is no encoder
 GATED = "fastv(layer={l}, keep=0.5) | random_gate(layer={l}, keep=0.5, recent=0)"
 ENCODER = "random(site=vision, layer=1, keep=0.5) | fastv(layer={l}, keep=0.5)"
 PLANS = (
@@ -68,8 +69,8 @@ def hand_pixels(monkeypatch: pytest.MonkeyPatch) -> Hand:
 def tower_calls(model: nn.Module) -> Iterator[list[str]]:
     """The names of the vision encoders that run."""
     base = model.get_submodule(families.family_for(model.config).base)
-    found, calls = {name: child for name, child in base.named_children() if name in TOWERS}, []
-    assert found
+    children, calls = dict(base.named_children()), []
+    found = {name: child for name, child in children.items() if name in TOWERS} or {EMBEDDER: children[EMBEDDER]}
     handles = [child.register_forward_pre_hook(lambda *_, name=name: calls.append(name)) for name, child in found.items()]
     try:
         yield calls

@@ -45,7 +45,7 @@ class Case:
             tiny.Row([maker.text(12)]),
         ]
         self.inputs = maker.inputs(self.rows)
-        self.tower: Any = self.model.get_submodule("model.visual")
+        self.tower: Any = tiny.towers_of(self.model)[0]
         self.unit = self.tower.spatial_merge_size**2
 
     def frames(self, trace: Trace) -> list[tuple[MediumTrace, int]]:
@@ -75,6 +75,15 @@ def window_places(tower: Any, grids: Tensor) -> Tensor:
     return module.get_vision_window_index(
         grids, spatial_merge_size=tower.spatial_merge_size, window_size=tower.window_size, patch_size=tower.patch_size
     )[0]
+
+
+def of_heads(module: Any, states: Tensor) -> list[Tensor]:
+    """Queries, keys and values [n, H, D] of what an attention module projects together; key heads may be fewer."""
+    shared = getattr(module, "num_key_value_groups", 1)
+    own = module.num_heads // shared
+    width = states.shape[1] // (module.num_heads + 2 * own)
+    query, key, value = states.view(len(states), -1, width).split([module.num_heads, own, own], dim=1)
+    return [query, *(part.repeat_interleave(shared, dim=1) for part in (key, value))]
 
 
 @contextmanager
@@ -126,7 +135,7 @@ def dense_encoder(case: Case, trace: Trace, texts: list[str]) -> Iterator[None]:
 
         def run(hidden_states: Tensor, cu_seqlens: Tensor, position_embeddings: Any = None, **_: Any) -> Tensor:
             length = len(hidden_states)
-            q, k, v = module.qkv(hidden_states).view(length, 3, module.num_heads, -1).unbind(1)
+            q, k, v = of_heads(module, module.qkv(hidden_states))
             q, k = rotate(q, k, *position_embeddings)
             owner = torch.bucketize(torch.arange(length), cu_seqlens[1:], right=True)
             seen = owner[:, None] == owner[None]

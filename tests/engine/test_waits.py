@@ -65,7 +65,7 @@ def test_rows_that_are_grids_of_tokens_need_one_wait(waits, name, plan):
 def test_packed_encoders_read_their_grids_and_their_windows(waits, family, plan):
     model, maker = tiny.tiny_model(family), tiny.Maker(family)
     found = waits(model, maker.inputs(tiny.ragged_rows(maker, 3)), plan)
-    windows = model.get_submodule("model.visual").config.to_dict().get("fullatt_block_indexes") is not None
+    windows = tiny.towers_of(model)[0].config.to_dict().get("fullatt_block_indexes") is not None
     # Windows, behind every stage: in front of layers 0 and 2, which look through them.
     assert len(found) == 2 + (plan.count("site=vision") if windows else 0), found
     assert "layout" in found[0] and "packed_encoder" in found[1]

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from transformers import CONFIG_MAPPING
 
 from foveate.core.shape import MediumShape
 from foveate.cost.presets import load_preset
 from foveate.errors import InputError, UnsupportedModel
 from foveate.families import family_for
+from tests import tiny
 from tests.families.processors import image, image_processor, tokenizer
 
 SIZES = [(640, 480), (336, 336), (20, 900)]
@@ -105,3 +107,38 @@ def test_more_placeholders_than_images_are_refused(preset):
     with pytest.raises(InputError, match="placeholders for 2 images, but pixel values for 1 are given"):
         family.media(config, {"pixel_values": [None]}, {"image": 2 * tokens})
     assert len(family.media(config, {}, {"image": 2 * tokens})["image"]) == 2
+
+
+@pytest.mark.parametrize(("name", "module", "special"), [
+    ("deepseek_vl", "deepseek_vl", {"image_token": "<image>"}),
+    ("janus", "janus", {"image_token": "<image>", "boi_token": "<boi>", "eoi_token": "<eoi>"}),
+])  # fmt: skip
+def test_deepseek_fills_the_columns_that_its_processor_makes(name, module, special):
+    if name not in tiny.ALL_FAMILIES:
+        pytest.skip("this transformers does not have the model")
+    processing = pytest.importorskip(f"transformers.models.{module}.processing_{module}")
+    kind = {"deepseek_vl": "DeepseekVL", "janus": "Janus"}[name]
+    config = CONFIG_MAPPING[name]()
+    vision = config.vision_config
+    vision.image_size, vision.patch_size = 384, 16
+    pixels = image_processor(module, module, f"{kind}ImageProcessorPil", size={"height": 384, "width": 384})
+    processor = getattr(processing, f"{kind}Processor")(pixels, tokenizer(**special))
+    inputs = processor(images=[image(*size) for size in SIZES], text="text" + " <image> text" * 3, return_tensors="pt")
+    assert tuple(inputs["pixel_values"].shape) == (3, 3, 384, 384)
+    columns = {"image": int((inputs["input_ids"] == processor.tokenizer.image_token_id).sum())}
+    family = family_for(config)
+    assert family.media(config, inputs, columns) == {"image": family.media_of_images(config, SIZES)}
+    assert columns == {"image": 3 * 576}
+
+
+def test_vip_llava_joins_layers_and_always_cuts_the_class_token():
+    from transformers import SiglipVisionConfig, VipLlavaConfig
+
+    config = VipLlavaConfig()
+    family = family_for(config)
+    (shape,) = family.media_of_images(config, SIZES[:1])
+    assert (shape.grid, shape.separators, shape.encoder_tokens) == ((1, 24, 24), (), 577)
+    assert family.model_shape(config).projector[0].inputs == 5 * 1024
+    assert family.encoder(config).used == 23
+    with pytest.raises(UnsupportedModel, match="it always cuts the first token"):
+        family_for(VipLlavaConfig(vision_config=SiglipVisionConfig()))

@@ -30,8 +30,8 @@ SIZES = [
     (98, 14),
     (111, 113),
 ]
-NAMES = ("glm4v", "glm4v_moe", "glm46v")
-every_relative = pytest.mark.parametrize("name", NAMES)
+NAMES = ("glm4v", "glm4v_moe", "glm46v", "glm_ocr", "glmga")
+every_relative = pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.runs(name)) for name in NAMES])
 IMAGE, VIDEO = (12_544, 9_633_792), (12_544, 47_040_000)
 
 
@@ -75,6 +75,18 @@ def test_many_sizes_give_the_grids_of_the_resize_rule(config, kind, bounds):
             shape = family.media_of_video(config, (width, height), frames)
         assert shape.grid == ((frames + 1) // 2, high // 28, wide // 28), (width, height, frames)
         assert shape.encoder_sequences == (high * wide // 196,) * ((frames + 1) // 2)
+
+
+@pytest.mark.runs("glmga")
+def test_longer_videos_of_glmga_keep_more_pixels():
+    from transformers.models.glm4v.image_processing_pil_glm4v import smart_resize
+
+    family = families.get("glmga")
+    config = family.tiny_config()
+    config.vision_config.patch_size = 14
+    for frames, width, height in ((2, 640, 480), (600, 640, 480), (300, 1920, 1080), (1000, 64, 90)):
+        high, wide = smart_resize(frames, height, width, 2, 28, 12_544, 87_478_720)
+        assert family.media_of_video(config, (width, height), frames).grid == (frames // 2, high // 28, wide // 28)
 
 
 def test_a_video_of_one_frame_and_a_picture_without_a_side_are_refused(config):

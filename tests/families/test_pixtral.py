@@ -89,7 +89,9 @@ def test_the_images_fill_the_columns_that_the_processor_makes(family, monkeypatc
     assert inputs["pixel_values"].shape[0] == 3 and len({shape.grid for shape in media}) == 3
 
 
-@both
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=pytest.mark.runs(name)) for name in ("pixtral", "mistral3", "lighton_ocr")]
+)
 def test_the_features_of_a_region_are_at_its_token(family):
     model, found = tiny.tiny_model(family), families.get(family)
     unit = 4 * found.merge(model.config)

@@ -28,6 +28,7 @@ RELATIVES = {
     "qwen3-vl-8b": (32, 65_536, 16_777_216),
     "qwen3-vl-30b-a3b": (32, 65_536, 16_777_216),
 }
+PACKED = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "cosmos3_omni", "exaone4_5")
 every_relative = pytest.mark.parametrize("preset", RELATIVES)
 
 
@@ -73,7 +74,7 @@ def test_many_sizes_give_the_grids_of_the_resize_rule(preset):
         assert shape.grid == (1, high // unit, wide // unit), (width, height)
 
 
-@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"])
+@pytest.mark.parametrize("family", [pytest.param(name, marks=pytest.mark.runs(name)) for name in PACKED])
 def test_the_features_of_a_region_are_at_its_cell_of_the_grid(family):
     # 24 x 16 pixels in patches of 4: 3 x 2 cells of 8 x 8 pixels.
     rules, model = processor(4, 1, 10_000), tiny.tiny_model(family)

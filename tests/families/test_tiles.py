@@ -1,4 +1,4 @@
-"""InternVL, Aya Vision, Cohere2 Vision and Ovis2: tiles per image size, and which tiles of a prompt make one image."""
+"""InternVL, Aya Vision, Cohere2 Vision, Ovis2 and a relative: tiles per image size; which tiles of a prompt make one image."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ from tests.marks import one_and_more
 
 # One tile, wide, high, a strip, one pixel, more than twice the pixels of the tiles.
 SIZES = [(300, 300), (1600, 500), (500, 1600), (20, 900), (1, 1), (3000, 2000)]
-FAMILIES = ("internvl", "aya_vision", "cohere2_vision", "ovis2")
+FAMILIES = tuple(
+    pytest.param(name, marks=pytest.mark.runs(name))
+    for name in ("internvl", "aya_vision", "cohere2_vision", "ovis2", "qianfan_ocr")
+)
 
 
 def config_of(preset: str, **changes):

@@ -12,7 +12,7 @@ from foveate.core.shape import MediumShape
 from foveate.viz.parts import is_tiled, parts_of, tile_pictures
 from tests import tiny
 
-TILED = ("aya_vision", "cohere2_vision", "idefics3", "internvl", "llama4", "ovis2", "smolvlm")
+TILED = ("aya_vision", "cohere2_vision", "got_ocr2", "idefics3", "internvl", "llama4", "ovis2", "qianfan_ocr", "smolvlm")
 
 
 def shapes_of(family: str, kind: str = "image") -> list[MediumShape]:
