@@ -85,9 +85,7 @@ def check_against_the_reference(model, inputs, plan):
         everywhere = everywhere & columns
     assert not all(bool(columns.all()) for columns in alive.values())
     assert float((pruned - reference)[everywhere].abs().max()) < tiny.LOGITS
-    assert float((pruned[:, -1] - plain[:, -1]).abs().max()) > 100 * tiny.LOGITS, (
-        "pruning that changes nothing proves nothing"
-    )
+    assert float((pruned[:, -1] - plain[:, -1]).abs().max()) > 100 * tiny.LOGITS, "pruning that changes nothing proves nothing"
     assert bool((pruned[~everywhere & real(inputs)] == 0).all()), "logits at pruned positions are those of a zero state"
     assert torch.equal(answer.sequences, dense.sequences)
     assert tiny.greatest_difference(answer, dense) < tiny.LOGITS
