@@ -12,6 +12,7 @@ _ENCODER_DECODER = "visual tokens are in an encoder's sequence; the decoder look
 _QUERIES = "an image is {} learned queries, which have no places in the image{}"
 _FEW = ", and so few that dropping some saves little"
 _CODES = "an image is a run of codes of a discrete tokenizer, words of the model's own vocabulary, not features of an encoder"
+_SPEAKS = "it is a thinker, a talker and what turns codes into sound in one model: attach a plan to its .thinker"
 
 REFUSED: Mapping[str, str] = {
     # Layers with a state.
@@ -41,6 +42,11 @@ REFUSED: Mapping[str, str] = {
     # Codes instead of features.
     "chameleon": _CODES,
     "emu3": _CODES,
+    # A family file serves a part of it.
+    "qwen2_5_omni": _SPEAKS,
+    "qwen3_omni_moe": _SPEAKS,
+    # Not tried.
+    "perception_lm": "its encoder comes from the package timm, without which transformers cannot build it: nobody tried it",
     # No text token after text token.
     "diffusion_gemma": "it writes whole blocks by denoising, each step looking in both directions, not token after token",
     "pi0": "it answers with a robot's actions, not with text",
