@@ -26,7 +26,8 @@ def probed(family: str) -> Any:
 
 
 def _runs(name: str) -> bool:
-    return families.get(name).model_types[0] in CONFIG_MAPPING and VERSION not in families.get(name).broken_in
+    family = families.get(name)
+    return family.model_types[0] in CONFIG_MAPPING and VERSION not in family.broken_in and family.since <= VERSION
 
 
 # Those that read pictures, and that this transformers has and can run.
@@ -164,6 +165,7 @@ def tiny_model(family: str, backend: str = "sdpa", seed: int = 0, config: Any = 
             if parameter.ndim >= 2 and not parameter.any():
                 parameter.normal_(0, 0.3)  # some projections start at zero and would hide every picture
         model.get_output_embeddings().weight.normal_(0, 0.5)
+    families.get(family).mend(model)
     model.set_attn_implementation(backend)
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = PAD

@@ -220,4 +220,5 @@ def tiny_model(name: str) -> tuple[Any, dict[str, torch.Tensor]]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = getattr(transformers, family.auto_class).from_config(config).eval()
+        family.mend(model)
         return model, family.tiny_inputs(config)

@@ -95,6 +95,7 @@ class LayerShape:
 
     Attributes:
         intermediate: width of its MLP; for experts, of all that one token passes together.
+        text_intermediate: the same for a text token, where those pass other experts than visual ones.
         projected: K and V projections: 2, 1 where keys serve as values, 0 where the layer reads those of an earlier one.
         other_weights: weights of further matrix products that every token passes (a router, a gate on the attention's output).
         state: what the layer has instead of attention, if it has none; `kv_heads` and `head_dim` then mean nothing.
@@ -106,6 +107,7 @@ class LayerShape:
     projected: int = 2
     other_weights: int = 0
     state: StateShape | None = None
+    text_intermediate: int | None = None
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,7 @@ class DecoderShape:
         last_only: in a prefill that asks for the last logits alone, layers from here on run for the last token alone, as none
             of them makes keys; None where all layers run for all tokens.
         entry_weights: weights of matrix products between the embeddings and layer 0 that every token passes.
+        all_logits: whether the model makes logits of every column, though generation asks for the last one's.
     """
 
     layers: int
@@ -132,6 +135,7 @@ class DecoderShape:
     layer_shapes: tuple[LayerShape, ...] = ()
     last_only: int | None = None
     entry_weights: int = 0
+    all_logits: bool = False
 
     def window(self, layer: int) -> int | None:
         """The sliding window of a layer in tokens, or None for full attention."""
@@ -181,12 +185,13 @@ class RowsPer(str, Enum):
     """What a matrix product on the way to the decoder has one row for.
 
     GRID: each visual token on the grid. PATCH: each patch, for a projector that stands before pooling or unpadding.
-    ENCODED: each token of the encoder, prefix tokens too.
+    ENCODED: each token of the encoder, prefix tokens too. LINE: each line of the grid, for a token that ends it.
     """
 
     GRID = "grid"
     PATCH = "patch"
     ENCODED = "encoded"
+    LINE = "line"
 
 
 @dataclass(frozen=True)

@@ -101,10 +101,11 @@ def dynamic_llava_layer_flops(decoder: DecoderShape, tokens: float) -> float:
 def _exact(shape: ModelShape, work: Workload) -> Counts:
     decoder = shape.decoder
     tokens = [work.text_tokens + int(visual) for visual in work.visual_tokens]
+    columns = work.text_tokens + (sum(medium.tokens for medium in work.media) or int(max(work.visual_tokens, default=0)))
     # The prefill's own logits give the first new token.
     steps = max(work.new_tokens - 1, 0)
     return Counts(
-        llm_prefill=decoder_prefill_flops(decoder, tokens) + lm_head_flops(decoder),
+        llm_prefill=decoder_prefill_flops(decoder, tokens, work.text_tokens) + lm_head_flops(decoder, columns),
         encoder=vision_flops(shape, work.media, work.plan),
         decode=decode_flops(decoder, tokens, steps, work.plan),
     )

@@ -35,8 +35,11 @@ def attention_flops(width: int, queries: int, keys: int) -> int:
     return 2 * matmul_flops(queries, width, keys)
 
 
-def decoder_token_flops(decoder: DecoderShape, tokens: int, layer: int = 0) -> int:
-    """FLOPs of one decoder layer that grow with its tokens alone: q, k, v and o projections (GQA), MLP or experts, router."""
+def decoder_token_flops(decoder: DecoderShape, tokens: int, layer: int = 0, text: int = 0) -> int:
+    """FLOPs of one decoder layer that grow with its tokens alone: q, k, v and o projections (GQA), MLP or experts, router.
+
+    `text` says how many of the tokens are text, for layers whose experts are others for those.
+    """
     shape = decoder.layer(layer)
     width, kv_width = decoder.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     projections = matmul_flops(tokens, decoder.hidden, 2 * width + shape.projected * kv_width)
@@ -44,14 +47,18 @@ def decoder_token_flops(decoder: DecoderShape, tokens: int, layer: int = 0) -> i
         projections = matmul_flops(tokens, 1, shape.state.weights + shape.state.convolution + shape.state.recurrence)
     matrices = 3 if decoder.gated_mlp else 2
     mlp = matrices * matmul_flops(tokens, decoder.hidden, shape.intermediate)
+    if shape.text_intermediate is not None:
+        mlp += matrices * matmul_flops(text, decoder.hidden, shape.text_intermediate - shape.intermediate)
     return projections + mlp + matmul_flops(tokens, 1, shape.other_weights)
 
 
-def decoder_layer_flops(decoder: DecoderShape, tokens: int, layer: int = 0) -> int:
+def decoder_layer_flops(decoder: DecoderShape, tokens: int, layer: int = 0, text: int = 0) -> int:
     """FLOPs of one decoder layer in prefill over `tokens` tokens; attention is the full square, also for sliding layers."""
     alone = decoder.last_only is not None and layer >= decoder.last_only
     queries = 1 if alone else tokens
-    return decoder_token_flops(decoder, queries, layer) + attention_flops(_width(decoder, layer), queries, tokens)
+    return decoder_token_flops(decoder, queries, layer, min(text, queries)) + attention_flops(
+        _width(decoder, layer), queries, tokens
+    )
 
 
 def _width(decoder: DecoderShape, layer: int) -> int:
@@ -60,15 +67,21 @@ def _width(decoder: DecoderShape, layer: int) -> int:
     return 0 if shape.state is not None else decoder.heads * shape.head_dim
 
 
-def lm_head_flops(decoder: DecoderShape) -> int:
-    """FLOPs of the logits of one position, as many as generation asks for per pass."""
-    return matmul_flops(1, decoder.hidden, decoder.vocabulary)
+def lm_head_flops(decoder: DecoderShape, columns: int = 1) -> int:
+    """FLOPs of the logits of one position, as many as generation asks for per pass; of all columns where the model makes them.
+
+    Tokens that are gone have a column there too: their states are zeros.
+    """
+    return matmul_flops(columns if decoder.all_logits else 1, decoder.hidden, decoder.vocabulary)
 
 
-def decoder_prefill_flops(decoder: DecoderShape, tokens_per_layer: Sequence[int]) -> int:
-    """FLOPs of all decoder layers in prefill, layer i over `tokens_per_layer[i]` tokens, without the LM head."""
+def decoder_prefill_flops(decoder: DecoderShape, tokens_per_layer: Sequence[int], text: int = 0) -> int:
+    """FLOPs of all decoder layers in prefill, layer i over `tokens_per_layer[i]` tokens, without the LM head.
+
+    `text` of the tokens of each layer are text.
+    """
     entry = matmul_flops(tokens_per_layer[0], 1, decoder.entry_weights)
-    return entry + sum(decoder_layer_flops(decoder, tokens, layer) for layer, tokens in enumerate(tokens_per_layer))
+    return entry + sum(decoder_layer_flops(decoder, tokens, layer, text) for layer, tokens in enumerate(tokens_per_layer))
 
 
 def decode_flops(decoder: DecoderShape, cached_per_layer: Sequence[int], steps: int, plan: Plan = _PLAIN) -> int:
@@ -82,7 +95,7 @@ def decode_flops(decoder: DecoderShape, cached_per_layer: Sequence[int], steps: 
         attention_flops(_width(decoder, layer), 1, _attended(cached, steps, decoder.window(layer), plan.stored_share(layer)))
         for layer, cached in enumerate(cached_per_layer)
     )
-    layers = sum(decoder_token_flops(decoder, 1, layer) for layer in range(len(cached_per_layer)))
+    layers = sum(decoder_token_flops(decoder, 1, layer, text=1) for layer in range(len(cached_per_layer)))
     per_step = matmul_flops(1, 1, decoder.entry_weights) + layers + lm_head_flops(decoder)
     return steps * per_step + attention
 
@@ -166,6 +179,8 @@ def projector_flops(shape: ModelShape, medium: MediumShape) -> int:
 def _rows(encoder: EncoderShape, linear: LinearShape, medium: MediumShape) -> int:
     if linear.rows_per is RowsPer.GRID:
         return medium.grid_tokens
+    if linear.rows_per is RowsPer.LINE:
+        return sum(t * h for t, h, _ in medium.grids)
     return medium.encoder_tokens if linear.rows_per is RowsPer.ENCODED else patch_count(encoder, medium)
 
 

@@ -50,7 +50,13 @@ def is_untested() -> bool:
 
 
 def refuse_broken(family: Family) -> None:
-    """Raise UnsupportedModel where this transformers cannot run a family's plain model."""
+    """Raise UnsupportedModel where this transformers cannot run a family's plain model, or has it in other parts."""
+    if family.since > _TRANSFORMERS:
+        major, minor = family.since
+        raise UnsupportedModel(
+            f"{family.title} has other parts in transformers {transformers.__version__}, between which no plan fits: install "
+            f"{major}.{minor} or newer"
+        )
     reason = family.broken_in.get(_TRANSFORMERS)
     if reason is not None:
         raise UnsupportedModel(

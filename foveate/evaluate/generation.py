@@ -208,7 +208,7 @@ def _flops(
         left = list(visual_tokens_per_layer(plan, media, decoder.layers))
     text = ids.shape[1] - visual + sum(len(turn) for turn in rounds.turns)
     tokens = [text + count + own for count, own in zip(left, output, strict=True)]
-    return decoder_prefill_flops(decoder, tokens) + lm_head_flops(decoder), eq13
+    return decoder_prefill_flops(decoder, tokens, text) + lm_head_flops(decoder, ids.shape[1]), eq13
 
 
 class _Talk:

@@ -14,7 +14,7 @@ from foveate.errors import InputError, UnsupportedCombination
 
 if TYPE_CHECKING:  # a cost estimate needs no torch
     import torch
-    from torch import Tensor
+    from torch import Tensor, nn
 
 _NO_ENCODER = "no stage acts inside this encoder in this version"
 NO_PIXELS = "no method cuts pixels in this version"
@@ -86,6 +86,7 @@ class Family(ABC):
         same_when_static: whether transformers gives the plain model the same masks for a static cache as for a growing one.
         anchor: whether tests try everything on it, not only every two things together; no family inherits this.
         broken_in: versions (major, minor) of transformers whose own code fails on the plain model, each with what fails.
+        since: the first version (major, minor) of transformers whose model lies at these paths; earlier ones know its type too.
     """
 
     model_types: ClassVar[tuple[str, ...]]
@@ -104,6 +105,7 @@ class Family(ABC):
     same_when_static: ClassVar[bool] = True
     anchor: ClassVar[bool] = False
     broken_in: ClassVar[Mapping[tuple[int, int], str]] = {}
+    since: ClassVar[tuple[int, int]] = (5, 0)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -161,6 +163,9 @@ class Family(ABC):
 
         names = dict.fromkeys(name for medium in media for name in medium.inputs)
         return {name: torch.cat([medium.inputs[name] for medium in media if name in medium.inputs]) for name in names}
+
+    def mend(self, model: nn.Module) -> None:  # noqa: B027 - transformers runs most models in every mode
+        """Repair, on a model of `tiny_config` only, what transformers gets wrong in a mode that checks need."""
 
     def tiny_inputs(self, config: Any) -> dict[str, Tensor]:
         """Inputs for a model of `tiny_config`: one picture, five text tokens on either side."""

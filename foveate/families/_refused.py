@@ -12,7 +12,9 @@ _CROSS = "visual tokens never enter the decoder's sequence: its layers look at t
 _ENCODER_DECODER = "visual tokens are in an encoder's sequence; the decoder looks at them by cross-attention"
 _QUERIES = "an image is {} learned queries, which have no places in the image{}"
 _FEW = ", and so few that dropping some saves little"
+_TIMM = "its encoder comes from the package timm, without which transformers cannot build it: nobody tried it"
 _CODES = "an image is a run of codes of a discrete tokenizer, words of the model's own vocabulary, not features of an encoder"
+_SPEAKS = "it is a thinker, a talker and what turns codes into sound in one model: attach a plan to its .thinker"
 
 REFUSED: Mapping[str, str] = {
     # Layers with a state.
@@ -61,7 +63,11 @@ REFUSED: Mapping[str, str] = {
     # No picture to read.
     "mistral4": "it is a language model without a vision encoder",
     # An encoder from outside of transformers.
-    "fast_vlm": "its convolutional encoder comes from timm, and no family file was tried with it yet",
+    "fast_vlm": _TIMM,
+    "perception_lm": _TIMM,
+    # A family file serves a part of it.
+    "qwen2_5_omni": _SPEAKS,
+    "qwen3_omni_moe": _SPEAKS,
     # No text token after text token.
     "diffusion_gemma": "it writes whole blocks by denoising, each step looking in both directions, not token after token",
     "shieldgemma2": "it answers with the probabilities of Yes and No for a policy, not with text",

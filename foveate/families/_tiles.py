@@ -111,9 +111,13 @@ def groups(together: Sequence[bool]) -> list[int]:
     return sizes
 
 
-def nearest_aspect(width: int, height: int, tile: int, most: int) -> int:
-    """Tiles, a thumbnail included, where tiles are laid out in the aspect ratio nearest to the image's (GOT-OCR's rule)."""
-    layouts = [(across, down) for across in range(1, most + 1) for down in range(1, most // across + 1)]
+def nearest_aspect(width: int, height: int, tile: int, most: int, side: int | None = None) -> int:
+    """Tiles, a thumbnail included, where tiles are laid out in the aspect ratio nearest to the image's (GOT-OCR's rule).
+
+    `most` tiles in all, at most `side` of them beside or above each other.
+    """
+    longest = most if side is None else min(most, side)
+    layouts = [(across, down) for across in range(1, longest + 1) for down in range(1, min(longest, most // across) + 1)]
     layouts.sort(key=lambda layout: layout[0] * layout[1])
     best, nearest = 1, float("inf")
     for across, down in layouts:

@@ -66,6 +66,10 @@ class Idefics3(Family):
                     f"a tile fills {tokens} image placeholder tokens, but {end - start} follow each other; "
                     "let the model's own processor expand the prompt"
                 )
+        return self._images(ids, starts, ends)
+
+    def _images(self, ids: Tensor, starts: Sequence[int], ends: Sequence[int]) -> list[int]:
+        """Which runs of placeholders of a prompt [S], from `starts` to `ends`, make one image: how many in each."""
         # After every image stands <around>, in front of every tile <around> and a marker, and newlines between rows. Which
         # ids these are depends on the checkpoint and stands in no config, so <around> is read off the end of the last image.
         around = ids[ends[-1]] if ends and ends[-1] < len(ids) else None

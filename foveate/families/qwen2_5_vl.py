@@ -41,7 +41,7 @@ class Qwen25VL(Family):
     title = "Qwen2.5-VL"
     anchor = True
     placeholders = {"image": "image_token_id", "video": "video_token_id"}
-    host_inputs = ("image_grid_thw", "video_grid_thw")
+    host_inputs: ClassVar[tuple[str, ...]] = ("image_grid_thw", "video_grid_thw")
     unsupported = {SiteKind.PIXELS: NO_PIXELS}
     notes = "images and video of any size, M-RoPE, windowed packed encoder"
     pixels: ClassVar[tuple[int, int]] = (3_136, 12_845_056)

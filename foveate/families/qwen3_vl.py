@@ -67,14 +67,17 @@ class Qwen3VL(Qwen2VL):
         return {**TINY_PACKED_VISION, **own, "num_position_embeddings": 36}
 
     def tiny_medium(self, config: Any, kind: str, number: int, random: torch.Generator) -> TinyMedium:
-        import torch
+        return timed(config, super().tiny_medium(config, kind, number, random))
 
-        medium = super().tiny_medium(config, kind, number, random)
-        if kind == "image":
-            return medium
-        # Each frame: a timestamp, and its tokens between brackets.
-        grid: Sequence[int] = medium.inputs["video_grid_thw"][0].tolist()
-        start, end = torch.tensor([config.vision_start_token_id]), torch.tensor([config.vision_end_token_id])
-        frames = medium.ids.view(grid[0], -1)
-        parts = [torch.cat([torch.tensor([20 + 3 * t, 21 + t]), start, frame, end]) for t, frame in enumerate(frames)]
-        return TinyMedium(kind, torch.cat(parts), medium.inputs)
+
+def timed(config: Any, medium: TinyMedium) -> TinyMedium:
+    """A video with its frames apart: each behind a timestamp, its tokens between brackets. An image as it is."""
+    import torch
+
+    if medium.kind == "image":
+        return medium
+    grid: Sequence[int] = medium.inputs["video_grid_thw"][0].tolist()
+    start, end = torch.tensor([config.vision_start_token_id]), torch.tensor([config.vision_end_token_id])
+    frames = medium.ids.view(grid[0], -1)
+    parts = [torch.cat([torch.tensor([20 + 3 * t, 21 + t]), start, frame, end]) for t, frame in enumerate(frames)]
+    return TinyMedium(medium.kind, torch.cat(parts), medium.inputs)

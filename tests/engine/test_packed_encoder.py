@@ -135,7 +135,12 @@ def dense_encoder(case: Case, trace: Trace, texts: list[str]) -> Iterator[None]:
 
         def run(hidden_states: Tensor, cu_seqlens: Tensor, position_embeddings: Any = None, **_: Any) -> Tensor:
             length = len(hidden_states)
-            q, k, v = of_heads(module, module.qkv(hidden_states))
+            together = (
+                module.qkv(hidden_states)
+                if hasattr(module, "qkv")
+                else torch.cat([getattr(module, name)(hidden_states) for name in "qkv"], dim=1)
+            )
+            q, k, v = of_heads(module, together)
             q, k = rotate(q, k, *position_embeddings)
             owner = torch.bucketize(torch.arange(length), cu_seqlens[1:], right=True)
             seen = owner[:, None] == owner[None]

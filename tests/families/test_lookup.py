@@ -151,6 +151,8 @@ def test_families_are_found_by_file_name():
 
 @pytest.mark.parametrize("name", families.names())
 def test_a_family_that_transformers_itself_cannot_run_is_refused_at_attach(name):
+    if families.get(name).since > tiny.VERSION:
+        pytest.skip("this transformers has the model in other parts")
     if tiny.VERSION not in families.get(name).broken_in:
         known = name in tiny.ALL_FAMILIES or families.get(name).is_text_only
         assert known or families.get(name).model_types[0] not in CONFIG_MAPPING
