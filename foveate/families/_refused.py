@@ -14,6 +14,7 @@ _QUERIES = "an image is {} learned queries, which have no places in the image{}"
 _FEW = ", and so few that dropping some saves little"
 _TIMM = "its encoder comes from the package timm, without which transformers cannot build it: nobody tried it"
 _CODES = "an image is a run of codes of a discrete tokenizer, words of the model's own vocabulary, not features of an encoder"
+_UNWRITTEN = ": no family file was written and tried for it yet"
 _SPEAKS = "it is a thinker, a talker and what turns codes into sound in one model: attach a plan to its .thinker"
 
 REFUSED: Mapping[str, str] = {
@@ -60,6 +61,14 @@ REFUSED: Mapping[str, str] = {
     "apertus1p5": _CODES,
     "chameleon": _CODES,
     "emu3": _CODES,
+    # A family file could be written, and was not.
+    "deepseek_vl_hybrid": "each of its tokens comes from two encoders" + _UNWRITTEN,
+    "fuyu": "its patches enter the decoder without an encoder, line by line" + _UNWRITTEN,
+    "granite4_vision": "features of several kinds enter at several of its decoder layers" + _UNWRITTEN,
+    "kimi_k25": "its keys and values have different widths (latent attention)" + _UNWRITTEN,
+    "muse_glimmer": "its sliding and its full layers treat positions differently" + _UNWRITTEN,
+    "muse_spark": "its sliding and its full layers treat positions differently" + _UNWRITTEN,
+    "step3p7": "its sliding and its full layers have different numbers of heads" + _UNWRITTEN,
     # No picture to read.
     "mistral4": "it is a language model without a vision encoder",
     # An encoder from outside of transformers.
