@@ -27,7 +27,7 @@ endif
 # The oldest supported transformers, and those that inference engines pin.
 VERSIONS := 5.9.0 5.17.0 5.20.2 5.23.0
 # What a rename or a new cache would break first.
-VERSION_TESTS := $(addprefix tests/engine/test_,$(addsuffix .py,oracles conversations generation static_cache pitfalls calls encoder gate compat))
+VERSION_TESTS := $(addprefix tests/engine/test_,$(addsuffix .py,oracles conversations generation static_cache pitfalls calls encoder gate compat)) tests/families/test_mapping.py
 
 demo: install
 	@$(BIN)/foveate demo
