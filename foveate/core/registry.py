@@ -51,10 +51,12 @@ class Kind:
 
 def file_names(package: ModuleType) -> list[str]:
     """Names of the public modules of a package, sorted."""
-    return _file_names(tuple(package.__path__))
+    return list(_file_names(tuple(package.__path__)))
 
 
-def _file_names(path: Sequence[str]) -> list[str]:
+@cache
+def _file_names(path: tuple[str, ...]) -> list[str]:
+    """Folders are listed once: every attach asks, and every family is asked whether a config is its own."""
     return sorted(info.name for info in pkgutil.iter_modules(path) if not info.name.startswith("_"))
 
 
@@ -219,7 +221,7 @@ def _taken(kind: Kind) -> set[str]:
     if kind.group not in _ONE_NAMESPACE:
         return set(file_names(kind.package))
     root = Path(next(iter(kind.package.__path__))).parent
-    return set(_file_names([str(root / group.rpartition(".")[2]) for group in _ONE_NAMESPACE]))
+    return set(_file_names(tuple(str(root / group.rpartition(".")[2]) for group in _ONE_NAMESPACE)))
 
 
 def _warn_of_shadow(kind: Kind, name: str) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import AutoConfig, Cache, DynamicCache, LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, Cache, DynamicCache, GPT2Config, GPT2LMHeadModel
 from transformers.cache_utils import DynamicLayer
 
 import foveate
@@ -114,11 +114,8 @@ def test_a_model_without_full_attention_says_so():
 
 
 def test_a_model_that_no_family_describes():
-    config = LlamaConfig(
-        vocab_size=20, hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2, pad_token_id=0
-    )
-    model = LlamaForCausalLM(config)
-    refused(model, lambda: foveate.attach(model, FASTV), UnsupportedModel, "no family file describes model type 'llama'")
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=20, n_embd=8, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0))
+    refused(model, lambda: foveate.attach(model, FASTV), UnsupportedModel, "no family file describes model type 'gpt2'")
 
 
 def test_a_relative_with_another_encoder():

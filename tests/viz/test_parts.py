@@ -12,8 +12,6 @@ from foveate.core.shape import MediumShape
 from foveate.viz.parts import is_tiled, parts_of, tile_pictures
 from tests import tiny
 
-TILED = ("aya_vision", "cohere2_vision", "got_ocr2", "idefics3", "internvl", "llama4", "ovis2", "qianfan_ocr", "smolvlm")
-
 
 def shapes_of(family: str, kind: str = "image") -> list[MediumShape]:
     """Shapes of the tiny media of a family."""
@@ -41,9 +39,9 @@ def test_parts_cover_the_grid_tokens_once_and_in_order(family):
 
 @pytest.mark.parametrize("family", tiny.ALL_FAMILIES)
 def test_tiles_are_told_from_grids_that_show_the_whole_image(family):
-    cut = [shape for shape in shapes_of(family) if shape.crops]
-    assert all(is_tiled(shape) for shape in cut) == (family in TILED or not cut)
-    assert bool(cut) == (family in (*TILED, "llava_next", "llava_next_video", "llava_onevision"))
+    for shape in shapes_of(family):
+        each_has_one = len(shape.encoder_sequences) == len(shape.grids)
+        assert is_tiled(shape) == bool(shape.crops and each_has_one and not shape.canvases)
 
 
 def test_frames_and_parts_have_names_of_their_own():
