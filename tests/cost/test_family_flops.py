@@ -46,7 +46,8 @@ class Counted:
         with FlopCounterMode(display=False) as counter:
             output = self.model(**inputs, logits_to_keep=1, use_cache=True)
         # A recurrence runs in chunks here, token after token by our count: of those layers only the projections are compared.
-        inside = [ops for name, ops in counter.get_flop_counts().items() if name.endswith(".linear_attn")]
+        mixers = (".linear_attn", ".conv")
+        inside = [ops for name, ops in counter.get_flop_counts().items() if name.endswith(mixers)]
         chunks = sum(flops for ops in inside for op, flops in ops.items() if op not in PROJECTIONS)
         return counter.get_total_flops() - chunks, cache_in(output)
 
