@@ -108,11 +108,14 @@ class Lfm2VL(Family):
 
     def model_shape(self, config: Any) -> ModelShape:
         vision, text = config.vision_config, config.get_text_config()
+        encoder = self.encoder_shape(config)
+        # Beside its pixels a patch meets the whole table of positions, which is brought to the image's size by a product.
+        encoder = replace(encoder, patch_inputs=encoder.patch_inputs + vision.num_patches)
         merged, inner = vision.hidden_size * config.downsample_factor**2, config.projector_hidden_size
         return ModelShape(
             family=self.model_types[0],
             decoder=self.decoder_shape(config),
-            encoder=self.encoder_shape(config),
+            encoder=encoder,
             projector=(LinearShape(merged, inner), LinearShape(inner, text.hidden_size)),
         )
 
