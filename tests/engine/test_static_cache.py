@@ -226,9 +226,10 @@ def compiled_graphs(model, inputs, **options):
     return graphs, answer
 
 
+# Gemma 3's layers compile for minutes.
 @pytest.mark.full
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("family", ["llava", "gemma3"])
+@pytest.mark.parametrize("family", ["llava", pytest.param("gemma3", marks=pytest.mark.nightly)])
 def test_compiled_steps_notice_attaching_and_detaching(family):
     """torch.compile does not watch a module's hooks, so a step compiled before would run without them, or with them after."""
     model, inputs = tiny.tiny_model(family), prompts(family, 3)
