@@ -12,7 +12,7 @@ from dataclasses import MISSING, fields, replace
 from itertools import product
 from typing import Any
 
-from foveate import methods, recipes
+from foveate import families, methods, recipes
 from foveate.core.budget import Budget
 from foveate.core.layout import Role
 from foveate.core.learned import LearnedMethod
@@ -132,6 +132,12 @@ def masked_plans() -> list[str]:
     return [text_of(one, "layer={k}", "0.4", "effect=mask") for one in _behind() if not one.reads_features]
 
 
+def fits(text: str, family: str) -> bool:
+    """Whether a family's vision encoder can be asked what the methods of a text of stages want to know of it."""
+    looks_inside = any(need.encodes for method in methods_in(text) for need in method.needs())
+    return not looks_inside or families.get(family).encoder(tiny.probed(family)) is not None
+
+
 def filled(text: str, family: str, path: str = "") -> str:
     """A text with the layers of a family's tiny model, and the folder of predictors for it."""
     return text.format(k=tiny.FIRST_LAYER[family], k2=tiny.SECOND_LAYER[family], v=tiny.encoder_layer(family), path=path)
@@ -149,7 +155,7 @@ def stages_named(text: str) -> list[str]:
 
 def methods_in(text: str) -> list[Method]:
     """The first examples of the methods that a text of stages names."""
-    return [methods.get(name).examples()[0] for name in stages_named(text)]
+    return [methods.get(name).examples()[0] for name in stages_named(text) if name in methods.names()]
 
 
 def everything_kept(stages: Sequence[Stage]) -> tuple[Stage, ...]:

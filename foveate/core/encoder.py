@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from foveate.core.canvas import Canvas
@@ -40,6 +41,10 @@ class EncoderPath:
     mixes: bool = False
     middle: tuple[str, str] | None = None
 
+    def layer_at(self, depth: float) -> int:
+        """The layer at a share of those that the features pass."""
+        return max(1, math.ceil(depth * self.used)) - 1
+
     @property
     def patches(self) -> int:
         """Patches of each row."""
@@ -72,6 +77,11 @@ class PackedPath:
     attention: str = "attn"
     side_mergers: tuple[str, ...] = ()
     windowed: tuple[int, ...] = ()
+
+    def layer_at(self, depth: float) -> int:
+        """The last layer that looks at the whole picture, up to a share of all layers; the first one where none does."""
+        full = [layer for layer in range(self.used) if layer not in self.windowed]
+        return max((layer for layer in full if layer < math.ceil(depth * self.used)), default=full[0])
 
     @property
     def towers(self) -> tuple[str, ...]:

@@ -17,10 +17,14 @@ class Observation:
     """Something a method asks the engine to measure. Frozen, so that the engine measures each one once per pass.
 
     Class attributes:
-        attends: whether it is measured from attention, in a layer below the stage.
+        attends: whether it is measured from attention, in a decoder layer below the stage.
+        encodes: whether it is measured inside the vision encoder, for a stage of the decoder.
+        asks: whether it says what is asked about the pictures.
     """
 
     attends: ClassVar[bool] = True
+    encodes: ClassVar[bool] = False
+    asks: ClassVar[bool] = False
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,54 @@ class Question(Observation):
     """
 
     attends = False
+    asks = True
+
+
+@dataclass(frozen=True)
+class QuestionTokens(Observation):
+    """What is asked, word by word: [G, M, D], fp32, the input embeddings of the tokens of which `Question` is the mean.
+
+    M is the longest question's; rows behind the end of a shorter one are zero. Measured where `Question` is.
+    """
+
+    attends = False
+    asks = True
+
+
+@dataclass(frozen=True)
+class EncoderAttention(Observation):
+    """How much attention each visual token received inside the vision encoder: [G, N], fp32, a mean over heads.
+
+    From the class token where the encoder has one, else from all patches of the token's own picture, crop or frame (a mean over
+    the columns of its attention). A visual token that is made of several patches has their mean. Serves stages of the decoder.
+
+    Attributes:
+        depth: in which layer, as a share of those that the features pass: 1 is the last of them, .5 the one in the middle. Of
+            an encoder with windowed layers, the last full one up to there.
+        rows: "class" as said above; "all" for a mean over columns in any encoder.
+    """
+
+    depth: float = 1.0
+    rows: str = "class"
+
+    attends = False
+    encodes = True
+
+
+@dataclass(frozen=True)
+class EncoderKeys(Observation):
+    """The keys of each visual token inside the vision encoder: [G, N, D], fp32, a mean over heads.
+
+    As attention takes them, so rotated where the encoder rotates; a mean over the token's patches.
+
+    Attributes:
+        depth: as of `EncoderAttention`.
+    """
+
+    depth: float = 1.0
+
+    attends = False
+    encodes = True
 
 
 @dataclass(frozen=True)

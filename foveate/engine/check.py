@@ -7,7 +7,6 @@ from typing import Any
 from foveate.core.encoder import PackedPath
 from foveate.core.plan import Effect, Plan, Scope, Stage
 from foveate.core.site import Point, SiteKind
-from foveate.core.view import Question
 from foveate.errors import PlanError, UnsupportedCombination
 from foveate.families import Family
 
@@ -26,11 +25,13 @@ def check_plan(plan: Plan, family: Family, config: Any) -> dict[int, int]:
         reason = family.unsupported.get(stage.site.kind)
         if reason is not None:
             raise UnsupportedCombination(f"{family.title} cannot serve site {stage.site}: {reason}")
-        if Question() in stage.method.needs() and stage.site.kind is not SiteKind.PRE_LLM:
+        if any(need.asks for need in stage.method.needs()) and stage.site.kind is not SiteKind.PRE_LLM:
             raise PlanError(
                 f"{stage.method.name} at {stage.site}: the question is known in front of the language model only; use "
                 "site=pre_llm"
             )
+        if any(need.encodes for need in stage.method.needs()):
+            _check_measured_encoder(stage, family, config)
         if stage.site.kind is SiteKind.VISION_LAYER:
             _check_encoder_stage(stage, family, config)
             continue
@@ -68,6 +69,17 @@ def check_plan(plan: Plan, family: Family, config: Any) -> dict[int, int]:
             )
     _check_probed(plan, family, config)
     return probes
+
+
+def _check_measured_encoder(stage: Stage, family: Family, config: Any) -> None:
+    """What a stage of the decoder asks of the vision encoder can be measured there, and once is enough."""
+    if family.encoder(config) is None:
+        raise UnsupportedCombination(
+            f"{stage.method.name} ranks by what happens inside the vision encoder, and where that of {family.title} keeps its "
+            "tokens is not described: choose by features alone (divprune, cosine) or by the decoder's attention (fastv)"
+        )
+    if stage.effect is Effect.MASK:
+        raise PlanError(f"{stage.method.name} ranks by one call of the vision encoder: leave effect=mask out")
 
 
 def _check_probed(plan: Plan, family: Family, config: Any) -> None:

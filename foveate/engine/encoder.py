@@ -10,7 +10,7 @@ the projector, zeros leave it instead of marks, and the entrance knows from the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from functools import partial
 from typing import Any
@@ -24,7 +24,7 @@ from foveate.core.layout import Layout
 from foveate.core.plan import Stage
 from foveate.core.selection import Selection, merge_values
 from foveate.core.site import Point
-from foveate.core.view import TokenView
+from foveate.core.view import Observation, TokenView
 from foveate.engine import observe
 from foveate.engine.asking import ask
 from foveate.engine.conversation import Conversation
@@ -46,8 +46,9 @@ class EncoderHooks(EncoderCallHooks[EncoderPath, Encoded]):
         stages: Mapping[int, Stage],
         shortcut: bool,
         layout_of: Callable[[Conversation], Layout | None],
+        asked: Sequence[Observation] = (),
     ) -> None:
-        super().__init__(owner, model, path, stages, shortcut, layout_of)
+        super().__init__(owner, model, path, stages, shortcut, layout_of, asked)
         self.projector = model.get_submodule(path.projector)
         self.pooler = model.get_submodule(path.pooler) if path.pooler else None
         self.members = _members(path)
@@ -177,17 +178,32 @@ class EncoderHooks(EncoderCallHooks[EncoderPath, Encoded]):
             )
         return args, {**kwargs, "attention_mask": call.bias}
 
-    def _measuring(self, call: Encoded, index: int, kwargs: dict[str, Any]) -> observe.Callback:
+    def _measuring(self, call: Encoded, layer: int, kwargs: dict[str, Any]) -> observe.Callback:
         def measure(query: Tensor, key: Tensor, mask: Any, scaling: float | None, softcap: float | None) -> None:
-            for need in self.stages[index].method.needs():
-                call.observed[(index, need)] = measured(need, query, key, mask, scaling)[:, self.path.prefix :]
+            prefix = self.path.prefix
+            for index, need in self.wanted[layer]:
+                found = measured(need, query, key, mask, scaling, prefix)[:, prefix:]
+                call.observed[(index, need)] = found if index is not None else self._of_all(call, found)
 
         return measure
 
+    def _of_all(self, call: Encoded, values: Tensor) -> Tensor:
+        """What was measured for each patch that is left [B, n, ...], for all of them, zeros for those that are gone."""
+        if call.patches is None:
+            return values
+        index = call.patches.view(*call.patches.shape, *[1] * (values.ndim - 2)).expand_as(values)
+        return values.new_zeros(len(values), self.path.patches, *values.shape[2:]).scatter(1, index, values)
+
     def _rows(self, call: Encoded) -> list[EncodedRow]:
+        members = self.members.to(call.units.device, non_blocking=True)
+        observed = {need: values[:, members].mean(2) for (index, need), values in call.observed.items() if index is None}
         return [
             EncodedRow(
-                len(self.members), units, sizes, [(text, selection, row, count) for text, selection, count in call.selections]
+                len(self.members),
+                units,
+                sizes,
+                [(text, selection, row, count) for text, selection, count in call.selections],
+                {need: values[row] for need, values in observed.items()},
             )
             for row, (units, sizes) in enumerate(zip(call.units, call.sizes, strict=True))
         ]

@@ -5,7 +5,8 @@ handed to the conversation after it. How tokens are laid out, and so how a stage
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, Generic, TypeVar, cast
 
@@ -16,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from foveate.core.encoder import EncoderPath, PackedPath
 from foveate.core.layout import Layout
 from foveate.core.plan import Stage
-from foveate.core.view import Importance, Observation
+from foveate.core.view import EncoderAttention, EncoderKeys, Observation
 from foveate.engine import attention_rows, compat, forward, layout, observe
 from foveate.engine.conversation import Conversation, open_conversation
 from foveate.engine.encoder_state import EncodedRow, EncoderCall
@@ -37,6 +38,10 @@ class EncoderCallHooks(ABC, Generic[_Path, _Call]):
         stages: the plan's encoder stages by layer.
         shortcut: skip stages that keep everything.
         layout_of: the layout of a conversation's prompt, as far as it is known.
+        asked: what stages of the decoder ask of the encoder.
+
+    Attributes:
+        wanted: by layer whose attention is measured, what for: the layer of a stage, or None for stages of the decoder.
     """
 
     def __init__(
@@ -47,11 +52,18 @@ class EncoderCallHooks(ABC, Generic[_Path, _Call]):
         stages: Mapping[int, Stage],
         shortcut: bool,
         layout_of: Callable[[Conversation], Layout | None],
+        asked: Sequence[Observation] = (),
     ) -> None:
         self.owner, self.stages, self.shortcut = owner, stages, shortcut
         self.path: _Path = path
         self.layout_of = layout_of
         self.towers = {tower: compat.encoder_layers(tower) for tower in map(model.get_submodule, path.towers)}
+        self.wanted: dict[int, list[tuple[int | None, Observation]]] = defaultdict(list)
+        for index, stage in stages.items():
+            self.wanted[self._probed_layer(index)] += [(index, need) for need in stage.method.needs()]
+        for need in asked:
+            assert isinstance(need, EncoderAttention | EncoderKeys)
+            self.wanted[path.layer_at(need.depth)].append((None, need))
         self.checked: set[int] = set()  # layers whose stage has answered well once
 
     # What each encoder says for itself.
@@ -67,8 +79,8 @@ class EncoderCallHooks(ABC, Generic[_Path, _Call]):
         """States and other arguments that a layer gets instead of its own; None to leave them."""
 
     @abstractmethod
-    def _measuring(self, call: _Call, index: int, kwargs: dict[str, Any]) -> observe.Callback:
-        """What measures for the stage of a layer when attention with these arguments is called."""
+    def _measuring(self, call: _Call, layer: int, kwargs: dict[str, Any]) -> observe.Callback:
+        """What measures what is wanted of a layer when its attention is called with these arguments."""
 
     @abstractmethod
     def _rows(self, call: _Call) -> list[EncodedRow]:
@@ -86,8 +98,8 @@ class EncoderCallHooks(ABC, Generic[_Path, _Call]):
         for tower in self.towers:
             handles.append(tower.register_forward_pre_hook(self._before_tower, with_kwargs=True))
             handles.append(tower.register_forward_hook(self._after_tower, always_call=True))
-        for index, attention in self._probed():
-            handles.append(attention.register_forward_pre_hook(self._before_attention(index), with_kwargs=True))
+        for layer, attention in self._probed():
+            handles.append(attention.register_forward_pre_hook(self._before_attention(layer), with_kwargs=True))
             handles.append(attention.register_forward_hook(self._after_attention, always_call=True))
         return handles
 
@@ -146,19 +158,19 @@ class EncoderCallHooks(ABC, Generic[_Path, _Call]):
         return index - 1
 
     def _probed(self) -> list[tuple[int, nn.Module]]:
-        """For each stage that ranks by attention its layer and the attention module that is measured."""
+        """The layers that are measured and their attention modules."""
         return [
-            (index, layers[self._probed_layer(index)].get_submodule(self.path.attention))
+            (layer, layers[layer].get_submodule(self.path.attention))
             for layers in self.towers.values()
-            for index, stage in self.stages.items()
-            if stage.method.needs()
+            for layer, wanted in self.wanted.items()
+            if wanted
         ]
 
-    def _before_attention(self, index: int) -> Callable[..., None]:
+    def _before_attention(self, layer: int) -> Callable[..., None]:
         def run(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             call = self._current()
             if call is not None:
-                observe.arm(module, self._measuring(call, index, kwargs))
+                observe.arm(module, self._measuring(call, layer, kwargs))
 
         return run
 
@@ -176,14 +188,18 @@ class EncoderCallHooks(ABC, Generic[_Path, _Call]):
         return index not in self.checked or device.type == "cpu"
 
 
-def measured(need: Observation, query: Tensor, key: Tensor, mask: Any, scaling: float | None) -> Tensor:
-    """What a stage asked for, of each token: [B, N] fp32.
+def measured(need: Observation, query: Tensor, key: Tensor, mask: Any, scaling: float | None, prefix: int = 0) -> Tensor:
+    """What a stage asked for, of each token: [B, N] fp32, or [B, N, D] of keys.
 
     Args:
-        need: `Importance`.
+        need: `Importance`, `EncoderAttention` or `EncoderKeys`.
         query, key: [B, H, N, D], of the keys fewer heads if they share them.
         mask, scaling: as the attention function gets them.
+        prefix: tokens in front of the patches, the first of which is a class token.
     """
-    assert isinstance(need, Importance)
     with torch.no_grad():
+        if isinstance(need, EncoderKeys):
+            return key.float().mean(1)
+        if isinstance(need, EncoderAttention) and need.rows == "class" and prefix:
+            query, mask = query[:, :, :1], mask if mask is None else mask[:, :, :1]
         return attention_rows.column_means(query, key, mask, scaling)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
 
@@ -21,12 +22,14 @@ class EncodedRow:
         units: [m] long, numbers of those that are left, ascending, in raster order.
         sizes: [m] fp32, how many original units each of them stands for.
         stages: (text of the stage, its answer, row of this one in it, units it chose from), in order.
+        observed: what stages of the decoder asked for, [count, ...] fp32 each, of all units; zeros where one was gone.
     """
 
     count: int
     units: Tensor
     sizes: Tensor
     stages: list[tuple[str, Selection, int, int]]
+    observed: Mapping[Observation, Tensor] = field(default_factory=dict)
 
 
 @dataclass
@@ -35,11 +38,12 @@ class EncoderCall:
 
     Attributes:
         rows: for each image, crop or frame a number, the same alone and in company, and whether its last token asks.
-        observed: what was measured, by the layer of the stage that asked, for each patch that was left then.
+        observed: what was measured, by the layer of the stage that asked, for each patch that was left then; by None what
+            stages of the decoder asked for, for each patch there ever was.
     """
 
     rows: list[tuple[int, bool]]
-    observed: dict[tuple[int, Observation], Tensor] = field(default_factory=dict, kw_only=True)
+    observed: dict[tuple[int | None, Observation], Tensor] = field(default_factory=dict, kw_only=True)
 
 
 @dataclass

@@ -14,7 +14,7 @@ from foveate.core.tiled_trace import EncoderRecord
 from foveate.core.trace import GroupRecord
 from foveate.engine.encoder_state import EncodedRow
 from foveate.engine.forward import Pass
-from foveate.engine.matching import matched_rows
+from foveate.engine.matching import matched_rows, spread
 from foveate.engine.notices import say_once
 from foveate.engine.spans import Span
 from foveate.errors import InputError, UnsupportedCombination
@@ -176,16 +176,8 @@ def _at_columns(running: Pass, hidden: Tensor, matched: dict[int, list[EncodedRo
 
 def _spread(shape: MediumShape, rows: Sequence[EncodedRow], values: Sequence[Tensor]) -> Tensor:
     """[n] a number for each grid token of a medium, from those of the units that are left in its rows of the encoder."""
-    full = [
-        value.new_zeros(row.count).scatter(0, row.units, value) for row, value in zip(rows, values, strict=True)
-    ]  # [units] each
-    if not shape.canvases:
-        return torch.cat(full)
-    parts, start = [], 0
-    for canvas in shape.canvases:
-        parts.append(canvas.spread(torch.stack(full[start : start + canvas.rows])))
-        start += canvas.rows
-    return torch.cat(parts)
+    whole = zip(rows, values, strict=True)
+    return spread(shape, [value.new_zeros(row.count).scatter(0, row.units, value) for row, value in whole])
 
 
 def _choose(medium: Medium, rows: Sequence[EncodedRow], coverage: Tensor, gone: Tensor) -> None:

@@ -155,15 +155,17 @@ class _Parts:
         }
         visual = {layer: stage for (role, layer), stage in stages.items() if role is Role.VISUAL and layer is not None}
         instructs = {layer: stage for (role, layer), stage in stages.items() if role is not Role.VISUAL and layer is not None}
-        path = family.encoder(config) if plan.encoder_stages else None
+        observations = dict.fromkeys(need for stage in visual.values() for need in stage.method.needs())
+        asked = [need for need in observations if need.encodes]
+        path = family.encoder(config) if plan.encoder_stages or asked else None
         self.encoder: EncoderHooks | PackedEncoderHooks | None = None
         if isinstance(path, PackedPath):
-            self.encoder = PackedEncoderHooks(owner, model, path, plan.encoder_stages, shortcut, prompts.known)
+            self.encoder = PackedEncoderHooks(owner, model, path, plan.encoder_stages, shortcut, prompts.known, asked)
         elif path is not None:
-            self.encoder = EncoderHooks(owner, model, path, plan.encoder_stages, shortcut, prompts.known)
+            self.encoder = EncoderHooks(owner, model, path, plan.encoder_stages, shortcut, prompts.known, asked)
         masks = any(stage.effect is Effect.MASK for stage in plan.stages)
         acting = [*visual, *instructs, *([] if self.gate is None else [self.gate.layer])]
-        self.first = 0 if self.encoder is not None else min(acting, default=0)
+        self.first = 0 if plan.encoder_stages else min(acting, default=0)
         self.probes: dict[int, AttentionProbe] = {}
         for layer, stage in visual.items():
             for observation in stage.method.needs():
@@ -175,10 +177,9 @@ class _Parts:
                 rotates = family.rotates(config, probed)
                 probe = self.probes.setdefault(probed, AttentionProbe(owner, probed, masks, rotates))
                 probe.wanted.append((layer, rows))
-        mixes = isinstance(path, EncoderPath) and path.mixes
-        self.hooks = DecoderHooks(
-            owner, self.decoder, visual, shortcut, masks, path is not None, mixes, self.gate, instructs, stateful
-        )
+        marked = bool(plan.encoder_stages)
+        mixes = marked and isinstance(path, EncoderPath) and path.mixes
+        self.hooks = DecoderHooks(owner, self.decoder, visual, shortcut, masks, marked, mixes, self.gate, instructs, stateful)
         self.soft = None if soft is None else SoftHooks(owner, plan, modules, soft)
         self.side = SideInputs(owner, family, config, self.decoder, self.first, not masks and soft is None)
 

@@ -44,7 +44,7 @@ class PackedEncoderHooks(EncoderCallHooks[PackedPath, Packed]):
         for name in self.path.side_mergers:
             handles.append(self.tower.get_submodule(name).register_forward_hook(self._after_merger(0.0)))
         layers = self.towers[self.tower]
-        for index in range(min(self.stages), len(layers)):
+        for index in range(min(self.stages, default=len(layers)), len(layers)):
             handles.append(layers[index].register_forward_pre_hook(self._before_layer(index), with_kwargs=True))
         return handles
 
@@ -145,19 +145,27 @@ class PackedEncoderHooks(EncoderCallHooks[PackedPath, Packed]):
         """The mean of what was measured for each patch, for units [G, m]."""
         return call.observed[(index, need)].view(-1, call.unit).mean(1)[slots]
 
-    def _measuring(self, call: Packed, index: int, kwargs: dict[str, Any]) -> observe.Callback:
-        parts: dict[Observation, list[Tensor]] = {need: [] for need in self.stages[index].method.needs()}
+    def _measuring(self, call: Packed, layer: int, kwargs: dict[str, Any]) -> observe.Callback:
+        parts: dict[tuple[int | None, Observation], list[Tensor]] = {wanted: [] for wanted in self.wanted[layer]}
 
         def measure(query: Tensor, key: Tensor, mask: Any, scaling: float | None, softcap: float | None) -> None:
             # Flash gets all sequences in one call, the other implementations one after the other.
             lengths = call.lengths if query.shape[2] == sum(call.lengths) else [query.shape[2]]
             for q, k in zip(torch.split(query, lengths, 2), torch.split(key, lengths, 2), strict=True):
-                for need, found in parts.items():
+                for (_, need), found in parts.items():
                     found.append(measured(need, q, k, None, scaling)[0])
-            for need, found in parts.items():
-                call.observed[(index, need)] = torch.cat(found)
+            for (index, need), found in parts.items():
+                values = torch.cat(found)
+                call.observed[(index, need)] = values if index is not None else self._of_all(call, values)
 
         return observe.EveryCall(measure)
+
+    def _of_all(self, call: Packed, values: Tensor) -> Tensor:
+        """What was measured for each patch that is left [n, ...], for all of them, zeros for those that are gone."""
+        if call.left is None or len(values) != len(call.left) * call.unit:
+            return values
+        full = values.new_zeros(call.units * call.unit, *values.shape[1:])
+        return full.index_copy(0, call.patches(call.left), values)
 
     def _after_merger(self, fill: float) -> Callable[..., Any]:
         def run(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
@@ -170,7 +178,21 @@ class PackedEncoderHooks(EncoderCallHooks[PackedPath, Packed]):
         return run
 
     def _rows(self, call: Packed) -> list[EncodedRow]:
-        return [EncodedRow(len(frame.order), frame.left, frame.sizes, frame.selections) for frame in call.frames]
+        observed = {
+            need: values.view(-1, call.unit, *values.shape[1:]).mean(1)
+            for (index, need), values in call.observed.items()
+            if index is None
+        }
+        return [
+            EncodedRow(
+                len(frame.order),
+                frame.left,
+                frame.sizes,
+                frame.selections,
+                {need: values[frame.order] for need, values in observed.items()},
+            )
+            for frame in call.frames
+        ]
 
     def _lengthen(self, call: Packed, output: Any) -> Any:
         state = getattr(output, "last_hidden_state", None)

@@ -13,12 +13,13 @@ from foveate.core.method import ScoreMethod, top_indices
 from foveate.core.plan import Stage
 from foveate.core.selection import Selection, merge_values
 from foveate.core.trace import GroupRecord
-from foveate.core.view import Importance, Observation, Question, TokenView
+from foveate.core.view import Importance, Observation, Question, QuestionTokens, TokenView
 from foveate.engine.asking import ask, placed, with_asking
 from foveate.engine.forward import Pass
 from foveate.engine.layout import FRAMES
+from foveate.engine.matching import encoder_values
 from foveate.engine.projection import take
-from foveate.engine.question import question_states
+from foveate.engine.question import question_states, question_tokens
 from foveate.engine.spans import Span, widen
 
 
@@ -138,6 +139,12 @@ def _view(
     for observation in stage.method.needs():
         if isinstance(observation, Question):
             observed[observation] = question_states(running, spans, hidden)
+            continue
+        if isinstance(observation, QuestionTokens):
+            observed[observation] = question_tokens(running, spans, hidden)
+            continue
+        if observation.encodes:
+            observed[observation] = encoder_values(running, observation, hidden)[rows, columns]
             continue
         of_rows = observation.rows if isinstance(observation, Importance) else observation
         measured = running.shared.observed[(layer, of_rows)].to(features.device)  # [B, H, S]

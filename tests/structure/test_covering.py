@@ -6,7 +6,7 @@ from itertools import product
 
 import pytest
 
-from tests.covering import SHARE, covering, pairs_of, shared_out
+from tests.covering import TAKEN, covering, pairs_of, shared_out
 
 
 def cases(*sizes: int) -> list[dict[str, int]]:
@@ -41,8 +41,8 @@ def test_of_a_long_list_families_that_are_no_anchors_take_turns():
     chosen = [every[number] for number in covering(every, is_due=shared_out(every, ["a"]))]
     plans = {f: {case["plan"] for case in chosen if case["family"] == f} for f in "abcdefg"}
     assert plans["a"] == set(range(12))
-    assert all(12 / SHARE <= len(plans[f]) < 12 for f in "bcdefg")
-    assert set().union(*(plans[family] for family in "bcdefg"[:SHARE])) == set(range(12))
+    assert all(len(plans[f]) == TAKEN for f in "bcdefg")
+    assert set().union(*(plans[family] for family in "bcdefg"[: 12 // TAKEN])) == set(range(12))
     for first, second in (("family", "side"), ("plan", "side")):
         assert {(case[first], case[second]) for case in chosen} == {(case[first], case[second]) for case in every}
 

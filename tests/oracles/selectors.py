@@ -1,0 +1,185 @@
+"""Selectors in plain loops, in double precision, as their papers write them: what is kept of one group of tokens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+
+def cosines(first: Tensor, second: Tensor) -> list[list[float]]:
+    """Cosine of every row of one [N, D] with every row of the other; 0 for a row of zeros."""
+
+    def cosine(a: Tensor, b: Tensor) -> float:
+        lengths = float(a.norm() * b.norm())
+        return float(a @ b) / lengths if lengths else 0.0
+
+    return [[cosine(a, b) for b in second.double()] for a in first.double()]
+
+
+def _first_best(candidates: Sequence[int], value: Callable[[int], float]) -> int:
+    return min(candidates, key=lambda index: (-value(index), index))
+
+
+def divprune_kept(features: Tensor, keep: int) -> list[int]:
+    """Max-min diversity, with every distance looked at in every step."""
+    table = [[1 - c for c in row] for row in cosines(features, features)]
+    every = range(len(table))
+    chosen = [_first_best(every, lambda i: min([table[i][j] for j in every if j != i], default=2.0))]
+    while len(chosen) < keep:
+        rest = [i for i in every if i not in chosen]
+        chosen.append(_first_best(rest, lambda i: min(table[i][j] for j in chosen)))
+    return sorted(chosen)
+
+
+def fps_kept(features: Tensor, keep: int) -> list[int]:
+    """Farthest point sampling from the point farthest from the mean."""
+    x = features.double()
+    every = range(len(x))
+    chosen = [_first_best(every, lambda i: float((x[i] - x.mean(0)).norm()))]
+    while len(chosen) < keep:
+        rest = [i for i in every if i not in chosen]
+        chosen.append(_first_best(rest, lambda i: min(float((x[i] - x[j]).norm()) for j in chosen)))
+    return sorted(chosen)
+
+
+def cosine_kept(features: Tensor, keep: int) -> list[int]:
+    """The lowest mean cosine to all tokens."""
+    table = cosines(features, features)
+    return sorted(sorted(range(len(table)), key=lambda i: (sum(table[i]), i))[:keep])
+
+
+def relevance(features: Tensor, words: Tensor) -> list[float]:
+    """Mean cosine of each token to the words; rows of zeros are no words."""
+    asked = [word for word in words if bool(word.any())]
+    return [sum(row) / len(asked) for row in cosines(features, torch.stack(asked))]
+
+
+def cdpruner_kernel(features: Tensor, words: Tensor, theta: float | None = None) -> Tensor:
+    """[N, N]: quality_i cosine_ij quality_j."""
+    raw = relevance(features, words)
+    least, most = min(raw), max(raw)
+    scaled = [(r - least + 1e-6) / (most - least + 1e-6) for r in raw]
+    if theta is not None:
+        scaled = [math.exp(theta / (2 * (1 - theta)) * r) for r in scaled]
+    quality = torch.tensor(scaled, dtype=torch.double)
+    table = torch.tensor(cosines(features, features), dtype=torch.double).fill_diagonal_(1.0)
+    return quality[:, None] * table * quality
+
+
+def greedy_determinant(kernel: Tensor, keep: int) -> list[int]:
+    """Each next token makes the determinant of the chosen part of the kernel largest; determinants are computed anew."""
+    chosen: list[int] = []
+    while len(chosen) < keep:
+        rest = [i for i in range(len(kernel)) if i not in chosen]
+        chosen.append(_first_best(rest, lambda i: float(kernel[[*chosen, i]][:, [*chosen, i]].det())))
+    return sorted(chosen)
+
+
+def covering_kept(table: list[list[float]], weight: Sequence[float], keep: int) -> list[int]:
+    """Greedy coverage: table[candidate][row]; all gains are computed anew in each step."""
+    covered, chosen = [0.0] * len(table[0]), list[int]()
+    while len(chosen) < keep:
+        rest = [i for i in range(len(table)) if i not in chosen]
+
+        def gain(i: int, so_far: list[float] = covered) -> float:
+            return weight[i] * sum(max(0.0, given - before) for given, before in zip(table[i], so_far, strict=True))
+
+        best = _first_best(rest, gain)
+        chosen.append(best)
+        covered = [max(pair) for pair in zip(covered, table[best], strict=True)]
+    return sorted(chosen)
+
+
+def scope_kept(features: Tensor, attention: Sequence[float], keep: int, alpha: float = 1.0) -> list[int]:
+    """Coverage by cosine, weighted by attention."""
+    return covering_kept(cosines(features, features), [a**alpha for a in attention], keep)
+
+
+def mmtok_kept(
+    features: Tensor, words: Tensor, keep: int, text: float = 0.01, image: float = 0.2, picture: float = 0.5
+) -> list[int]:
+    """Coverage of words and of tokens, each by a softmax over the tokens."""
+    asked = torch.stack([word for word in words if bool(word.any())])
+    by_word = (torch.tensor(cosines(asked, features)) / text).softmax(1) / len(asked)
+    by_token = (torch.tensor(cosines(features, features)) / image).softmax(1) * picture / len(features)
+    table = torch.cat([by_word.double(), by_token.double()]).T.tolist()
+    return covering_kept(table, [1.0] * len(features), keep)
+
+
+def visionzip_kept(
+    features: Tensor, attention: Sequence[float], keys: Tensor, keep: int, contextual: float = 0.15625
+) -> dict[int, Tensor]:
+    """State of each survivor: dominant ones as they are, contextual ones plus the mean of those that joined them."""
+    count = len(attention)
+    gathering = int(keep * contextual + 0.5)
+    order = sorted(range(count), key=lambda i: (-attention[i], i))
+    dominant = order[: keep - gathering]
+    rest = [i for i in range(count) if i not in dominant]
+    targets = [rest[number * (len(rest) // gathering)] for number in range(gathering)] if gathering else []
+    joined: dict[int, list[int]] = {target: [] for target in targets}
+    table = cosines(keys, keys)
+    for i in rest:
+        if targets and i not in targets:
+            joined[_first_best(targets, lambda t, i=i: table[i][t])].append(i)
+    x = features.double()
+    left = {i: x[i] for i in dominant}
+    return left | {t: x[t] + (sum(x[i] for i in own) / len(own) if own else 0) for t, own in joined.items()}
+
+
+def vispruner_kept(
+    features: Tensor, attention: Sequence[float], keep: int, important: float = 0.5, at_once: int = 8
+) -> list[int]:
+    """Important tokens, then of every second other one those that are most like one of the rest leave, round by round."""
+    order = sorted(range(len(attention)), key=lambda i: (-attention[i], i))
+    chosen = order[: int(keep * important + 0.5)]
+    rest = sorted(order[len(chosen) :])
+    wanted = keep - len(chosen)
+    table = cosines(features, features)
+    while wanted and len(rest) > wanted:
+        first, second = rest[::2], rest[1::2]
+        ranked = sorted(first, key=lambda i: (-max(table[i][j] for j in second), i))
+        gone = ranked[: min(at_once, len(rest) - wanted)]
+        rest = [i for i in rest if i not in gone]
+    return sorted([*chosen, *rest[:wanted]])
+
+
+def hiprune_kept(
+    middle: Sequence[float], last: Sequence[float], coords: Sequence[tuple[int, int, int]], keep: int, alpha: float = 0.1
+) -> list[int]:
+    """Anchors, the tokens beside them, and the last layer's for the rest."""
+    every = range(len(last))
+    anchors = sorted(every, key=lambda i: (-middle[i], i))[: int(alpha * keep / 5 + 1e-9)]
+    beside = {
+        i
+        for i in every
+        for a in anchors
+        if coords[i][0] == coords[a][0] and abs(coords[i][1] - coords[a][1]) + abs(coords[i][2] - coords[a][2]) <= 1
+    }
+    return sorted(sorted(every, key=lambda i: (i not in beside, i if i in beside else -last[i], i))[:keep])
+
+
+def holov_kept(features: Tensor, attention: Sequence[float], keep: int, parts: int = 16, context: float = 0.09) -> list[int]:
+    """A quota for each part of the raster, then what is left over one by one to the parts with most to tell and room."""
+    count = len(attention)
+    cuts = [cut.tolist() for cut in torch.tensor_split(torch.arange(count), parts) if len(cut)]
+    table = cosines(features, features)
+    uneven = [0.0] * count
+    for cut in cuts:
+        for i in cut:
+            others = [table[i][j] for j in cut if j != i]
+            mean = sum(others) / len(others) if others else 0.0
+            uneven[i] = sum((c - mean) ** 2 for c in others) / len(others) if others else 0.0
+    balance = sum(attention) / (sum(uneven) or 1)
+    score = [a + context * u * balance for a, u in zip(attention, uneven, strict=True)]
+    weight = [sum(score[i] for i in cut) / len(cut) for cut in cuts]
+    quota = [min(len(cut), math.floor(keep * w / sum(weight) + 1e-6)) for cut, w in zip(cuts, weight, strict=True)]
+    turns = sorted(range(len(cuts)), key=lambda p: (-weight[p], p))
+    while sum(quota) < keep:
+        for part in turns:
+            if sum(quota) < keep and quota[part] < len(cuts[part]):
+                quota[part] += 1
+    ranked = [sorted(cut, key=lambda i: (-attention[i], i))[:n] for cut, n in zip(cuts, quota, strict=True)]
+    return sorted(i for own in ranked for i in own)
