@@ -156,6 +156,8 @@ class EncoderShape:
         prefix_tokens: tokens in front of the patches of each sequence (CLS, registers); no patch embedding makes them.
         pooling: tokens that one output averages, where the average is a matrix product over the whole sequence; else 0.
         kv_heads: heads of its keys and values, where there are fewer than `heads`; else 0.
+        shrinks_after: the layer behind which every four tokens become one, inside the encoder; None where none do.
+        shrinking: multiply-adds that make such a token of four.
         relative_positions: whether queries meet vectors for each row and each column of their square of keys (SAM).
     """
 
@@ -170,6 +172,8 @@ class EncoderShape:
     pooling: int = 0
     kv_heads: int = 0
     relative_positions: bool = False
+    shrinks_after: int | None = None
+    shrinking: int = 0
 
     @property
     def attention_weights(self) -> int:

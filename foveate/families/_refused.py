@@ -21,7 +21,6 @@ REFUSED: Mapping[str, str] = {
     # Layers with a state.
     "qwen4_exp": _INDEXED,
     "glm5_next": _INDEXED,
-    "minicpmv4_6": _RECURRENT,
     "minicpmv4_7": _RECURRENT,
     "nemotron_h_omni": _RECURRENT,
     "lfm3_vl": _CONVOLUTION,

@@ -1,0 +1,97 @@
+"""MiniCPM-V 4.6: slices per image size by the processor's own rules, which slices make one image, and four times as many tokens."""
+
+from __future__ import annotations
+
+import random
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import foveate
+from foveate import families
+from foveate.errors import InputError
+from tests import tiny
+
+pytestmark = pytest.mark.skipif(
+    find_spec("transformers.models.minicpmv4_6") is None, reason="this transformers does not have it"
+)
+SIZES = [(300, 300), (448, 448), (449, 448), (1600, 500), (500, 1600), (20, 900), (3, 3), (1900, 1400), (2700, 300)]
+
+
+def config_of(mode: str = "16x") -> Any:
+    config = families.get("minicpmv4_6").tiny_config()
+    config.vision_config.patch_size, config.downsample_mode = 14, mode
+    return config
+
+
+@pytest.mark.parametrize("mode", ["16x", "4x"])
+def test_slices_are_those_of_the_processor(mode):
+    from transformers.models.minicpmv4_6.image_processing_pil_minicpmv4_6 import MiniCPMV4_6ImageProcessorPil
+
+    processor, side = MiniCPMV4_6ImageProcessorPil(downsample_mode=mode), 2 if mode == "4x" else 4
+    generator = random.Random(0)
+    sizes = SIZES + [(generator.randint(1, 2500), generator.randint(1, 2500)) for _ in range(12)]
+    for size, medium in zip(sizes, families.get("minicpmv4_6").media_of_images(config_of(mode), sizes), strict=True):
+        made = processor(Image.fromarray(np.zeros((size[1], size[0], 3), dtype=np.uint8)), return_tensors="pt")
+        expected = [(1, int(high) // side, int(wide) // side) for high, wide in made["target_sizes"]]
+        assert [medium.grid, *medium.crops] == expected, size
+        assert medium.encoder_tokens == made["pixel_values"].shape[-1] // 14
+
+
+def test_what_stands_in_front_of_a_slice_tells_which_make_one_image():
+    family, maker = families.get("minicpmv4_6"), tiny.Maker("minicpmv4_6")
+    config = family.tiny_config()
+    pictures = [maker.picture(number) for number in (1, 1, 0)]
+    rows = [tiny.Row([maker.text(3), pictures[0], pictures[1], maker.text(4)]), tiny.Row([maker.text(2), pictures[2]])]
+    inputs = maker.inputs([*rows, tiny.Row([maker.text(5)])])
+    columns = {"image": int((inputs["input_ids"] == config.image_token_id).sum()), "video": 0}
+    shapes = family.media(config, inputs, columns)["image"]
+    assert [len(shape.crops) for shape in shapes] == [2, 2, 0]
+    assert sum(shape.grid_tokens for shape in shapes) == columns["image"]
+
+
+def test_frames_of_a_video_stand_apart():
+    family, maker = families.get("minicpmv4_6"), tiny.Maker("minicpmv4_6")
+    model = tiny.tiny_model("minicpmv4_6")
+    inputs = maker.inputs([tiny.Row([maker.text(3), maker.picture(0, "video"), maker.picture(0), maker.text(4)])])
+    with torch.no_grad(), foveate.attach(model, "random(layer=1, keep=0.5)") as attachment:
+        model(**inputs)
+    assert sorted(entry.medium.shape.kind for entry in attachment.trace) == ["image", "video", "video", "video"]
+    assert family.title == "MiniCPM-V 4.6"
+
+
+def test_a_call_that_asks_for_four_times_as_many_tokens_is_understood():
+    family, model = families.get("minicpmv4_6"), tiny.tiny_model("minicpmv4_6")
+    config, maker = model.config, tiny.Maker("minicpmv4_6")
+    inputs = maker.inputs([tiny.Row([maker.text(3), maker.picture(0), maker.text(4)])])
+    more = torch.full((1, 6), config.image_token_id)  # four for each of the two tokens
+    ids = torch.cat([inputs["input_ids"][:, :4], more, inputs["input_ids"][:, 4:]], dim=1)
+    call = {**inputs, "input_ids": ids, "attention_mask": torch.ones_like(ids), "downsample_mode": "4x"}
+    with torch.no_grad(), foveate.attach(model, "random(layer=1, keep=0.5)") as attachment:
+        model(**call)
+    assert attachment.trace.media[0].medium.shape.grid == (1, 2, 4)
+    assert len(attachment.trace.media[0].kept_index) == 4
+    assert family.media_of_images(config_of("4x"), [(448, 448)])[0].grid == (1, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda inputs: inputs.pop("target_sizes"), "pass everything the processor returned"),
+        (lambda inputs: inputs.update(target_sizes=inputs["target_sizes"][:1]), "more placeholder tokens than its slices fill"),
+        (lambda inputs: inputs.update(target_sizes=inputs["target_sizes"].repeat(2, 1)), "placeholders for 3 slices"),
+        (lambda inputs: inputs.update(target_sizes=inputs["target_sizes"] * 2), "fewer follow each other"),
+    ],
+)
+def test_prompts_that_do_not_fit_their_slices_are_refused(change, said):
+    family, maker = families.get("minicpmv4_6"), tiny.Maker("minicpmv4_6")
+    config = family.tiny_config()
+    inputs = maker.inputs([tiny.Row([maker.text(2), maker.picture(1), maker.text(4)])])
+    columns = {"image": int((inputs["input_ids"] == config.image_token_id).sum()), "video": 0}
+    change(inputs)
+    with pytest.raises(InputError, match=said):
+        family.media(config, inputs, columns)
