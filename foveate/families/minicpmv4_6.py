@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from foveate.core.shape import EncoderShape, LinearShape, MediumShape, ModelShape
+from foveate.core.shape import DecoderShape, EncoderShape, LinearShape, MediumShape, ModelShape
 from foveate.errors import InputError
 from foveate.families._base import TINY_VISION, Family, TinyMedium
-from foveate.families.qwen3_5 import TINY_HYBRID_TEXT, Qwen35
+from foveate.families.qwen3_5 import TINY_HYBRID_TEXT, with_delta_nets
 
 if TYPE_CHECKING:  # a cost estimate needs no torch
     import torch
@@ -34,8 +34,6 @@ class MiniCPMV46(Family):
     placeholders = {"image": "image_token_id", "video": "video_token_id"}
     host_inputs = ("input_ids", *_SIZES.values())
     notes = "hybrid: layers with a state see survivors only; images of any size, large ones in slices, frames apart"
-
-    decoder_shape = Qwen35.decoder_shape
 
     def media(self, config: Any, inputs: Mapping[str, Any], columns: Mapping[str, int]) -> dict[str, list[MediumShape]]:
         side, ids = _side(config, inputs.get("downsample_mode")), inputs.get("input_ids")
@@ -70,6 +68,9 @@ class MiniCPMV46(Family):
         inner, out = 4 * hidden, config.get_text_config().hidden_size
         projector = (LinearShape(inner, inner), LinearShape(inner, out))
         return ModelShape(self.model_types[0], self.decoder_shape(config), encoder, projector)
+
+    def decoder_shape(self, config: Any) -> DecoderShape:
+        return with_delta_nets(config.get_text_config(), super().decoder_shape(config), self.stateful_layers(config))
 
     def _encoder(self, config: Any) -> EncoderShape:
         vision, shape = config.vision_config, self.encoder_shape(config)
@@ -142,8 +143,8 @@ def _tiles_by_medium(ids: Tensor, token: int, tiles: Sequence[tuple[int, int]], 
         start, count = places[position], (high // side) * (wide // side)
         if position + count > len(places) or places[position + count - 1] - start != count - 1:
             raise InputError(
-                f"a slice fills {count} placeholder tokens in a row, but fewer follow each other; let the model's own processor "
-                "expand the prompt"
+                f"a slice fills {count} placeholder tokens in a row, but fewer follow each other; "
+                "let the model's own processor expand the prompt"
             )
         before = int(ids[start - 1]) if start else -1
         opens = before if opens is None else opens

@@ -1,4 +1,4 @@
-"""MiniCPM-V 4.6: slices per image size by the processor's own rules, which slices make one image, and four times as many tokens."""
+"""MiniCPM-V 4.6: slices by image size as the processor makes them, which of them make one image, four times as many tokens."""
 
 from __future__ import annotations
 
