@@ -135,7 +135,7 @@ def encoder_flops(encoder: EncoderShape, medium: MediumShape, plan: Plan = _PLAI
         total += matmul_flops(round(within), 1, attention)
         total += matmul_flops(sum(by_layer[layer + 1]) if halfway else own, 1, mlp)
         total += encoder_attention_flops(encoder, medium, layer, lengths)
-        if layer == encoder.shrinks_after:
+        if encoder.shrinks(layer, medium):
             total += matmul_flops(sum(length // 4 for length in lengths), 1, encoder.shrinking)
     return total + _pooling(encoder, medium.encoder_sequences or (tokens,))
 

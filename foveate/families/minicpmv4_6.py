@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from foveate.core.shape import DecoderShape, EncoderShape, LinearShape, MediumShape, ModelShape
-from foveate.errors import InputError
+from foveate.errors import InputError, UnsupportedCombination, UnsupportedModel
 from foveate.families._base import TINY_VISION, Family, TinyMedium
 from foveate.families.qwen3_5 import TINY_HYBRID_TEXT, with_delta_nets
 
@@ -63,6 +63,12 @@ class MiniCPMV46(Family):
                 raise InputError(f"image of {width} x {height} pixels: sides are at least 1")
         return [_medium("image", _tiles(width, height, patch, side), side) for width, height in sizes]
 
+    def media_of_video(self, config: Any, size: tuple[int, int], frames: int) -> MediumShape:
+        raise UnsupportedCombination(
+            f"{self.title} sees each frame of a video as a medium of its own, as an image of its size; "
+            "there is no medium that is a video"
+        )
+
     def model_shape(self, config: Any) -> ModelShape:
         encoder, hidden = self._encoder(config), config.vision_config.hidden_size
         inner, out = 4 * hidden, config.get_text_config().hidden_size
@@ -70,12 +76,11 @@ class MiniCPMV46(Family):
         return ModelShape(self.model_types[0], self.decoder_shape(config), encoder, projector)
 
     def decoder_shape(self, config: Any) -> DecoderShape:
-        return with_delta_nets(config.get_text_config(), super().decoder_shape(config), self.stateful_layers(config))
+        shape = with_delta_nets(config.get_text_config(), super().decoder_shape(config), self.stateful_layers(config))
+        return replace(shape, all_logits=True)
 
     def _encoder(self, config: Any) -> EncoderShape:
         vision, shape = config.vision_config, self.encoder_shape(config)
-        if config.downsample_mode == "4x" or vision.insert_layer_id < 0:
-            return shape
         hidden, inner = vision.hidden_size, vision.intermediate_size
         # Attention among four patches, their projections, and an MLP that makes one of them.
         merger = 4 * (4 * hidden**2 + 2 * 4 * hidden) + 4 * hidden * 4 * inner + 4 * inner * hidden
@@ -83,8 +88,6 @@ class MiniCPMV46(Family):
 
     def check(self, config: Any) -> None:
         if config.merger_times != 1:
-            from foveate.errors import UnsupportedModel
-
             raise UnsupportedModel(f"{self.title} with merger_times={config.merger_times}: published models merge once")
 
     def tiny_config(self) -> Any:

@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
 
 import foveate
 from foveate import families
-from foveate.errors import InputError
+from foveate.cost.flops import encoder_flops, projector_flops
+from foveate.errors import InputError, UnsupportedCombination
+from foveate.families.minicpmv4_6 import _medium as medium_of
 from tests import tiny
 
 pytestmark = pytest.mark.skipif(
@@ -95,3 +98,22 @@ def test_prompts_that_do_not_fit_their_slices_are_refused(change, said):
     change(inputs)
     with pytest.raises(InputError, match=said):
         family.media(config, inputs, columns)
+
+
+@pytest.mark.parametrize("mode", ["16x", "4x"])
+def test_encoding_costs_what_torch_counts_in_either_mode(mode):
+    family, maker = families.get("minicpmv4_6"), tiny.Maker("minicpmv4_6")
+    model = tiny.tiny_model("minicpmv4_6")
+    model.set_attn_implementation("eager")
+    inputs = maker.picture(1).inputs
+    tiles = [(int(high), int(wide)) for high, wide in inputs["target_sizes"]]
+    side, shape = 2 if mode == "4x" else 4, family.model_shape(model.config)
+    medium = medium_of("image", tiles, side)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model.get_image_features(**inputs, downsample_mode=mode)
+    assert encoder_flops(shape.encoder, medium) + projector_flops(shape, medium) == counter.get_total_flops()
+
+
+def test_a_video_is_refused_where_one_medium_is_asked_for():
+    with pytest.raises(UnsupportedCombination, match="each frame of a video as a medium of its own"):
+        foveate.estimate(config_of(), "random(layer=1, keep=0.5)", images=[(640, 480)], frames=8)
