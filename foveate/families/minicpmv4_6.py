@@ -23,7 +23,8 @@ _SLICE, _MOST_SLICES = 448, 9
 # Patches (height, width) of the overview and the slices of tiny media; slices beside each other in the first number of columns.
 _TINY_TILES = (((4, 8),), ((4, 4), (8, 4), (8, 4)), ((8, 4),))
 _TINY_FRAMES = (((4, 4),) * 3, ((4, 8),) * 2, ((8, 4),) * 2)
-_START, _END, _SLICE_START, _SLICE_END, _NEWLINE = 92, 93, 94, 95, 96
+# What stands around the overview, around a slice, and between rows of slices.
+START, END, SLICE_START, SLICE_END, NEWLINE = 92, 93, 94, 95, 96
 
 
 class MiniCPMV46(Family):
@@ -103,14 +104,14 @@ class MiniCPMV46(Family):
         import torch
 
         patch, token = config.vision_config.patch_size, self.placeholder_ids(config)[kind]
-        tiles = (_TINY_FRAMES if kind == "video" else _TINY_TILES)[number % 3]
+        tiles, side = (_TINY_FRAMES if kind == "video" else _TINY_TILES)[number % 3], _side(config)
         ids: list[int] = []
         for at, (high, wide) in enumerate(tiles):
-            own = [token] * (high * wide // 16)
+            own = [token] * (high * wide // side**2)
             if kind == "video" or not at:
-                ids += [_START, *own, _END]
+                ids += [START, *own, END]
             else:
-                ids += [_NEWLINE] * (at > 1) + [_SLICE_START, *own, _SLICE_END]
+                ids += [NEWLINE] * (at > 1) + [SLICE_START, *own, SLICE_END]
         patches = sum(high * wide for high, wide in tiles)
         pixels = torch.randn(1, 3, patch, patches * patch, generator=random)
         return TinyMedium(kind, torch.tensor(ids), {_PIXELS[kind]: pixels, _SIZES[kind]: torch.tensor(tiles)})

@@ -74,10 +74,11 @@ def test_a_call_that_asks_for_four_times_as_many_tokens_is_understood():
     more = torch.full((1, 6), config.image_token_id)  # four for each of the two tokens
     ids = torch.cat([inputs["input_ids"][:, :4], more, inputs["input_ids"][:, 4:]], dim=1)
     call = {**inputs, "input_ids": ids, "attention_mask": torch.ones_like(ids), "downsample_mode": "4x"}
-    with torch.no_grad(), foveate.attach(model, "random(layer=1, keep=0.5)") as attachment:
-        model(**call)
-    assert attachment.trace.media[0].medium.shape.grid == (1, 2, 4)
-    assert len(attachment.trace.media[0].kept_index) == 4
+    for run in (lambda: model(**call), lambda: tiny.generate(model, call, 3)):
+        with torch.no_grad(), foveate.attach(model, "random(layer=1, keep=0.5)") as attachment:
+            run()
+        assert attachment.trace.media[0].medium.shape.grid == (1, 2, 4)
+        assert len(attachment.trace.media[0].kept_index) == 4
     assert family.media_of_images(config_of("4x"), [(448, 448)])[0].grid == (1, 16, 16)
 
 
