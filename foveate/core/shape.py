@@ -160,6 +160,8 @@ class EncoderShape:
             four patches to a visual token; None where none do.
         shrinking: multiply-adds that make such a token of four.
         relative_positions: whether queries meet vectors for each row and each column of their square of keys (SAM).
+        convolved_layers: the layers that convolve their patches and do not attend; their projections are three in, one out.
+        convolution: multiply-adds of that convolution for one patch.
     """
 
     layers: int
@@ -175,6 +177,8 @@ class EncoderShape:
     relative_positions: bool = False
     shrinks_after: int | None = None
     shrinking: int = 0
+    convolved_layers: tuple[int, ...] = ()
+    convolution: int = 0
 
     @property
     def attention_weights(self) -> int:

@@ -22,7 +22,6 @@ REFUSED: Mapping[str, str] = {
     "qwen4_exp": _INDEXED,
     "glm5_next": _INDEXED,
     "nemotron_h_omni": _RECURRENT,
-    "lfm3_vl": _CONVOLUTION,
     "inkling2": _CONVOLUTION,
     "inkling2_loop": _CONVOLUTION,
     "inkling_mm_model": _CONVOLUTION,
