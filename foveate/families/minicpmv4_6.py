@@ -34,7 +34,7 @@ class MiniCPMV46(Family):
     title = "MiniCPM-V 4.6"
     placeholders = {"image": "image_token_id", "video": "video_token_id"}
     host_inputs = ("input_ids", *_SIZES.values())
-    notes = "hybrid: layers with a state see survivors only; images of any size, large ones in slices, frames apart"
+    notes = "hybrid: layers with a state see survivors only; images of any size, large ones in slices, each frame by itself"
 
     def media(self, config: Any, inputs: Mapping[str, Any], columns: Mapping[str, int]) -> dict[str, list[MediumShape]]:
         side, ids = _side(config, inputs.get("downsample_mode")), inputs.get("input_ids")
