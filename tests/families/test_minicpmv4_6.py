@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from importlib.util import find_spec
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -118,3 +119,38 @@ def test_encoding_costs_what_torch_counts_in_either_mode(mode):
 def test_a_video_is_refused_where_one_medium_is_asked_for():
     with pytest.raises(UnsupportedCombination, match="each frame of a video as a medium of its own"):
         foveate.estimate(config_of(), "random(layer=1, keep=0.5)", images=[(640, 480)], frames=8)
+
+
+def expanded(kind: str, tiles: list[tuple[int, int]], grids: list[tuple[int, int]]) -> str:
+    """What the processor writes in place of a picture, or of a video of as many frames as there are grids of slices."""
+    from transformers.models.minicpmv4_6.processing_minicpmv4_6 import MiniCPMV4_6Processor as Processor
+
+    marks = dict(image_start_token="[", image_end_token="]", slice_start_token="(", slice_end_token=")")
+    parts = SimpleNamespace(**marks, image_token="I", video_token="V", slice_mode=True, video_slice_mode=True)
+    sizes, layouts = np.array(tiles), np.array(grids)
+    if kind == "image":
+        made = {"grids": layouts, "num_patches_per_image": layouts.prod(-1) + 1, "target_sizes": sizes}
+        return Processor.replace_image_token(parts, made, 0, image_token_divisor=16)
+    made = {"grids_videos": layouts, "num_frames_per_video": np.array([len(grids)]), "target_sizes_videos": sizes}
+    return Processor.replace_video_token(parts, made, 0, video_token_divisor=16)
+
+
+def test_prompts_that_the_processor_writes_are_read():
+    config = config_of()
+    pictures = [([(8, 8), *[(8, 4)] * 4], [(2, 2)]), ([(4, 8)], [(0, 0)]), ([(8, 8), *[(4, 8)] * 2], [(1, 2)])]
+    frames, grids = [(8, 8), *[(8, 4)] * 2] * 2, [(2, 1)] * 2
+    texts = [expanded("image", *picture) for picture in pictures]
+    assert texts[0] == "[IIII](II)(II)\n(II)(II)" and texts[1] == "[II]"
+    prompt = f"ab{texts[0]}{texts[1]}c{expanded('video', frames, grids)}{texts[2]}d"
+    ids = {"I": config.image_token_id, "V": config.video_token_id}
+    inputs = {
+        "input_ids": torch.tensor([[ids.get(letter, 1000 + ord(letter)) for letter in prompt]]),
+        "target_sizes": torch.tensor([tile for tiles, _ in pictures for tile in tiles]),
+        "target_sizes_videos": torch.tensor(frames),
+    }
+    columns = {"image": prompt.count("I"), "video": prompt.count("V")}
+    shapes = families.get("minicpmv4_6").media(config, inputs, columns)
+    assert [shape.grids for shape in shapes["image"]] == [
+        ((1, 2, 2), *[(1, 2, 1)] * 4), ((1, 1, 2),), ((1, 2, 2), *[(1, 1, 2)] * 2),
+    ]  # fmt: skip
+    assert [shape.grids for shape in shapes["video"]] == [((1, 2, 2), *[(1, 2, 1)] * 2)] * 2
