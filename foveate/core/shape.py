@@ -156,7 +156,12 @@ class EncoderShape:
         prefix_tokens: tokens in front of the patches of each sequence (CLS, registers); no patch embedding makes them.
         pooling: tokens that one output averages, where the average is a matrix product over the whole sequence; else 0.
         kv_heads: heads of its keys and values, where there are fewer than `heads`; else 0.
+        shrinks_after: the layer behind which every four tokens become one, inside the encoder, of media that have more than
+            four patches to a visual token; None where none do.
+        shrinking: multiply-adds that make such a token of four.
         relative_positions: whether queries meet vectors for each row and each column of their square of keys (SAM).
+        convolved_layers: the layers that convolve their patches and do not attend; their projections are three in, one out.
+        convolution: multiply-adds of that convolution for one patch.
     """
 
     layers: int
@@ -170,11 +175,19 @@ class EncoderShape:
     pooling: int = 0
     kv_heads: int = 0
     relative_positions: bool = False
+    shrinks_after: int | None = None
+    shrinking: int = 0
+    convolved_layers: tuple[int, ...] = ()
+    convolution: int = 0
 
     @property
     def attention_weights(self) -> int:
         """Weights of a layer's four attention projections."""
         return 2 * self.hidden**2 + 2 * self.hidden * (self.hidden // self.heads * (self.kv_heads or self.heads))
+
+    def shrinks(self, layer: int, medium: MediumShape) -> bool:
+        """Whether every four tokens of a medium become one behind a layer; a call may ask that all of them stay."""
+        return layer == self.shrinks_after and medium.patches_per_token > 4
 
 
 # Of models that read no pixels.

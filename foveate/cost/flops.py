@@ -132,20 +132,25 @@ def encoder_flops(encoder: EncoderShape, medium: MediumShape, plan: Plan = _PLAI
         halfway = above is not None and above.site.point is Point.MID  # this layer's MLP sees what is left for the next one
         # Windows at the border may be filled up to their full size.
         within = Fraction(sum(medium.encoder_windows) * own, tokens) if layer in encoder.windowed_layers else own
-        total += matmul_flops(round(within), 1, attention)
+        convolves = layer in encoder.convolved_layers
+        total += matmul_flops(round(within), 1, 4 * encoder.hidden**2 if convolves else attention)
         total += matmul_flops(sum(by_layer[layer + 1]) if halfway else own, 1, mlp)
         total += encoder_attention_flops(encoder, medium, layer, lengths)
+        if encoder.shrinks(layer, medium):
+            total += matmul_flops(sum(length // 4 for length in lengths), 1, encoder.shrinking)
     return total + _pooling(encoder, medium.encoder_sequences or (tokens,))
 
 
 def encoder_attention_flops(encoder: EncoderShape, medium: MediumShape, layer: int, lengths: Sequence[int]) -> int:
-    """FLOPs of Q K^T and P V of one encoder layer whose sequences are `lengths` long.
+    """FLOPs of Q K^T and P V of one encoder layer whose sequences are `lengths` long, or of its convolution.
 
     Raises:
         InputError: if the encoder has windowed layers and the medium does not say its windows.
     """
     if encoder.windowed_layers and not medium.encoder_windows:
         raise InputError(f"this encoder has windowed layers, but the {medium.kind} does not give encoder_windows")
+    if layer in encoder.convolved_layers:
+        return matmul_flops(sum(lengths), 1, encoder.convolution)
     if layer in encoder.windowed_layers:
         share = Fraction(sum(lengths), medium.encoder_tokens)
         return round(_squares(encoder, medium.encoder_windows) * share**2)

@@ -45,6 +45,8 @@ def encoder_sequences_per_layer(plan: Plan, encoder: EncoderShape, medium: Mediu
         if stage is not None:
             lengths = [prefix + kept_patches(stage, length - prefix, unit) for length in lengths]
         layers.append(tuple(lengths))
+        if encoder.shrinks(layer, medium):
+            lengths = [length // 4 for length in lengths]
     return layers
 
 

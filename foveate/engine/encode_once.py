@@ -41,15 +41,23 @@ class Features:
     output: ModelOutput
 
     def are_of(self, arguments: tuple[_Argument, ...]) -> bool:
-        """Whether these arguments are the same objects, unchanged, or equal numbers and words."""
+        """Whether these arguments are the same objects or memory, unchanged, or equal numbers and words."""
         pairs = zip(self.arguments, arguments, strict=False)
         return len(arguments) == len(self.arguments) and all(_same(old, new) for old, new in pairs)
 
 
 def _same(old: _Argument, new: _Argument) -> bool:
     (old_name, known, old_version), (name, value, version) = old, new
-    equal = value is known or (isinstance(value, (int, float, str)) and value == known)
+    equal = value is known or (isinstance(value, (int, float, str)) and value == known) or _one_memory(known, value)
     return name == old_name and version == old_version and equal
+
+
+def _one_memory(known: Any, value: Any) -> bool:
+    """Whether two tensors are one piece of memory read in one way, as slices are that MiniCPM-V cuts at every step."""
+    if not (isinstance(known, Tensor) and isinstance(value, Tensor) and known.numel()):
+        return False
+    first, second = ((one.device, one.dtype, one.shape, one.stride(), one.data_ptr()) for one in (known, value))
+    return first == second
 
 
 def _told(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[_Argument, ...]:

@@ -21,14 +21,10 @@ REFUSED: Mapping[str, str] = {
     # Layers with a state.
     "qwen4_exp": _INDEXED,
     "glm5_next": _INDEXED,
-    "minicpmv4_6": _RECURRENT,
-    "minicpmv4_7": _RECURRENT,
     "nemotron_h_omni": _RECURRENT,
-    "lfm3_vl": _CONVOLUTION,
     "inkling2": _CONVOLUTION,
     "inkling2_loop": _CONVOLUTION,
     "inkling_mm_model": _CONVOLUTION,
-    "minicpm_ocr": _RECURRENT,
     # Layers with caches or states of another form.
     "dots3_note": _INDEXED_KEYS,
     "hy_v4_vl": _INDEXED_KEYS,

@@ -99,11 +99,8 @@ class Lfm2VL(Family):
     def decoder_shape(self, config: Any) -> DecoderShape:
         text, shape = config.get_text_config(), super().decoder_shape(config)
         attends = LayerShape(shape.kv_heads, shape.head_dim, _intermediate(text))
-        width, kernel = text.hidden_size, text.conv_L_cache
-        # In: two gates and what is convolved. Out: one projection.
-        state = StateShape(4 * width * width, convolution=width * kernel, recurrence=0, held=width * kernel, held_fp32=0)
-        stateful = self.stateful_layers(config)
-        layers = tuple(replace(attends, state=state) if layer in stateful else attends for layer in range(shape.layers))
+        convolves, stateful = replace(attends, state=short_convolution(text)), self.stateful_layers(config)
+        layers = tuple(convolves if layer in stateful else attends for layer in range(shape.layers))
         return replace(shape, intermediate=attends.intermediate, layer_shapes=layers)
 
     def model_shape(self, config: Any) -> ModelShape:
@@ -141,6 +138,12 @@ class Lfm2VL(Family):
         pixels = torch.randn(len(tiles), _TINY_PATCHES, width, generator=random) * mask[..., None]
         inputs = {"pixel_values": pixels, "pixel_attention_mask": mask, "spatial_shapes": torch.tensor(tiles)}
         return TinyMedium(kind, torch.tensor([*ids, _END]), inputs)
+
+
+def short_convolution(text: Any) -> StateShape:
+    """In: two gates and what is convolved. Out: one projection."""
+    width, kernel = text.hidden_size, text.conv_L_cache
+    return StateShape(4 * width * width, convolution=width * kernel, recurrence=0, held=width * kernel, held_fp32=0)
 
 
 def _intermediate(text: Any) -> int:

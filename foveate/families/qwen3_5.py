@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -40,14 +40,7 @@ class Qwen35(Qwen3VL):
         return None
 
     def decoder_shape(self, config: Any) -> DecoderShape:
-        text, shape = config.get_text_config(), super().decoder_shape(config)
-        # The attention's output passes a gate of the queries' width.
-        gate = shape.hidden * shape.heads * shape.head_dim
-        attends = LayerShape(shape.kv_heads, shape.head_dim, shape.intermediate, other_weights=gate)
-        remembers = replace(attends, other_weights=0, state=_delta_net(text))
-        stateful = self.stateful_layers(config)
-        layers = tuple(remembers if layer in stateful else attends for layer in range(shape.layers))
-        return replace(shape, layer_shapes=layers)
+        return with_delta_nets(config.get_text_config(), super().decoder_shape(config), self.stateful_layers(config))
 
     def tiny_config(self) -> Any:
         from transformers import Qwen3_5Config
@@ -58,6 +51,15 @@ class Qwen35(Qwen3VL):
         vision = super()._tiny_vision()
         del vision["deepstack_visual_indexes"]
         return vision
+
+
+def with_delta_nets(text: Any, shape: DecoderShape, stateful: Collection[int]) -> DecoderShape:
+    """The decoder `shape` of which the `stateful` layers are gated delta networks, and the others attend."""
+    # The attention's output passes a gate of the queries' width.
+    gate = shape.hidden * shape.heads * shape.head_dim
+    attends = LayerShape(shape.kv_heads, shape.head_dim, shape.intermediate, other_weights=gate)
+    remembers = replace(attends, other_weights=0, state=_delta_net(text))
+    return replace(shape, layer_shapes=tuple(remembers if layer in stateful else attends for layer in range(shape.layers)))
 
 
 def _delta_net(text: Any) -> StateShape:

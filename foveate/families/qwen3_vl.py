@@ -15,17 +15,19 @@ from foveate.families.qwen2_vl import Qwen2VL
 if TYPE_CHECKING:  # a cost estimate needs no torch
     import torch
 
-# Least and most pixels of a whole video, in the video preprocessor config of the published checkpoints.
-_LEAST, _MOST = 4_096, 25_165_824
-
 
 class Qwen3VL(Qwen2VL):
-    """Qwen3VLForConditionalGeneration."""
+    """Qwen3VLForConditionalGeneration.
+
+    Class attributes:
+        video_pixels: least and most pixels of a whole video, in the video preprocessor config of the published checkpoints.
+    """
 
     model_types = ("qwen3_vl",)
     title = "Qwen3-VL"
     notes = "images and video of any size, DeepStack, interleaved M-RoPE"
     pixels: ClassVar[tuple[int, int]] = (65_536, 16_777_216)
+    video_pixels: ClassVar[tuple[int, int]] = (4_096, 25_165_824)
 
     def check(self, config: Any) -> None:
         layers = config.get_text_config().num_hidden_layers
@@ -41,7 +43,7 @@ class Qwen3VL(Qwen2VL):
         together, patch = vision.temporal_patch_size, vision.patch_size
         if frames < together:
             raise InputError(f"frames={frames}: {self.title} takes videos of at least {together} frames")
-        high, wide = resized(size, patch * vision.spatial_merge_size, (_LEAST, _MOST), frames, together, enlarges_thin=True)
+        high, wide = resized(size, patch * vision.spatial_merge_size, self.video_pixels, frames, together, enlarges_thin=True)
         return self._medium(config, "video", (-(-frames // together), high // patch, wide // patch))
 
     def model_shape(self, config: Any) -> ModelShape:

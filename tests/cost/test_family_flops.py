@@ -26,6 +26,7 @@ class Counted:
 
     def __init__(self, name: str, kind: str = "image") -> None:
         family = families.get(name)
+        self.decoder = family.decoder
         torch.manual_seed(0)
         config = family.tiny_config()
         kernels = {"attn_implementation": "eager", "experts_implementation": "eager"}  # grouped products are not counted
@@ -47,7 +48,8 @@ class Counted:
             output = self.model(**inputs, logits_to_keep=1, use_cache=True)
         # A recurrence runs in chunks here, token after token by our count: of those layers only the projections are compared.
         mixers = (".linear_attn", ".conv")
-        inside = [ops for name, ops in counter.get_flop_counts().items() if name.endswith(mixers)]
+        layers = f"{self.decoder}.layers."
+        inside = [ops for name, ops in counter.get_flop_counts().items() if layers in name and name.endswith(mixers)]
         chunks = sum(flops for ops in inside for op, flops in ops.items() if op not in PROJECTIONS)
         return counter.get_total_flops() - chunks, cache_in(output)
 

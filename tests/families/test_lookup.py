@@ -86,7 +86,7 @@ def test_a_model_that_cannot_be_served_is_refused_with_the_reason(model_type):
     assert not any(model_type in families.get(name).model_types for name in families.names())
 
 
-@pytest.mark.parametrize("model_type", ["nemotron_h_omni", "minicpmv4_6"])
+@pytest.mark.parametrize("model_type", ["nemotron_h_omni"])
 def test_hybrid_decoders_that_are_not_served_have_such_layers(model_type):
     if model_type not in CONFIG_MAPPING:
         pytest.skip("this transformers does not have the model")
