@@ -26,6 +26,11 @@ class Observation:
     encodes: ClassVar[bool] = False
     asks: ClassVar[bool] = False
 
+    @property
+    def probed(self) -> Observation:
+        """What is measured at the attention of that decoder layer, of all columns."""
+        return self
+
 
 @dataclass(frozen=True)
 class AttentionRows(Observation):
@@ -58,9 +63,40 @@ class Importance(Observation):
     rope: bool = True
 
     @property
-    def rows(self) -> AttentionRows:
-        """What is measured in the decoder."""
+    def probed(self) -> AttentionRows:
         return AttentionRows(self.query, self.rope)
+
+
+@dataclass(frozen=True)
+class KeyNorms(Observation):
+    """How large the keys of each token are in the decoder layer below the cut: [G, N], fp32, the sum of absolute values.
+
+    Over all heads, before their rotary embedding: a sum of absolute values after it would change with padding.
+    """
+
+
+@dataclass(frozen=True)
+class TextPivots(Observation):
+    """States of the text tokens with the largest keys, as they enter the layer of the stage: [G, M, D], fp32.
+
+    Of the prompt of the group's sample, whose first token is none of them; where it has fewer tokens, the last rows are zero.
+
+    Attributes:
+        count: M.
+    """
+
+    count: int = 4
+
+    @property
+    def probed(self) -> KeyNorms:
+        return KeyNorms()
+
+
+@dataclass(frozen=True)
+class Change(Observation):
+    """How far the state of each token moved in the decoder layer below the cut: [G, N], fp32, the Euclidean length."""
+
+    attends = False
 
 
 @dataclass(frozen=True)

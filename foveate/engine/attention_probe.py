@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foveate.core.view import AttentionRows
+from foveate.core.view import AttentionRows, Observation
 from foveate.engine import attention_rows, compat, forward, observe
 from foveate.engine.cache_kinds import kind_of
 from foveate.engine.compiled import in_compiled_step, uncompiled
@@ -34,7 +34,7 @@ class AttentionProbe:
     def __init__(self, owner: object, layer: int, whole_conversation: bool, rotates: bool = True) -> None:
         self.layer = layer
         self.owner, self.whole_conversation, self.rotates = owner, whole_conversation, rotates
-        self.wanted: list[tuple[int, AttentionRows]] = []
+        self.wanted: list[tuple[int, Observation]] = []
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Arm the probe if the pass has something to rank."""
@@ -55,7 +55,10 @@ class AttentionProbe:
             # A ranking has no gradient; saved tensors would also differ from those of a checkpointed layer run again.
             with torch.no_grad():
                 for layer, wanted in self.wanted:
-                    rows = self._rows(running, wanted, query, key, mask, turn_back, scaling, softcap, stored)
+                    if isinstance(wanted, AttentionRows):
+                        rows = self._rows(running, wanted, query, key, mask, turn_back, scaling, softcap, stored)
+                    else:
+                        rows = _key_norms(running, key, turn_back, query.shape[2], stored)
                     running.shared.observed[(layer, wanted)] = rows
 
         observe.arm(module, measure)
@@ -88,8 +91,7 @@ class AttentionProbe:
         """Attention [B, H, S] by column of the pass (or of the conversation): each sample's own raters, on its own columns."""
         alive = running.alive_on(query.device)
         arriving = query.shape[2]
-        kind = kind_of(stored)
-        order = None if kind is None or not kind.compiles else _key_order(stored, key, arriving, running.past)
+        order = _order(stored, key, arriving, running.past)
         if not wanted.rope:
             # Past keys carry rotations of positions that are gone by now, so the softmax runs over this pass.
             order = (torch.arange(key.shape[2], device=key.device) if order is None else order)[-arriving:]
@@ -108,6 +110,19 @@ class AttentionProbe:
             return by_column[0]
         own = samples.to(query.device, non_blocking=True)[:, None]
         return sum((rows * (own == number) for number, rows in enumerate(by_column)), torch.zeros_like(by_column[0]))
+
+
+def _key_norms(running: Pass, key: Tensor, turn_back: Callable[[Tensor], Tensor], arriving: int, stored: Any) -> Tensor:
+    """Sum of the absolute values of the keys [B, H, P, D] that arrive, by column of the pass: [B, 1, S], fp32."""
+    order = _order(stored, key, arriving, running.past)
+    new = key[:, :, -arriving:] if order is None else key.index_select(2, order[-arriving:])
+    return _by_column(turn_back(new).float().abs().sum((1, 3))[:, None], running.alive_on(key.device), running.queries)
+
+
+def _order(stored: Any, key: Tensor, arriving: int, past: int) -> Tensor | None:
+    """Slots of a layer's keys in the order of their columns; None where they stand so anyway."""
+    kind = kind_of(stored)
+    return None if kind is None or not kind.compiles else _key_order(stored, key, arriving, past)
 
 
 def _by_column(rows: Tensor, alive: Alive | None, columns: int) -> Tensor:

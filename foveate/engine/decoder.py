@@ -52,6 +52,7 @@ class DecoderHooks:
         gate: what decides which generated tokens are stored, if the plan has such a stage.
         instructs: stages on the instruction's text by decoder layer.
         stateful: layers without attention.
+        moved: layers whose stage above asks how far states move in them.
     """
 
     def __init__(
@@ -66,10 +67,11 @@ class DecoderHooks:
         gate: Gate | None = None,
         instructs: Mapping[int, Stage] = MappingProxyType({}),
         stateful: frozenset[int] = frozenset(),
+        moved: frozenset[int] = frozenset(),
     ) -> None:
         self.owner, self.decoder, self.stages = owner, decoder, stages
         self.shortcut, self.masks, self.marked, self.mixes, self.gate = shortcut, masks, marked, mixes, gate
-        self.instructs, self.stateful = instructs, stateful
+        self.instructs, self.stateful, self.moved = instructs, stateful, moved
         self.checked: set[int] = set()  # layers whose stage has answered well once, and the entrance
 
     @property
@@ -124,6 +126,8 @@ class DecoderHooks:
             hidden = run_instruct_stage(running, self.instructs[index], index, hidden)
         if gate is not None and (index == gate.layer or gate.has_nothing_to_judge(running)):
             hidden = gate.decide(running, hidden)
+        if index in self.moved and running.chooses:
+            running.shared.entered[index] = hidden.detach()
         alive = running.alive_on(hidden.device)
         gated = gate is not None and running.answers is not None and running.answers.rejected is not None
         lean = self.gate is not None and index >= self.gate.layer and reserves(stored)

@@ -46,12 +46,14 @@ class Shared:
         masks: by decoder layer, the mask of a layer whose keys later layers read too.
         policy: [B, S], how much each column is kept, while learned methods are trained.
         observed: what was measured, per (stage's layer, observation): [B, H, S] for the columns of the pass.
+        entered: by decoder layer, the states that entered it, where a stage behind it asks how far they move.
     """
 
     stacked: tuple[Sequence[Tensor], Tensor] | None = None
     masks: dict[int, Any] = field(default_factory=dict)
     policy: Tensor | None = None
     observed: dict[tuple[int, Observation], Tensor] = field(default_factory=dict)
+    entered: dict[int, Tensor] = field(default_factory=dict)
     memo: dict[Any, tuple[Any, Any]] = field(default_factory=dict)
 
     def once(self, key: Any, source: Any, make: Callable[[], _T]) -> _T:

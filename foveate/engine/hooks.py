@@ -12,7 +12,7 @@ from foveate.core.encoder import EncoderPath, PackedPath
 from foveate.core.layout import Role
 from foveate.core.plan import Effect, Plan, Stage
 from foveate.core.site import SiteKind
-from foveate.core.view import AttentionRows, Importance
+from foveate.core.view import Change
 from foveate.engine import compat, forward, labels, observe
 from foveate.engine.activity import Activity
 from foveate.engine.attention_probe import AttentionProbe
@@ -165,21 +165,23 @@ class _Parts:
             self.encoder = EncoderHooks(owner, model, path, plan.encoder_stages, shortcut, prompts.known, asked)
         masks = any(stage.effect is Effect.MASK for stage in plan.stages)
         acting = [*visual, *instructs, *([] if self.gate is None else [self.gate.layer])]
-        self.first = 0 if plan.encoder_stages else min(acting, default=0)
+        moved = frozenset(layer - 1 for layer, stage in visual.items() if Change() in stage.method.needs())
+        self.first = 0 if plan.encoder_stages else min([*acting, *moved], default=0)
         self.probes: dict[int, AttentionProbe] = {}
         for layer, stage in visual.items():
             for observation in stage.method.needs():
                 if not observation.attends:
                     continue
-                rows = observation.rows if isinstance(observation, Importance) else observation
-                assert isinstance(rows, AttentionRows)
                 probed = probe_layers[layer]
                 rotates = family.rotates(config, probed)
                 probe = self.probes.setdefault(probed, AttentionProbe(owner, probed, masks, rotates))
-                probe.wanted.append((layer, rows))
+                if (layer, observation.probed) not in probe.wanted:
+                    probe.wanted.append((layer, observation.probed))
         marked = bool(plan.encoder_stages)
         mixes = marked and isinstance(path, EncoderPath) and path.mixes
-        self.hooks = DecoderHooks(owner, self.decoder, visual, shortcut, masks, marked, mixes, self.gate, instructs, stateful)
+        self.hooks = DecoderHooks(
+            owner, self.decoder, visual, shortcut, masks, marked, mixes, self.gate, instructs, stateful, moved
+        )
         self.soft = None if soft is None else SoftHooks(owner, plan, modules, soft)
         self.side = SideInputs(owner, family, config, self.decoder, self.first, not masks and soft is None)
 

@@ -13,13 +13,13 @@ from foveate.core.method import ScoreMethod, top_indices
 from foveate.core.plan import Stage
 from foveate.core.selection import Selection, merge_values
 from foveate.core.trace import GroupRecord
-from foveate.core.view import Importance, Observation, Question, QuestionTokens, TokenView
+from foveate.core.view import AttentionRows, Change, Observation, Question, QuestionTokens, TextPivots, TokenView
 from foveate.engine.asking import ask, placed, with_asking
 from foveate.engine.forward import Pass
 from foveate.engine.layout import FRAMES
 from foveate.engine.matching import encoder_values
 from foveate.engine.projection import take
-from foveate.engine.question import question_states, question_tokens
+from foveate.engine.question import question_states, question_tokens, text_pivots
 from foveate.engine.spans import Span, widen
 
 
@@ -146,11 +146,18 @@ def _view(
         if observation.encodes:
             observed[observation] = encoder_values(running, observation, hidden)[rows, columns]
             continue
-        of_rows = observation.rows if isinstance(observation, Importance) else observation
-        measured = running.shared.observed[(layer, of_rows)].to(features.device)  # [B, H, S]
+        if isinstance(observation, Change):
+            before = running.shared.entered[layer - 1].to(features.device)
+            slots = columns if running.left.alive is None else running.left.alive.slot_of[rows, columns]
+            observed[observation] = (features.detach().float() - before[rows, slots].float()).norm(dim=2)
+            continue
+        measured = running.shared.observed[(layer, observation.probed)].to(features.device)  # [B, H, S]
+        if isinstance(observation, TextPivots):
+            observed[observation] = text_pivots(running, spans, hidden, measured[:, 0], observation.count)
+            continue
         of_row = measured[rows[:, 0]]
         own = of_row.gather(2, columns[:, None].expand(-1, of_row.shape[1], -1))
-        observed[observation] = own if of_rows is observation else own.mean(dim=1)
+        observed[observation] = own if isinstance(observation, AttentionRows) else own.mean(dim=1)
     return TokenView(
         features=features,
         coords=torch.stack([span.coords for span in spans]),

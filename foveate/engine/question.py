@@ -1,13 +1,16 @@
-"""What is asked about visual tokens: the states of the question, as they enter the language model."""
+"""States of the text beside visual tokens: what is asked about them, and the tokens with the largest keys."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
+from foveate.core.layout import Layout, Role
 from foveate.engine.forward import Pass
 from foveate.engine.raters import rater_columns
 from foveate.engine.spans import Span
@@ -33,6 +36,35 @@ def question_tokens(running: Pass, spans: Sequence[Span], hidden: Tensor) -> Ten
     """
     states = _states(running, spans, hidden)
     return pad_sequence([states[span.row, span.origin.sample] for span in spans], batch_first=True)
+
+
+def text_pivots(running: Pass, spans: Sequence[Span], hidden: Tensor, norms: Tensor, count: int) -> Tensor:
+    """States [G, count, D], fp32, of the text tokens with the largest keys of each span's sample; zeros where there are none.
+
+    Args:
+        running, spans: as of `question_states`.
+        hidden: [B, n, D] states entering a decoder layer.
+        norms: [B, S] size of the keys of each column in the layer below.
+    """
+    left, known = running.left, dict[tuple[int, int], Tensor]()
+    for span in spans:
+        place = span.row, span.origin.sample
+        if place not in known:
+            text = running.shared.once(("text", place), left.layout, partial(_text_columns, left.layout, *place))
+            columns = text.to(hidden.device, non_blocking=True)
+            largest = norms[span.row, columns].argsort(descending=True, stable=True)[:count]
+            columns = columns[largest]
+            slots = columns if left.alive is None else left.alive.slot_of[span.row, columns]
+            states = hidden[span.row, slots].detach().float()
+            known[place] = pad(states, (0, 0, 0, count - len(states)))
+    return torch.stack([known[span.row, span.origin.sample] for span in spans])
+
+
+def _text_columns(layout: Layout, row: int, sample: int) -> Tensor:
+    """Columns [m] of the text of a sample's prompt, without its first token."""
+    columns = layout.parts(row)[sample][1:]
+    roles = layout.roles[row, columns]
+    return columns[(roles == int(Role.SYSTEM)) | (roles == int(Role.INSTRUCT))]
 
 
 def _states(running: Pass, spans: Sequence[Span], hidden: Tensor) -> dict[tuple[int, int], Tensor]:

@@ -19,13 +19,16 @@ from foveate.core.method import StepMethod, TokenMethod
 from foveate.core.selection import Selection
 from foveate.core.view import (
     AttentionRows,
+    Change,
     EncoderAttention,
     EncoderKeys,
     Importance,
+    KeyNorms,
     Observation,
     Question,
     QuestionTokens,
     StepView,
+    TextPivots,
     TokenView,
 )
 from tests.syncs import OnDevice, syncs_of_anybody
@@ -59,10 +62,14 @@ def random_view(
             words = torch.randn(groups, WORDS, WIDTH, generator=generator)
             observed[observation] = words * (torch.arange(WORDS) < WORDS - torch.arange(groups)[:, None] % WORDS)[..., None]
             continue
+        if isinstance(observation, TextPivots):
+            observed[observation] = torch.randn(groups, observation.count, WIDTH, generator=generator)
+            observed[observation][0, -1] = 0  # a prompt of few words
+            continue
         if isinstance(observation, EncoderKeys):
             observed[observation] = torch.randn(groups, count, WIDTH, generator=generator)
             continue
-        known = AttentionRows | Importance | EncoderAttention
+        known = AttentionRows | Importance | EncoderAttention | KeyNorms | Change
         assert isinstance(observation, known), f"the contract cannot make {observation}: teach it"
         heads = (HEADS,) if isinstance(observation, AttentionRows) else ()
         observed[observation] = torch.rand(groups, *heads, count, generator=generator) / count

@@ -183,3 +183,17 @@ def holov_kept(features: Tensor, attention: Sequence[float], keep: int, parts: i
                 quota[part] += 1
     ranked = [sorted(cut, key=lambda i: (-attention[i], i))[:n] for cut, n in zip(cuts, quota, strict=True)]
     return sorted(i for own in ranked for i in own)
+
+
+def dart_kept(features: Tensor, norms: Sequence[float], words: Tensor, keep: int, image: int, text: int) -> list[int]:
+    """Visual pivots, then for each pivot in turn the tokens that are least like it."""
+    order = sorted(range(len(norms)), key=lambda i: (-norms[i], i))
+    chosen = order[: min(image, keep)]
+    pivots = [features[i] for i in chosen]
+    pivots += [word if bool(word.any()) else features[chosen[0]] for word in words[:text]]
+    each = math.ceil((keep - len(chosen)) / len(pivots))
+    for pivot in pivots:
+        likeness = [row[0] for row in cosines(features, pivot[None])]
+        rest = [i for i in range(len(norms)) if i not in chosen]
+        chosen += sorted(rest, key=lambda i: (likeness[i], i))[: min(each, keep - len(chosen))]
+    return sorted(chosen)
