@@ -15,7 +15,8 @@ from foveate.errors import PlanError, UnsupportedCombination
 from foveate.recipes.illava import Illava
 from foveate.spec import from_json, parse, to_json
 from tests import tiny
-from tests.engine.test_encoder import LOGITS, Case, case_of, stage_of
+from tests.engine.test_encoder import LOGITS, case_of
+from tests.oracles.row_encoder import Case, stage_of
 from tests.spies import settled_state, state_of
 
 PLANS = (
@@ -25,7 +26,7 @@ PLANS = (
     "| tome(site=vision, layer=3, point=mid, keep=0.5)",
     "random(site=vision, layer=2, point=mid, keep=0.5) | fastv(layer=2, keep=0.5)",
 )
-NAMES = ("clip", "clip-several", "siglip", "paligemma")
+NAMES = ("clip", "clip-several", "siglip", "paligemma", "gemma3")
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +46,10 @@ def by_hand(case: Case, media: list[Any], texts: list[str]) -> list[Tensor]:
     def merged(states: Tensor, number: int) -> Tensor:
         rows = []
         for row, entry in enumerate(media):
-            own = stage_of(entry, number)[1]
-            rows.append(torch.cat([states[row, :prefix], own @ states[row, prefix:]]))
+            kept, own, arriving = stage_of(entry, number)
+            before, after = (case.units[left].flatten().argsort() for left in (arriving, kept))
+            by_unit = states[row, prefix:][before.argsort()].view(len(arriving), -1)
+            rows.append(torch.cat([states[row, :prefix], (own @ by_unit).view(len(after), -1)[after]]))
         return torch.stack(rows)
 
     for index, layer in enumerate(tower.encoder.layers[: case.path.used]):

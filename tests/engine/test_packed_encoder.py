@@ -16,8 +16,8 @@ from foveate.engine.attachment import Attachment
 from foveate.errors import PlanError, UnsupportedCombination
 from foveate.spec import parse
 from tests import tiny
-from tests.engine.test_encoder import stage_of
 from tests.oracles.dense_reference import dense_reference
+from tests.oracles.row_encoder import stage_of
 
 LOGITS = 2e-4
 FAMILIES = tuple(family for family in tiny.ALL_FAMILIES if tiny.packs(family))

@@ -16,8 +16,8 @@ from foveate.engine import decoder, entrance
 from foveate.errors import InputError
 from foveate.families import llava_next
 from tests import tiny
-from tests.engine.test_encoder import CONFIGS
 from tests.engine.test_packed_encoder import FAMILIES as PACKED
+from tests.oracles.row_encoder import CONFIGS
 from tests.oracles.tiled_encoder import Several, deeper, pictures, with_videos
 from tests.syncs import on_device, syncs_of_foveate, weights_on_device
 
