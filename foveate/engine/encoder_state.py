@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,6 +56,7 @@ class Encoded(EncoderCall):
         sizes: [B, m] fp32, how many original units each stands for.
         patches: [B, n] patches that are left, ascending; None while all are.
         bias: [B, 1, 1, prefix + n] log of the size of each key, where attention is to weigh sizes; else None.
+        mask: the layers' attention mask, the `patches` it was made shorter for, and what came out; None where there is none.
         states: by number of patches, which ones a hidden state of that length holds.
         selections: (text of the stage, its answer, units it chose from), in order.
         emptied: [B, n] bool, tokens that are gone where the encoder's output was pooled; None where it was not.
@@ -64,6 +66,7 @@ class Encoded(EncoderCall):
     sizes: Tensor
     patches: Tensor | None = None
     bias: Tensor | None = None
+    mask: tuple[Any, Tensor, Any] | None = None
     states: dict[int, Tensor] = field(default_factory=dict)
     selections: list[tuple[str, Selection, int]] = field(default_factory=list)
     emptied: Tensor | None = None

@@ -57,7 +57,8 @@ CONFIGS: dict[str, tuple[str, Callable[[], Any]]] = {
     "clip-full": ("llava", lambda: clip_llava(-1, "full")),
     "clip-several": ("llava", lambda: clip_llava([-2, -1])),
     "siglip": ("llava", siglip_llava),
-    **{name: (name, partial(deeper, name)) for name in ("internvl", "paligemma", "gemma3")},
+    **{name: (name, partial(deeper, name)) for name in ("internvl", "paligemma", "gemma3", "idefics3")},
+    "idefics3-padded": ("idefics3", partial(deeper, "idefics3")),
 }
 
 
@@ -71,6 +72,8 @@ class Case:
         self.maker = tiny.Maker(family, config=config)
         self.rows = tiny.ragged_rows(self.maker, batch)
         self.inputs = self.maker.inputs(self.rows)
+        if name.endswith("padded"):  # the right half of each row's first tile
+            self.inputs["pixel_attention_mask"][:, 0, :, 24:] = 0
         path = family_for(config).encoder(config)
         assert path is not None
         self.path = path
@@ -138,6 +141,10 @@ def dense_encoder(case: Case, trace: Trace, texts: list[str]) -> Iterator[None]:
             now = [keep for layer, keep in alive.items() if layer <= index]
             seen = now[-1][:, None, None]
             seen = seen.expand(-1, 1, seen.shape[-1], -1)
+            padding = kwargs.get("attention_mask")
+            if padding is not None:
+                hides = ~padding if padding.dtype == torch.bool else padding < 0
+                seen = seen.masked_fill(hides, torch.finfo(torch.float32).min)
             return args, {**kwargs, "attention_mask": seen}
 
         return run
