@@ -270,6 +270,8 @@ class EncoderHooks(EncoderCallHooks[EncoderPath, Encoded]):
         if call is None:
             return None
         gone = call.emptied if call.emptied is not None else call.gone(len(self.members), output.device)
+        if output.ndim == 4:  # [B, h, w, D]
+            gone = gone.view(output.shape[:3])
         rows = output.shape[1] - gone.shape[1]
         if rows:  # the class token is shown to the language model too
             gone = torch.cat([gone.new_zeros(len(gone), rows), gone], dim=1)

@@ -57,7 +57,10 @@ CONFIGS: dict[str, tuple[str, Callable[[], Any]]] = {
     "clip-full": ("llava", lambda: clip_llava(-1, "full")),
     "clip-several": ("llava", lambda: clip_llava([-2, -1])),
     "siglip": ("llava", siglip_llava),
-    **{name: (name, partial(deeper, name)) for name in ("internvl", "paligemma", "gemma3", "idefics3")},
+    **{
+        name: (name, partial(deeper, name))
+        for name in ("internvl", "paligemma", "gemma3", "idefics3", "aya_vision", "cohere2_vision")
+    },
     "idefics3-padded": ("idefics3", partial(deeper, "idefics3")),
 }
 
