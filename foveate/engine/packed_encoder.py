@@ -196,8 +196,11 @@ class PackedEncoderHooks(EncoderCallHooks[PackedPath, Packed]):
 
     def _lengthen(self, call: Packed, output: Any) -> Any:
         state = getattr(output, "last_hidden_state", None)
-        if call.left is not None and isinstance(state, Tensor) and state.shape[0] != call.units * call.unit:
-            full = state.new_zeros(call.units * call.unit, state.shape[1])
-            output["last_hidden_state"] = full.index_copy(0, call.patches(call.left), state)
-            return output
-        return None
+        if call.left is None or not isinstance(state, Tensor) or len(call.left) == call.units:
+            return None
+        # Some are in patches, some in units already.
+        whole = state.shape[0] == len(call.left)
+        rows = call.left if whole else call.patches(call.left)
+        full = state.new_zeros(call.units * (1 if whole else call.unit), state.shape[1])
+        output["last_hidden_state"] = full.index_copy(0, rows.to(state.device), state)
+        return output

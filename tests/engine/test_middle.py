@@ -26,7 +26,7 @@ PLANS = (
     "| tome(site=vision, layer=3, point=mid, keep=0.5)",
     "random(site=vision, layer=2, point=mid, keep=0.5) | fastv(layer=2, keep=0.5)",
 )
-NAMES = ("clip", "clip-several", "siglip", "paligemma", "gemma3")
+NAMES = ("clip", "clip-several", "siglip", "paligemma", "gemma3", "idefics3", "aya_vision", "cohere2_vision")
 
 
 @pytest.fixture(scope="module")
@@ -34,19 +34,23 @@ def cases() -> dict[tuple[str, str], Case]:
     return {}
 
 
-def by_hand(case: Case, media: list[Any], texts: list[str]) -> list[Tensor]:
-    """What leaves each used block, [P, prefix + n, D], by the textbook: the merges are the trace's, everything else is not."""
+def by_hand(case: Case, hidden: Tensor, media: list[Any], texts: list[str]) -> list[Tensor]:
+    """What leaves each used block, [P, prefix + n, D], by the textbook: the merges are the trace's, everything else is not.
+
+    `hidden` is what enters the first block.
+    """
     tower = case.model.get_submodule(case.path.towers[0])
-    hidden = tower.embeddings(case.inputs["pixel_values"])
-    if hasattr(tower, "pre_layrnorm"):
-        hidden = tower.pre_layrnorm(hidden)
+    sequences = [(entry, piece) for entry in media for piece in range(len(entry.medium.shape.pieces))]
+    count = len(case.units)
     stages = {int(text.partition("layer=")[2].partition(",")[0]): (number, text) for number, text in enumerate(texts)}
     prefix, out = case.path.prefix, []
 
     def merged(states: Tensor, number: int) -> Tensor:
         rows = []
-        for row, entry in enumerate(media):
+        for row, (entry, piece) in enumerate(sequences):
             kept, own, arriving = stage_of(entry, number)
+            here, there = kept // count == piece, arriving // count == piece
+            kept, own, arriving = kept[here] % count, own[here][:, there], arriving[there] % count
             before, after = (case.units[left].flatten().argsort() for left in (arriving, kept))
             by_unit = states[row, prefix:][before.argsort()].view(len(arriving), -1)
             rows.append(torch.cat([states[row, :prefix], (own @ by_unit).view(len(after), -1)[after]]))
@@ -71,8 +75,10 @@ def test_b_g_blocks_equal_their_halves_by_hand(cases, plan, name, backend):
     case = case_of(cases, name, backend)
     tower = case.model.get_submodule(case.path.towers[0])
     seen: list[Tensor] = []
+    first: list[Tensor] = []
     with torch.no_grad(), foveate.attach(case.model, plan) as attachment:
         handles = [layer.register_forward_hook(lambda _, args, out: seen.append(out)) for layer in tower.encoder.layers]
+        handles.append(tower.encoder.layers[0].register_forward_pre_hook(lambda _, args: first.append(args[0])))
         logits = case.model(**case.inputs).logits
         media = attachment.trace.media
     for handle in handles:
@@ -80,7 +86,7 @@ def test_b_g_blocks_equal_their_halves_by_hand(cases, plan, name, backend):
     texts = [text for text, _ in media[0].stages if "site=vision" in text]
     assert len(texts) == plan.count("site=vision")
     with torch.no_grad():
-        expected = by_hand(case, media, texts)
+        expected = by_hand(case, first[0], media, texts)
     assert not logits.isnan().any()
     for found, hand in zip(seen, expected, strict=False):
         found = found[0] if isinstance(found, tuple) else found
