@@ -166,7 +166,9 @@ class EncoderHooks(EncoderCallHooks[EncoderPath, Encoded]):
         call.states[call.patches.shape[1]] = call.patches
         if call.bias is not None or (stage.method.weighs_sizes and selection.is_merge):
             call.bias = self._bias(call, hidden.dtype)
-        return torch.cat([hidden[:, :prefix], take(tokens, kept, 1)], dim=1)
+        left = torch.cat([hidden[:, :prefix], take(tokens, kept, 1)], dim=1)
+        # Some encoders have their states lie column by column in memory, which other kernels read, whose sums round otherwise.
+        return left if left.shape != hidden.shape else torch.empty_like(hidden).copy_(left)
 
     def _of_units(self, values: Tensor, slots: Tensor) -> Tensor:
         """The mean of what was measured for each patch [B, n], for each unit."""

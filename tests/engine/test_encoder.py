@@ -92,7 +92,7 @@ def test_a_keeping_everything_is_bit_identical(cases, name, shortcut):
 
 
 @pytest.mark.pairs
-@pytest.mark.parametrize("name", ["clip", "siglip", "gemma3", "idefics3", "aya_vision", "cohere2_vision"])
+@pytest.mark.parametrize("name", ["clip", "siglip", "gemma3", "idefics3", "aya_vision", "cohere2_vision", "ovis2"])
 @pytest.mark.parametrize("plan", PLANS)
 def test_c_a_row_in_company_equals_the_row_alone(cases, plan, name):
     case = case_of(cases, name, "sdpa")

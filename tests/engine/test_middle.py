@@ -26,7 +26,7 @@ PLANS = (
     "| tome(site=vision, layer=3, point=mid, keep=0.5)",
     "random(site=vision, layer=2, point=mid, keep=0.5) | fastv(layer=2, keep=0.5)",
 )
-NAMES = ("clip", "clip-several", "siglip", "paligemma", "gemma3", "idefics3", "aya_vision", "cohere2_vision")
+NAMES = ("clip", "clip-several", "siglip", "paligemma", "gemma3", "idefics3", "aya_vision", "cohere2_vision", "ovis2")
 
 
 @pytest.fixture(scope="module")
@@ -59,10 +59,12 @@ def by_hand(case: Case, hidden: Tensor, media: list[Any], texts: list[str]) -> l
     for index, layer in enumerate(tower.encoder.layers[: case.path.used]):
         if index in stages and "point=mid" not in stages[index][1]:
             hidden = merged(hidden, stages[index][0])
-        hidden = hidden + layer.self_attn(layer.layer_norm1(hidden), attention_mask=None)[0]
+        norm, attention = layer.get_submodule(case.path.middle[0].replace("2", "1")), layer.get_submodule(case.path.attention)
+        hidden = hidden + attention(norm(hidden), attention_mask=None)[0]
         if index + 1 in stages and "point=mid" in stages[index + 1][1]:
             hidden = merged(hidden, stages[index + 1][0])
-        hidden = hidden + layer.mlp(layer.layer_norm2(hidden))
+        norm, mlp = map(layer.get_submodule, case.path.middle)
+        hidden = hidden + mlp(norm(hidden))
         out.append(hidden)
     return out
 

@@ -59,7 +59,7 @@ CONFIGS: dict[str, tuple[str, Callable[[], Any]]] = {
     "siglip": ("llava", siglip_llava),
     **{
         name: (name, partial(deeper, name))
-        for name in ("internvl", "paligemma", "gemma3", "idefics3", "aya_vision", "cohere2_vision")
+        for name in ("internvl", "paligemma", "gemma3", "idefics3", "aya_vision", "cohere2_vision", "ovis2")
     },
     "idefics3-padded": ("idefics3", partial(deeper, "idefics3")),
 }
