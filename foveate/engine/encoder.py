@@ -66,7 +66,7 @@ class EncoderHooks(EncoderCallHooks[EncoderPath, Encoded]):
         if self.pooler is not None:
             handles.append(self.pooler.register_forward_hook(self._after_pooler))
         for layers in self.towers.values():
-            for index in range(min(self.stages), len(layers)):
+            for index in range(min(self.stages, default=len(layers)), len(layers)):
                 handles.append(layers[index].register_forward_pre_hook(self._before_layer(index), with_kwargs=True))
             handles += self._weighed(layers)
         for middle in self.middles:
