@@ -32,7 +32,7 @@ class Gemma4(Family):
     bidirectional = True
     unsupported: ClassVar[Mapping[SiteKind, str]] = {
         SiteKind.PIXELS: NO_PIXELS,
-        SiteKind.VISION_LAYER: "its encoder pads pictures of all shapes to one length, so each would keep another number of patches: "
+        SiteKind.VISION_LAYER: "its encoder pads pictures of all shapes to one length, of which each would keep another part: "
         "choose in the language model (site=pre_llm or layer=k)",
     }
     token_inputs: ClassVar[tuple[str, ...]] = ("per_layer_input",)

@@ -34,7 +34,7 @@ class Llama4(Family):
     host_inputs = ("input_ids",)
     unsupported = {
         SiteKind.PIXELS: NO_PIXELS,
-        SiteKind.VISION_LAYER: "its encoder rotates the patches of all tiles by one table, so tiles cannot keep different ones: "
+        SiteKind.VISION_LAYER: "its encoder rotates all tiles by one table, so they cannot keep different patches: "
         "choose in the language model (site=pre_llm or layer=k)",
     }
     notes = "images in tiles, chunked layers, full layers without rotary positions, experts"

@@ -39,7 +39,7 @@ class Ovis2(TiledFamily):
             return None  # the outer units are filled up with zeros
         return EncoderPath(
             towers=("model.vision_tower.transformer",),
-            projector="model.vision_tower.head_norm",  # a row of words of the visual vocabulary for each token
+            projector="model.visual_embeddings_table",
             attention="attention",
             grid=(side, side),
             used=vision.num_hidden_layers,
