@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from foveate.core.canvas import Canvas
 
@@ -87,3 +87,16 @@ class PackedPath:
     def towers(self) -> tuple[str, ...]:
         """The tower, as `EncoderPath` names them."""
         return (self.tower,)
+
+
+@dataclass(frozen=True)
+class RasterPath(PackedPath):
+    """A packed encoder, [1, patches, D], of pictures whose patches lie in raster order, with its merger behind it (Pixtral).
+
+    Attributes:
+        tower: the module that takes pixels and `image_sizes` in pixels, and whose output holds the features of every patch.
+        merger: the module after it, from the top, whose output rows are visual tokens.
+        patch: side of a patch in pixels.
+    """
+
+    patch: int = field(kw_only=True)

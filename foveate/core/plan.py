@@ -239,12 +239,14 @@ class Plan:
         """The stages inside the vision encoder, by layer."""
         return {stage.site.layer or 0: stage for stage in self.stages if stage.site.kind is SiteKind.VISION_LAYER}
 
-    def leave_encoder(self, tokens: int, unit: int = 1) -> int:
+    def leave_encoder(self, tokens: int, unit: int = 1, after: int | None = None) -> int:
         """How many visual tokens of one crop or frame leave the vision encoder, where its grid is the language model's.
 
-        `unit` patches become one visual token; a count counts patches.
+        `unit` patches become one visual token; a count counts patches. With `after`, how many leave that layer of it.
         """
-        for stage in self.encoder_stages.values():
+        for layer, stage in self.encoder_stages.items():
+            if after is not None and layer > after:
+                break
             counts = stage.budget is not None and stage.budget.count is not None
             tokens = stage.kept_of(tokens * unit, None) // unit if counts else stage.kept_of(tokens, None)
         return tokens

@@ -199,25 +199,29 @@ class RowsPer(str, Enum):
 
     GRID: each visual token on the grid. PATCH: each patch, for a projector that stands before pooling or unpadding.
     ENCODED: each token of the encoder, prefix tokens too. LINE: each line of the grid, for a token that ends it.
+    LEFT: each visual token that the encoder's stages left, for a merger that is a part of the encoder.
     """
 
     GRID = "grid"
     PATCH = "patch"
     ENCODED = "encoded"
     LINE = "line"
+    LEFT = "left"
 
 
 @dataclass(frozen=True)
 class LinearShape:
     """One matrix product on the way from the encoder to the decoder.
 
-    `kind` names the kind of medium that passes it, where images and videos take different ways; None for all.
+    `kind` names the kind of medium that passes it, where images and videos take different ways; None for all. `after` is the
+    encoder layer whose states a merger reads; None for the last one's.
     """
 
     inputs: int
     outputs: int
     rows_per: RowsPer = RowsPer.GRID
     kind: str | None = None
+    after: int | None = None
 
 
 @dataclass(frozen=True)

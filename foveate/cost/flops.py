@@ -175,13 +175,15 @@ def patch_count(encoder: EncoderShape, medium: MediumShape) -> int:
     return medium.encoder_tokens - encoder.prefix_tokens * len(medium.encoder_sequences or (medium.encoder_tokens,))
 
 
-def projector_flops(shape: ModelShape, medium: MediumShape) -> int:
+def projector_flops(shape: ModelShape, medium: MediumShape, plan: Plan = _PLAIN) -> int:
     """FLOPs of the matrix products between encoder and decoder (projector, merger) for one medium."""
     passed = [linear for linear in shape.projector if linear.kind in (None, medium.kind)]
-    return sum(matmul_flops(_rows(shape.encoder, linear, medium), linear.inputs, linear.outputs) for linear in passed)
+    return sum(matmul_flops(_rows(shape.encoder, linear, medium, plan), linear.inputs, linear.outputs) for linear in passed)
 
 
-def _rows(encoder: EncoderShape, linear: LinearShape, medium: MediumShape) -> int:
+def _rows(encoder: EncoderShape, linear: LinearShape, medium: MediumShape, plan: Plan) -> int:
+    if linear.rows_per is RowsPer.LEFT:
+        return sum(plan.leave_encoder(h * w, medium.patches_per_token, linear.after) for _, h, w in medium.pieces)
     if linear.rows_per is RowsPer.GRID:
         return medium.grid_tokens
     if linear.rows_per is RowsPer.LINE:
@@ -192,10 +194,13 @@ def _rows(encoder: EncoderShape, linear: LinearShape, medium: MediumShape) -> in
 def vision_flops(shape: ModelShape, media: Sequence[MediumShape], plan: Plan = _PLAIN) -> int:
     """FLOPs of encoder and projector for all media of one sample; 0 for a medium whose `encoder_tokens` are not given.
 
-    The projector runs for every visual token under every plan: those that are gone pass it as zeros.
+    A projector behind the encoder runs for every visual token under every plan: those that are gone pass it as zeros. A merger
+    within it runs for those that are left.
     """
     return sum(
-        encoder_flops(shape.encoder, medium, plan) + projector_flops(shape, medium) for medium in media if medium.encoder_tokens
+        encoder_flops(shape.encoder, medium, plan) + projector_flops(shape, medium, plan)
+        for medium in media
+        if medium.encoder_tokens
     )
 
 

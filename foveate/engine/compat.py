@@ -187,7 +187,7 @@ def unit_order(tower: Any, grids: torch.Tensor, units: int) -> torch.Tensor:
 
 def encoder_layers(tower: nn.Module) -> nn.ModuleList:
     """The layers of a vision encoder: transformers moved them between versions."""
-    for path in ("encoder.layers", "vision_model.encoder.layers", "encoder.layer", "blocks", "layers"):
+    for path in ("encoder.layers", "vision_model.encoder.layers", "encoder.layer", "transformer.layers", "blocks", "layers"):
         try:
             layers = tower.get_submodule(path)
         except AttributeError:

@@ -31,7 +31,7 @@ from foveate.engine.conversation import Conversation
 from foveate.engine.encoder_calls import EncoderCallHooks, measured
 from foveate.engine.encoder_state import Encoded, EncodedRow
 from foveate.engine.middle import Middle
-from foveate.engine.projection import take
+from foveate.engine.projection import Alive, project_mask, take
 from foveate.errors import UnsupportedCombination
 
 
@@ -66,9 +66,8 @@ class EncoderHooks(EncoderCallHooks[EncoderPath, Encoded]):
         if self.pooler is not None:
             handles.append(self.pooler.register_forward_hook(self._after_pooler))
         for layers in self.towers.values():
-            for index, stage in self.stages.items():
-                if stage.site.point is Point.BEFORE:
-                    handles.append(layers[index].register_forward_pre_hook(self._before_layer(index), with_kwargs=True))
+            for index in range(min(self.stages, default=len(layers)), len(layers)):
+                handles.append(layers[index].register_forward_pre_hook(self._before_layer(index), with_kwargs=True))
             handles += self._weighed(layers)
         for middle in self.middles:
             handles += middle.install()
@@ -103,8 +102,25 @@ class EncoderHooks(EncoderCallHooks[EncoderPath, Encoded]):
     def _enter_layer(
         self, call: Encoded, index: int, hidden: Tensor, kwargs: dict[str, Any]
     ) -> tuple[Tensor, dict[str, Any]] | None:
-        shorter = self._run(call, index, self.stages[index], hidden)
+        stage, shorter = self.stages.get(index), hidden
+        if stage is not None and stage.site.point is Point.BEFORE:
+            shorter = self._run(call, index, stage, hidden)
+        mask = kwargs.get("attention_mask")
+        if mask is not None and call.patches is not None:
+            return shorter, {**kwargs, "attention_mask": self._shorter_mask(call, mask, shorter.dtype)}
         return None if shorter is hidden else (shorter, kwargs)
+
+    def _shorter_mask(self, call: Encoded, mask: Any, dtype: torch.dtype) -> Any:
+        """What masks tokens of padding, for the tokens that are left; made once after each stage."""
+        assert call.patches is not None
+        if call.mask is None or call.mask[0] is not mask or call.mask[1] is not call.patches:
+            prefix = self.path.prefix
+            front = torch.arange(prefix, device=call.patches.device).expand(len(call.patches), -1)
+            index = torch.cat([front, call.patches + prefix], dim=1)
+            alive = Alive(index, torch.ones_like(index, dtype=torch.bool), (index.shape[1],) * len(index), index)
+            full = prefix + self.path.patches
+            call.mask = mask, call.patches, project_mask(mask, index, alive, 0, full, True, False, "", dtype)
+        return call.mask[2]
 
     def _in_middle(self, index: int, stage: Stage, hidden: Tensor) -> Tensor:
         call = self._current()
@@ -150,7 +166,9 @@ class EncoderHooks(EncoderCallHooks[EncoderPath, Encoded]):
         call.states[call.patches.shape[1]] = call.patches
         if call.bias is not None or (stage.method.weighs_sizes and selection.is_merge):
             call.bias = self._bias(call, hidden.dtype)
-        return torch.cat([hidden[:, :prefix], take(tokens, kept, 1)], dim=1)
+        left = torch.cat([hidden[:, :prefix], take(tokens, kept, 1)], dim=1)
+        # Some encoders have their states lie column by column in memory, which other kernels read, whose sums round otherwise.
+        return left if left.shape != hidden.shape else torch.empty_like(hidden).copy_(left)
 
     def _of_units(self, values: Tensor, slots: Tensor) -> Tensor:
         """The mean of what was measured for each patch [B, n], for each unit."""
@@ -166,7 +184,7 @@ class EncoderHooks(EncoderCallHooks[EncoderPath, Encoded]):
         return torch.nn.functional.pad(sizes.log(), (self.path.prefix, 0))[:, None, None].to(dtype)
 
     def _weigh(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Proportional attention: the log of sizes added to the scores, in the place of a mask, which encoders do not have."""
+        """Proportional attention: the log of sizes added to the scores, in the place of a mask or on top of it."""
         call = self._current()
         if call is None or call.bias is None:
             return None
@@ -176,7 +194,12 @@ class EncoderHooks(EncoderCallHooks[EncoderPath, Encoded]):
                 f"proportional=on adds log(size) to attention scores, which {implementation} does not take: load the vision "
                 "encoder with sdpa or eager, or leave proportional out"
             )
-        return args, {**kwargs, "attention_mask": call.bias}
+        mask = kwargs.get("attention_mask")
+        if mask is None:
+            return args, {**kwargs, "attention_mask": call.bias}
+        if mask.dtype == torch.bool:
+            return args, {**kwargs, "attention_mask": call.bias.masked_fill(~mask, torch.finfo(call.bias.dtype).min)}
+        return args, {**kwargs, "attention_mask": call.bias + mask}
 
     def _measuring(self, call: Encoded, layer: int, kwargs: dict[str, Any]) -> observe.Callback:
         def measure(query: Tensor, key: Tensor, mask: Any, scaling: float | None, softcap: float | None) -> None:
@@ -249,6 +272,8 @@ class EncoderHooks(EncoderCallHooks[EncoderPath, Encoded]):
         if call is None:
             return None
         gone = call.emptied if call.emptied is not None else call.gone(len(self.members), output.device)
+        if output.ndim == 4:  # [B, h, w, D]
+            gone = gone.view(output.shape[:3])
         rows = output.shape[1] - gone.shape[1]
         if rows:  # the class token is shown to the language model too
             gone = torch.cat([gone.new_zeros(len(gone), rows), gone], dim=1)

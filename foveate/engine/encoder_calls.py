@@ -135,11 +135,13 @@ class EncoderCallHooks(ABC, Generic[_Path, _Call]):
             call = self._current()
             if call is None:
                 return None
+            if len(args) > 1:  # the one thing that encoders hand to their layers without its name
+                args, kwargs = args[:1], {**kwargs, "attention_mask": args[1]}
             changed = self._enter_layer(call, index, args[0] if args else kwargs["hidden_states"], kwargs)
             if changed is None:
                 return None
             hidden, kwargs = changed
-            return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
+            return ((hidden,), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
 
         return run
 

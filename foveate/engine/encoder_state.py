@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,6 +56,7 @@ class Encoded(EncoderCall):
         sizes: [B, m] fp32, how many original units each stands for.
         patches: [B, n] patches that are left, ascending; None while all are.
         bias: [B, 1, 1, prefix + n] log of the size of each key, where attention is to weigh sizes; else None.
+        mask: the layers' attention mask, the `patches` it was made shorter for, and what came out; None where there is none.
         states: by number of patches, which ones a hidden state of that length holds.
         selections: (text of the stage, its answer, units it chose from), in order.
         emptied: [B, n] bool, tokens that are gone where the encoder's output was pooled; None where it was not.
@@ -64,6 +66,7 @@ class Encoded(EncoderCall):
     sizes: Tensor
     patches: Tensor | None = None
     bias: Tensor | None = None
+    mask: tuple[Any, Tensor, Any] | None = None
     states: dict[int, Tensor] = field(default_factory=dict)
     selections: list[tuple[str, Selection, int]] = field(default_factory=list)
     emptied: Tensor | None = None
@@ -115,6 +118,9 @@ class Packed(EncoderCall):
         cuts: boundaries of windows and of sequences among those that are left, by whether they are windows, each with the
             longest one.
         rotary: the rotary embeddings transformers gave, and those of the patches that are left.
+        members: [units, unit] rows of each unit's patches at full length; None where they are consecutive.
+        mask: the layers' attention mask, the `left` it was made shorter for, and what came out; None where there is none.
+        states: by number of patches, which rows a hidden state of that length holds.
     """
 
     frames: list[Frame]
@@ -123,11 +129,22 @@ class Packed(EncoderCall):
     left: Tensor | None = None
     cuts: dict[bool, tuple[Tensor, int]] = field(default_factory=dict)
     rotary: tuple[Tensor, tuple[Tensor, ...]] | None = None
+    members: Tensor | None = None
+    mask: tuple[Tensor, Tensor, Tensor] | None = None
+    states: dict[int, Tensor] = field(default_factory=dict)
 
     def patches(self, places: Tensor) -> Tensor:
-        """Rows [n * unit] of the patches of units [n]."""
+        """Rows [n * unit] of the patches of units [n], ascending."""
+        if self.members is not None:
+            return self.members[places].flatten().sort().values
         inside = torch.arange(self.unit, device=places.device)
         return (places[:, None] * self.unit + inside).flatten()
+
+    def by_unit(self) -> Tensor:
+        """[n * unit] which of the patches that are left are those of the first unit that is left, of the second, and so on."""
+        assert self.members is not None
+        rows = (self.members if self.left is None else self.members[self.left]).flatten()
+        return rows.argsort().argsort()
 
     def slots(self) -> Tensor:
         """[units] where each unit is now; arbitrary for those that are gone."""

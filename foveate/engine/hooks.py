@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from foveate.core.encoder import EncoderPath, PackedPath
+from foveate.core.encoder import EncoderPath, PackedPath, RasterPath
 from foveate.core.layout import Role
 from foveate.core.plan import Effect, Plan, Stage
 from foveate.core.site import SiteKind
@@ -25,6 +25,7 @@ from foveate.engine.instruct import Instructions
 from foveate.engine.packed_encoder import PackedEncoderHooks
 from foveate.engine.passes import Passes
 from foveate.engine.prompts import Prompts
+from foveate.engine.raster_encoder import RasterEncoderHooks
 from foveate.engine.refusals import Refusals
 from foveate.engine.side_inputs import SideInputs
 from foveate.engine.soft import SoftHooks, SoftMode
@@ -159,7 +160,9 @@ class _Parts:
         asked = [need for need in observations if need.encodes]
         path = family.encoder(config) if plan.encoder_stages or asked else None
         self.encoder: EncoderHooks | PackedEncoderHooks | None = None
-        if isinstance(path, PackedPath):
+        if isinstance(path, RasterPath):
+            self.encoder = RasterEncoderHooks(owner, model, path, plan.encoder_stages, shortcut, prompts.known, asked)
+        elif isinstance(path, PackedPath):
             self.encoder = PackedEncoderHooks(owner, model, path, plan.encoder_stages, shortcut, prompts.known, asked)
         elif path is not None:
             self.encoder = EncoderHooks(owner, model, path, plan.encoder_stages, shortcut, prompts.known, asked)

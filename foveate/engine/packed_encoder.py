@@ -11,7 +11,7 @@ after each stage, how many patches windows have left; transformers reads both to
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -39,13 +39,17 @@ class PackedEncoderHooks(EncoderCallHooks[PackedPath, Packed]):
 
     def install(self) -> list[RemovableHandle]:
         """Register every hook."""
-        merger = self.tower.get_submodule(self.path.merger)
-        handles = [*super().install(), merger.register_forward_hook(self._after_merger(torch.nan))]
-        for name in self.path.side_mergers:
-            handles.append(self.tower.get_submodule(name).register_forward_hook(self._after_merger(0.0)))
+        handles = [*super().install(), *self._mergers()]
         layers = self.towers[self.tower]
         for index in range(min(self.stages, default=len(layers)), len(layers)):
             handles.append(layers[index].register_forward_pre_hook(self._before_layer(index), with_kwargs=True))
+        return handles
+
+    def _mergers(self) -> list[RemovableHandle]:
+        """Hooks on what makes visual tokens of units."""
+        handles = [self.tower.get_submodule(self.path.merger).register_forward_hook(self._after_merger(torch.nan))]
+        for name in self.path.side_mergers:
+            handles.append(self.tower.get_submodule(name).register_forward_hook(self._after_merger(0.0)))
         return handles
 
     def _probed_layer(self, index: int) -> int:
@@ -59,16 +63,7 @@ class PackedEncoderHooks(EncoderCallHooks[PackedPath, Packed]):
         units = pixels.shape[0] // unit
         grids = grids.cpu()
         order = compat.unit_order(self.tower, grids, units).to(pixels.device, non_blocking=True)
-        frames, start = [], 0
-        for t, h, w in grids.tolist():
-            grid = (h // side, w // side)
-            size = grid[0] * grid[1]
-            for _ in range(t):
-                left = torch.arange(size, device=pixels.device)
-                frames.append(
-                    Frame(grid, order[start : start + size], left, torch.ones(size, device=pixels.device, dtype=torch.float32))
-                )
-                start += size
+        frames = frames_of([(h // side, w // side) for t, h, w in grids.tolist() for _ in range(t)], order)
         return Packed(self._next(conversation, len(frames)), frames, unit, units)
 
     def _enter_layer(
@@ -81,18 +76,22 @@ class PackedEncoderHooks(EncoderCallHooks[PackedPath, Packed]):
 
     def _shorter(self, call: Packed, index: int, kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """A layer's side inputs for the patches that are left."""
-        assert call.left is not None
-        new: dict[str, Any] = {}
-        rotary = kwargs.get("position_embeddings")
-        if rotary is not None:
-            if call.rotary is None or call.rotary[0] is not rotary[0]:
-                rows = call.patches(call.left)
-                call.rotary = rotary[0], tuple(part[rows.to(part.device)] for part in rotary)
-            new["position_embeddings"] = call.rotary[1]
+        new = self._shorter_rotary(call, kwargs)
         new["cu_seqlens"], longest = call.boundaries(kwargs["cu_seqlens"], index in self.path.windowed)
         if kwargs.get("max_seqlen") is not None:
             new["max_seqlen"] = longest
         return new
+
+    def _shorter_rotary(self, call: Packed, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Rotary embeddings of the patches that are left, where a layer gets some."""
+        assert call.left is not None
+        rotary = kwargs.get("position_embeddings")
+        if rotary is None:
+            return {}
+        if call.rotary is None or call.rotary[0] is not rotary[0]:
+            rows = call.patches(call.left)
+            call.rotary = rotary[0], tuple(part[rows.to(part.device)] for part in rotary)
+        return {"position_embeddings": call.rotary[1]}
 
     def _run(self, call: Packed, index: int, stage: Stage, hidden: Tensor) -> Tensor:
         """Run a stage; returns the states [n', D] of the patches that stay."""
@@ -196,8 +195,23 @@ class PackedEncoderHooks(EncoderCallHooks[PackedPath, Packed]):
 
     def _lengthen(self, call: Packed, output: Any) -> Any:
         state = getattr(output, "last_hidden_state", None)
-        if call.left is not None and isinstance(state, Tensor) and state.shape[0] != call.units * call.unit:
-            full = state.new_zeros(call.units * call.unit, state.shape[1])
-            output["last_hidden_state"] = full.index_copy(0, call.patches(call.left), state)
-            return output
-        return None
+        if call.left is None or not isinstance(state, Tensor) or len(call.left) == call.units:
+            return None
+        # Some are in patches, some in units already.
+        whole = state.shape[0] == len(call.left)
+        rows = call.left if whole else call.patches(call.left)
+        full = state.new_zeros(call.units * (1 if whole else call.unit), state.shape[1])
+        output["last_hidden_state"] = full.index_copy(0, rows.to(state.device), state)
+        return output
+
+
+def frames_of(grids: Sequence[tuple[int, int]], order: Tensor) -> list[Frame]:
+    """Images and frames of these (h, w) in units, whose units lie in `order` [units], all of them left."""
+    frames, start = [], 0
+    for grid in grids:
+        size = grid[0] * grid[1]
+        left = torch.arange(size, device=order.device)
+        sizes = torch.ones(size, device=order.device, dtype=torch.float32)
+        frames.append(Frame(grid, order[start : start + size], left, sizes))
+        start += size
+    return frames

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from foveate.core.encoder import EncoderPath
 from foveate.core.shape import LinearShape, MediumShape, ModelShape
+from foveate.core.site import SiteKind
 from foveate.errors import UnsupportedModel
-from foveate.families._base import TINY_TEXT, TINY_VISION
+from foveate.families._base import NO_PIXELS, TINY_TEXT, TINY_VISION, used_layers
 from foveate.families._tiles import TiledFamily, groups, nearest_aspect
+from foveate.families.llava import VIT_MIDDLE
 
 if TYPE_CHECKING:  # a cost estimate needs no torch
     from torch import Tensor
@@ -21,6 +24,7 @@ class AyaVision(TiledFamily):
 
     model_types = ("aya_vision",)
     title = "Aya Vision"
+    unsupported = {SiteKind.PIXELS: NO_PIXELS}
     notes = "images in tiles with a thumbnail, pixel shuffle, sliding and full layers"
 
     def check(self, config: Any) -> None:
@@ -35,6 +39,18 @@ class AyaVision(TiledFamily):
         side = vision.image_size // vision.patch_size
         shuffled = side // config.downsample_factor
         return MediumShape("image", (1, shuffled, shuffled), encoder_tokens=side * side, encoder_sequences=(side * side,))
+
+    def encoder(self, config: Any) -> EncoderPath | None:
+        vision = config.vision_config
+        side = vision.image_size // vision.patch_size
+        return EncoderPath(
+            towers=("model.vision_tower",),
+            projector="model.multi_modal_projector",
+            grid=(side, side),
+            used=used_layers(vision.num_hidden_layers, getattr(config, "vision_feature_layer", -1)),
+            unit=config.downsample_factor,
+            middle=VIT_MIDDLE,
+        )
 
     def tiles_of_size(self, config: Any, width: int, height: int) -> int:
         return nearest_aspect(width, height, config.vision_config.image_size, _MAX_TILES)

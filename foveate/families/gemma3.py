@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from foveate.core.encoder import EncoderPath
 from foveate.core.shape import LinearShape, MediumShape, ModelShape
-from foveate.families._base import TINY_TEXT, TINY_VISION, FixedGridFamily, TinyMedium
+from foveate.core.site import SiteKind
+from foveate.families._base import NO_PIXELS, TINY_TEXT, TINY_VISION, FixedGridFamily, TinyMedium
+from foveate.families.llava import VIT_MIDDLE
 
 if TYPE_CHECKING:  # a cost estimate needs no torch
     from torch import Tensor
@@ -19,6 +22,7 @@ class Gemma3(FixedGridFamily):
     title = "Gemma 3"
     anchor = True
     bidirectional = True
+    unsupported = {SiteKind.PIXELS: NO_PIXELS}
     notes = "sliding and full layers, bidirectional image blocks"
 
     def image(self, config: Any) -> MediumShape:
@@ -26,6 +30,17 @@ class Gemma3(FixedGridFamily):
         side = int(config.mm_tokens_per_image**0.5)
         patches = (vision.image_size // vision.patch_size) ** 2
         return MediumShape("image", (1, side, side), encoder_tokens=patches, encoder_sequences=(patches,))
+
+    def encoder(self, config: Any) -> EncoderPath | None:
+        side = config.vision_config.image_size // config.vision_config.patch_size
+        return EncoderPath(
+            towers=("model.vision_tower",),
+            projector="model.multi_modal_projector",
+            grid=(side, side),
+            used=config.vision_config.num_hidden_layers,
+            unit=side // self.image(config).grid[1],  # squares of patches that the projector averages
+            middle=VIT_MIDDLE,
+        )
 
     def model_shape(self, config: Any) -> ModelShape:
         vision, text = config.vision_config, config.get_text_config()

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from foveate.core.shape import DecoderShape, EncoderShape, LayerShape, LinearShape, MediumShape, ModelShape
+from foveate.core.site import SiteKind
 from foveate.errors import InputError, UnsupportedModel
-from foveate.families._base import TINY_TEXT, Family, TinyMedium
+from foveate.families._base import NO_PIXELS, TINY_TEXT, Family, TinyMedium
 
 if TYPE_CHECKING:  # a cost estimate needs no torch
     import torch
@@ -29,6 +30,11 @@ class Gemma4(Family):
     placeholders = {"image": "image_token_id", "video": "video_token_id"}
     host_inputs = ("image_position_ids", "video_position_ids", "num_frames_per_video")
     bidirectional = True
+    unsupported: ClassVar[Mapping[SiteKind, str]] = {
+        SiteKind.PIXELS: NO_PIXELS,
+        SiteKind.VISION_LAYER: "its encoder pads pictures of all shapes to one length, of which each would keep another part: "
+        "choose in the language model (site=pre_llm or layer=k)",
+    }
     token_inputs: ClassVar[tuple[str, ...]] = ("per_layer_input",)
     notes = "sliding and full layers, shared keys and values, embeddings per layer, images of any shape, video"
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from foveate.core.shape import EncoderShape, LinearShape, ModelShape, RowsPer
-from foveate.families._base import TINY_TEXT
+from foveate.core.site import SiteKind
+from foveate.families._base import NO_PIXELS, TINY_TEXT
 from foveate.families.gemma4 import Gemma4
 
 
@@ -14,6 +15,10 @@ class Gemma4Unified(Gemma4):
 
     model_types = ("gemma4_unified",)
     title = "Gemma 4 Unified"
+    unsupported = {
+        SiteKind.PIXELS: NO_PIXELS,
+        SiteKind.VISION_LAYER: "it has no vision encoder: choose in the language model (site=pre_llm or layer=k)",
+    }
     token_inputs = ()
     same_when_static = False  # pictures see both ways in all layers, but with a static cache in sliding layers alone
     notes = "no vision encoder, sliding and full layers, images of any shape, video"

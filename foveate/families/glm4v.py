@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from foveate.core.shape import DecoderShape, EncoderShape, LayerShape, LinearShape, MediumShape, ModelShape
+from foveate.core.shape import DecoderShape, EncoderShape, LayerShape, LinearShape, MediumShape, ModelShape, RowsPer
 from foveate.errors import InputError, UnsupportedCombination
 from foveate.families._base import Family, TinyMedium
 from foveate.families._resize import resized
@@ -38,9 +38,6 @@ class Glm4v(Qwen2VL):
     placeholders = {"image": "image_token_id"}  # of the frames of a video too
     notes = "images or video of any size, not both in one call, M-RoPE, packed encoder"
     video_pixels: ClassVar[tuple[int, int]] = (12_544, 47_040_000)
-
-    def encoder(self, config: Any) -> None:
-        return None  # its merger is a convolution that needs the whole picture
 
     def media(self, config: Any, inputs: Mapping[str, Any], columns: Mapping[str, int]) -> dict[str, list[MediumShape]]:
         given = [kind for kind, name in _PIXELS.items() if inputs.get(name) is not None]
@@ -104,7 +101,8 @@ class Glm4v(Qwen2VL):
         )
         inner, out = vision.intermediate_size, vision.out_hidden_size
         merged = vision.hidden_size * vision.spatial_merge_size**2
-        merger = (LinearShape(merged, out), LinearShape(out, out), *[LinearShape(out, inner)] * 2, LinearShape(inner, out))
+        widths = ((merged, out), (out, out), (out, inner), (out, inner), (inner, out))
+        merger = tuple(LinearShape(*pair, RowsPer.LEFT) for pair in widths)
         return ModelShape(self.model_types[0], self.decoder_shape(config), encoder, merger)
 
     def tiny_config(self) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from foveate.core.shape import LinearShape, ModelShape
+from foveate.core.shape import LinearShape, ModelShape, RowsPer
 from foveate.families.glm4v import Glm4v
 from foveate.families.qwen2_5_vl import TINY_MROPE_TEXT
 
@@ -20,7 +20,8 @@ class GlmOcr(Glm4v):
     def model_shape(self, config: Any) -> ModelShape:
         vision, shape = config.vision_config, super().model_shape(config)
         out, inner = vision.out_hidden_size, vision.out_hidden_size * vision.in_channels
-        merger = (*shape.projector[:2], *[LinearShape(out, inner)] * 2, LinearShape(inner, out))
+        widths = ((out, inner), (out, inner), (inner, out))
+        merger = (*shape.projector[:2], *(LinearShape(*pair, RowsPer.LEFT) for pair in widths))
         return replace(shape, encoder=replace(shape.encoder, intermediate=vision.intermediate_size), projector=merger)
 
     def tiny_config(self) -> Any:

@@ -7,8 +7,9 @@ from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 from foveate.core.shape import LinearShape, MediumShape, ModelShape
+from foveate.core.site import SiteKind
 from foveate.errors import InputError, UnsupportedModel
-from foveate.families._base import TINY_TEXT, TINY_VISION, StackedFeatures, TinyMedium
+from foveate.families._base import NO_PIXELS, TINY_TEXT, TINY_VISION, StackedFeatures, TinyMedium
 from foveate.families._tiles import groups, nearest_aspect
 from foveate.families.idefics3 import Idefics3
 
@@ -27,6 +28,11 @@ class GraniteDocling(Idefics3):
 
     model_types = ("granite_docling",)
     title = "Granite Docling"
+    unsupported = {
+        SiteKind.PIXELS: NO_PIXELS,
+        SiteKind.VISION_LAYER: "pages are shuffled coarse or fine, by the call, and features added between layers are shuffled "
+        "apart: choose in the language model (site=pre_llm or layer=k)",
+    }
     notes = "pages in tiles and as a whole, coarse or fine, DeepStack, pixel shuffle"
 
     def check(self, config: Any) -> None:
@@ -37,6 +43,9 @@ class GraniteDocling(Idefics3):
     def stacked_features(self, config: Any) -> StackedFeatures:
         layers = len(config.vision_config.deepstack_visual_indexes)
         return StackedFeatures("deepstack_visual_embeds", "visual_pos_masks", layers)
+
+    def encoder(self, config: Any) -> None:
+        return None
 
     def media(self, config: Any, inputs: Mapping[str, Any], columns: Mapping[str, int]) -> dict[str, list[MediumShape]]:
         if inputs.get("tile_fine_mask") is not None:  # there or not: transformers reads no value of it

@@ -6,9 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from foveate.core.encoder import EncoderPath
 from foveate.core.shape import LinearShape, MediumShape, ModelShape
+from foveate.core.site import SiteKind
 from foveate.errors import InputError, UnsupportedCombination
-from foveate.families._base import TINY_TEXT, TINY_VISION, Family, TinyMedium
+from foveate.families._base import NO_PIXELS, TINY_TEXT, TINY_VISION, Family, TinyMedium
+from foveate.families.llava import VIT_MIDDLE
 
 if TYPE_CHECKING:  # a cost estimate needs no torch
     import torch
@@ -28,6 +31,7 @@ class Idefics3(Family):
     title = "Idefics3"
     decoder = "model.text_model"
     host_inputs = ("input_ids",)
+    unsupported = {SiteKind.PIXELS: NO_PIXELS}
     notes = "images in tiles and as a whole, pixel shuffle"
 
     def media(self, config: Any, inputs: Mapping[str, Any], columns: Mapping[str, int]) -> dict[str, list[MediumShape]]:
@@ -94,6 +98,17 @@ class Idefics3(Family):
             encoder_tokens=tiles * patches**2,
             encoder_sequences=(patches**2,) * tiles,
             crops=((1, side, side),) * (tiles - 1),
+        )
+
+    def encoder(self, config: Any) -> EncoderPath | None:
+        side = self._tile(config)[1]
+        return EncoderPath(
+            towers=("model.vision_model",),
+            projector="model.connector",
+            grid=(side, side),
+            used=config.vision_config.num_hidden_layers,
+            unit=config.scale_factor,
+            middle=VIT_MIDDLE,
         )
 
     def media_of_images(self, config: Any, sizes: Sequence[tuple[int, int]]) -> list[MediumShape]:

@@ -7,8 +7,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from foveate.core.shape import MediumShape, ModelShape
+from foveate.core.site import SiteKind
 from foveate.errors import InputError
-from foveate.families._base import TINY_TEXT, TINY_VISION, TinyMedium
+from foveate.families._base import NO_PIXELS, TINY_TEXT, TINY_VISION, TinyMedium
 from foveate.families.mistral3 import Mistral3
 
 if TYPE_CHECKING:  # a cost estimate needs no torch
@@ -20,7 +21,15 @@ class LightOnOcr(Mistral3):
 
     model_types = ("lighton_ocr",)
     title = "LightOnOCR"
+    unsupported = {
+        SiteKind.PIXELS: NO_PIXELS,
+        SiteKind.VISION_LAYER: "its merger leaves out an odd last row or column of patches, which belong to no visual token: "
+        "choose in the language model (site=pre_llm or layer=k)",
+    }
     notes = "images of any size, 2 x 2 merger"
+
+    def encoder(self, config: Any) -> None:
+        return None
 
     def rounding(self, config: Any) -> int:
         # To whole patches, not to whole tokens: the merger leaves out an odd last row or column of patches.

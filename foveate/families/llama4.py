@@ -8,8 +8,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from foveate.core.shape import DecoderShape, EncoderShape, LayerShape, LinearShape, MediumShape, ModelShape
+from foveate.core.site import SiteKind
 from foveate.errors import InputError
-from foveate.families._base import TINY_TEXT, TINY_VISION, Family, TinyMedium
+from foveate.families._base import NO_PIXELS, TINY_TEXT, TINY_VISION, Family, TinyMedium
 
 if TYPE_CHECKING:  # a cost estimate needs no torch
     import torch
@@ -31,6 +32,11 @@ class Llama4(Family):
     base = ""
     decoder = "language_model.model"
     host_inputs = ("input_ids",)
+    unsupported = {
+        SiteKind.PIXELS: NO_PIXELS,
+        SiteKind.VISION_LAYER: "its encoder rotates all tiles by one table, so they cannot keep different patches: "
+        "choose in the language model (site=pre_llm or layer=k)",
+    }
     notes = "images in tiles, chunked layers, full layers without rotary positions, experts"
     broken_in = {(5, 24): "its forward asks the language model's output for 'image_outputs', which that has not"}
 

@@ -6,9 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from foveate.core.encoder import RasterPath
 from foveate.core.shape import LinearShape, MediumShape, ModelShape
+from foveate.core.site import SiteKind
 from foveate.errors import InputError
-from foveate.families._base import TINY_TEXT, TINY_VISION, Family, TinyMedium
+from foveate.families._base import NO_PIXELS, TINY_TEXT, TINY_VISION, Family, TinyMedium, used_layers
 
 if TYPE_CHECKING:  # a cost estimate needs no torch
     import torch
@@ -29,6 +31,7 @@ class Mistral3(Family):
     model_types = ("mistral3",)
     title = "Mistral 3"
     host_inputs = ("image_sizes",)
+    unsupported = {SiteKind.PIXELS: NO_PIXELS}
     notes = "images of any size, 2 x 2 merger, break tokens between rows are text"
 
     def merge(self, config: Any) -> int:
@@ -57,6 +60,17 @@ class Mistral3(Family):
         unit = patch * self.merge(config)
         patches = (high // patch) * (wide // patch)
         return MediumShape("image", (1, high // unit, wide // unit), encoder_tokens=patches, encoder_sequences=(patches,))
+
+    def encoder(self, config: Any) -> RasterPath | None:
+        vision = config.vision_config
+        return RasterPath(
+            tower="model.vision_tower",
+            merger="model.multi_modal_projector",
+            attention="attention",
+            unit=self.merge(config),
+            patch=vision.patch_size,
+            used=used_layers(vision.num_hidden_layers, config.vision_feature_layer),
+        )
 
     def media_of_images(self, config: Any, sizes: Sequence[tuple[int, int]]) -> list[MediumShape]:
         # Published checkpoints resize to at most the encoder's image_size along the longer side.

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from foveate.core.encoder import EncoderPath
 from foveate.core.shape import DecoderShape, LinearShape, MediumShape, ModelShape
-from foveate.families._base import TINY_TEXT
+from foveate.core.site import SiteKind
+from foveate.families._base import NO_PIXELS, TINY_TEXT
 from foveate.families._tiles import TiledFamily, groups
 
 if TYPE_CHECKING:  # a cost estimate needs no torch
@@ -21,6 +23,7 @@ class Ovis2(TiledFamily):
 
     model_types = ("ovis2",)
     title = "Ovis2"
+    unsupported = {SiteKind.PIXELS: NO_PIXELS}
     notes = "images in tiles after an overview, soft visual vocabulary, indicator tokens stay"
 
     def tile(self, config: Any) -> MediumShape:
@@ -28,6 +31,21 @@ class Ovis2(TiledFamily):
         side = vision.image_size // vision.patch_size
         strided = -(-side // vision.hidden_stride)
         return MediumShape("image", (1, strided, strided), encoder_tokens=side * side, encoder_sequences=(side * side,))
+
+    def encoder(self, config: Any) -> EncoderPath | None:
+        vision = config.vision_config
+        side, unit = vision.image_size // vision.patch_size, vision.hidden_stride
+        if side % unit:
+            return None  # the outer units are filled up with zeros
+        return EncoderPath(
+            towers=("model.vision_tower.transformer",),
+            projector="model.visual_embeddings_table",
+            attention="attention",
+            grid=(side, side),
+            used=vision.num_hidden_layers,
+            unit=unit,
+            middle=("rms_norm2", "ffn"),
+        )
 
     def tiles_of_size(self, config: Any, width: int, height: int) -> int:
         tile = config.vision_config.image_size

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from foveate.core.encoder import PackedPath
-from foveate.core.shape import EncoderShape, LinearShape, MediumShape, ModelShape
+from foveate.core.shape import EncoderShape, LinearShape, MediumShape, ModelShape, RowsPer
 from foveate.core.site import SiteKind
 from foveate.errors import InputError
 from foveate.families._base import NO_PIXELS, TINY_TEXT, Family, TinyMedium
@@ -119,7 +119,7 @@ class Qwen25VL(Family):
 
     def _merger(self, vision: Any, encoder: EncoderShape, outputs: int) -> tuple[LinearShape, ...]:
         merged = encoder.hidden * vision.spatial_merge_size**2
-        return LinearShape(merged, merged), LinearShape(merged, outputs)
+        return LinearShape(merged, merged, RowsPer.LEFT), LinearShape(merged, outputs, RowsPer.LEFT)
 
     def tiny_config(self) -> Any:
         from transformers import Qwen2_5_VLConfig

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from foveate.core.shape import EncoderShape, LinearShape, MediumShape, ModelShape
+from foveate.core.shape import EncoderShape, MediumShape, ModelShape
 from foveate.errors import InputError, UnsupportedModel
 from foveate.families._base import StackedFeatures, TinyMedium
 from foveate.families._resize import resized
@@ -56,8 +57,9 @@ class Qwen3VL(Qwen2VL):
             patch_inputs=vision.in_channels * vision.temporal_patch_size * vision.patch_size**2,
         )
         merger = self._merger(vision, encoder, vision.out_hidden_size)
-        mergers: tuple[LinearShape, ...] = merger * (1 + len(getattr(vision, "deepstack_visual_indexes", ())))
-        return ModelShape(self.model_types[0], self.decoder_shape(config), encoder, mergers)
+        layers = getattr(vision, "deepstack_visual_indexes", ())
+        aside = tuple(replace(linear, after=layer) for layer in layers for linear in merger)
+        return ModelShape(self.model_types[0], self.decoder_shape(config), encoder, aside + merger)
 
     def tiny_config(self) -> Any:
         from transformers import Qwen3VLConfig

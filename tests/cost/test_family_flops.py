@@ -10,13 +10,16 @@ from transformers import AutoModelForImageTextToText
 from foveate import families
 from foveate.core.plan import Plan
 from foveate.cost.estimate import estimate_cost
+from foveate.engine.attachment import Attachment
 from foveate.engine.cache_kinds import stored_bytes
 from foveate.engine.compat import CACHE, cache_in
+from foveate.spec import parse
 from tests import tiny
 
 STEPS = 4
 PROJECTIONS = (torch.ops.aten.mm, torch.ops.aten.addmm)
 TOLERANCE = 1e-3  # agrees to the last FLOP today; some versions build rotary tables with matrix products
+WINDOWS = 5e-3  # windows are taken to shrink in proportion, though each loses its own
 # The method that cuts the states in front of layers that need the last token alone.
 LAST_ONLY = "_maybe_slice_kv_shared_inputs"
 
@@ -77,6 +80,29 @@ def test_prefill_and_decoding_cost_what_eager_attention_executes(name):
     decoding = counted.estimate(STEPS + 1).decode_flops.plain - counted.recurrence(STEPS)
     assert decoding == pytest.approx(total, rel=TOLERANCE)
     assert counted.estimate(STEPS + 1).kv_bytes.plain == stored_bytes(cache)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in tiny.FAMILIES else pytest.param(name, marks=pytest.mark.full)
+        for name in tiny.ALL_FAMILIES
+        if tiny.encoder_layer(name) is not None
+    ],
+)
+def test_a_stage_inside_the_encoder_saves_what_eager_attention_no_longer_executes(name):
+    counted = Counted(name)
+    layer = tiny.encoder_layer(name)
+    plan = parse(f"random(site=vision, layer={layer}, keep=0.5)")
+    plain, _ = counted.call(**counted.inputs)
+    with Attachment(counted.model, plan):
+        pruned, cache = counted.call(**counted.inputs)
+    estimate = estimate_cost(counted.shape, plan, counted.media, counted.text, 0, dtype_bytes=4)
+    gone = estimate.visual_tokens_per_layer[0][0] - estimate.visual_tokens_per_layer[1][0]
+    saved = estimate.prefill_flops.plain - estimate.prefill_flops.plan - counted.recurrence(gone)
+    assert saved == pytest.approx(plain - pruned, rel=TOLERANCE if not counted.shape.encoder.windowed_layers else WINDOWS)
+    assert estimate.encoder_flops.plan < estimate.encoder_flops.plain
+    assert estimate.kv_bytes.plan == stored_bytes(cache)
 
 
 @pytest.mark.full

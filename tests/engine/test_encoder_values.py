@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import foveate
 from foveate import families
-from foveate.core.encoder import PackedPath
+from foveate.core.encoder import PackedPath, RasterPath
 from foveate.core.view import EncoderAttention, EncoderKeys, QuestionTokens
 from foveate.engine import compat, prefill
 from foveate.errors import InputError, PlanError, UnsupportedCombination
@@ -51,7 +51,7 @@ def _first(view: Any, keep: int) -> Any:
 
 
 @contextmanager
-def shown(model: nn.Module, family: str, need: Any) -> Iterator[list[Tensor]]:
+def shown(model: nn.Module, family: str, need: Any, inputs: dict[str, Tensor]) -> Iterator[list[Tensor]]:
     """The plain model's states in front of the decoder, where each visual token is what was measured of it, by full maps."""
     path: Any = families.get(family).encoder(model.config)
     maps: list[tuple[Tensor, Tensor]] = []
@@ -61,18 +61,31 @@ def shown(model: nn.Module, family: str, need: Any) -> Iterator[list[Tensor]]:
     def recorded(query: Tensor, given: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if inside[0]:
             key = given.repeat_interleave(query.shape[1] // given.shape[1], dim=1)
-            weights = (query.double() @ key.double().mT * (kwargs.get("scale") or query.shape[-1] ** -0.5)).softmax(-1)
+            scores = query.double() @ key.double().mT * (kwargs.get("scale") or query.shape[-1] ** -0.5)
+            mask = kwargs.get("attn_mask")
+            if mask is not None:  # pictures side by side in one sequence: only those of a patch's own picture count
+                seen = (mask == 0).expand(scores.shape)
+                scores = scores.masked_fill(~seen, -torch.inf)
+                weights = scores.softmax(-1) * seen.shape[2] / seen.sum(2, keepdim=True)
+            else:
+                weights = scores.softmax(-1)
             maps.append((weights.mean(1), given.double().mean(1)))
         return sdpa(query, given, *args, **kwargs)
 
     def of_unit(values: Tensor) -> Tensor:
+        if isinstance(path, RasterPath):
+            sides = [(high // path.patch, wide // path.patch) for high, wide in inputs["image_sizes"].tolist()]
+            whole = [part.view(*side) for part, side in zip(values.split([h * w for h, w in sides]), sides, strict=True)]
+            return torch.cat([nn.functional.avg_pool2d(one[None, None], path.unit).flatten() for one in whole])
         if isinstance(path, PackedPath):
             return values.reshape(-1, path.unit**2).mean(1)
         (height, width), unit = path.grid, path.unit
         squares = values.view(-1, height // unit, unit, width // unit, unit)
         return squares.mean((2, 4)).flatten(1)
 
-    def replaced(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+    def replaced(module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
+        if not maps:  # no call for a picture
+            return None
         prefix = getattr(path, "prefix", 0)
         if isinstance(need, EncoderKeys):
             values = [keys[..., 1] for _, keys in maps]
@@ -85,6 +98,8 @@ def shown(model: nn.Module, family: str, need: Any) -> Iterator[list[Tensor]]:
         units = of_unit(whole if isinstance(path, PackedPath) else whole[:, prefix:]).to(output.dtype)
         if units.ndim == 2 and units.shape[1] < output.shape[1]:  # the class token is shown too
             units = nn.functional.pad(units, (output.shape[1] - units.shape[1], 0))
+        if output.ndim == 4:  # [B, h, w, D]
+            units = units.view(output.shape[:3])
         return units[..., None].expand_as(output).contiguous()
 
     def entering(module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -96,7 +111,9 @@ def shown(model: nn.Module, family: str, need: Any) -> Iterator[list[Tensor]]:
         attention = compat.encoder_layers(tower)[path.layer_at(need.depth)].get_submodule(path.attention)
         handles.append(attention.register_forward_pre_hook(lambda *_: inside.__setitem__(0, True)))
         handles.append(attention.register_forward_hook(lambda *_: inside.__setitem__(0, False)))
-        projector = tower.get_submodule(path.merger) if isinstance(path, PackedPath) else model.get_submodule(path.projector)
+        within = isinstance(path, PackedPath) and not isinstance(path, RasterPath)
+        behind = path.merger if isinstance(path, RasterPath) else getattr(path, "projector", "")
+        projector = tower.get_submodule(path.merger) if within else model.get_submodule(behind)
     handles.append(projector.register_forward_hook(replaced))
     nn.functional.scaled_dot_product_attention = recorded
     try:
@@ -112,7 +129,7 @@ def shown(model: nn.Module, family: str, need: Any) -> Iterator[list[Tensor]]:
 def test_what_was_measured_is_what_full_maps_say_and_where_the_model_puts_it(model_of, monkeypatch, family, need):
     model, maker = model_of(family, "sdpa"), tiny.Maker(family)
     inputs = maker.inputs(tiny.ragged_rows(maker, 3))
-    with shown(model, family, need) as states, torch.no_grad():
+    with shown(model, family, need, inputs) as states, torch.no_grad():
         model(**inputs)
     plan = f"{LOOKING[0].name}(site=pre_llm, keep=0.5)"
     with spied(monkeypatch, (need,)) as found, torch.no_grad(), foveate.attach(model, plan):

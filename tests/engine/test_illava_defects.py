@@ -21,8 +21,8 @@ from foveate.engine.attachment import Attachment
 from foveate.engine.compat import cache_in
 from foveate.spec import parse
 from tests import tiny
-from tests.engine.test_encoder import deeper, siglip_llava
 from tests.oracles.dense_reference import decoder_layers
+from tests.oracles.row_encoder import deeper, siglip_llava
 from tests.spies import alive_columns, layer_calls, real
 from tests.syncs import on_device, syncs_of_foveate, weights_on_device
 

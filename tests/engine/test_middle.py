@@ -15,7 +15,8 @@ from foveate.errors import PlanError, UnsupportedCombination
 from foveate.recipes.illava import Illava
 from foveate.spec import from_json, parse, to_json
 from tests import tiny
-from tests.engine.test_encoder import LOGITS, Case, case_of, stage_of
+from tests.engine.test_encoder import LOGITS, case_of
+from tests.oracles.row_encoder import Case, stage_of
 from tests.spies import settled_state, state_of
 
 PLANS = (
@@ -25,7 +26,7 @@ PLANS = (
     "| tome(site=vision, layer=3, point=mid, keep=0.5)",
     "random(site=vision, layer=2, point=mid, keep=0.5) | fastv(layer=2, keep=0.5)",
 )
-NAMES = ("clip", "clip-several", "siglip", "paligemma")
+NAMES = ("clip", "clip-several", "siglip", "paligemma", "gemma3", "idefics3", "aya_vision", "cohere2_vision", "ovis2")
 
 
 @pytest.fixture(scope="module")
@@ -33,29 +34,37 @@ def cases() -> dict[tuple[str, str], Case]:
     return {}
 
 
-def by_hand(case: Case, media: list[Any], texts: list[str]) -> list[Tensor]:
-    """What leaves each used block, [P, prefix + n, D], by the textbook: the merges are the trace's, everything else is not."""
+def by_hand(case: Case, hidden: Tensor, media: list[Any], texts: list[str]) -> list[Tensor]:
+    """What leaves each used block, [P, prefix + n, D], by the textbook: the merges are the trace's, everything else is not.
+
+    `hidden` is what enters the first block.
+    """
     tower = case.model.get_submodule(case.path.towers[0])
-    hidden = tower.embeddings(case.inputs["pixel_values"])
-    if hasattr(tower, "pre_layrnorm"):
-        hidden = tower.pre_layrnorm(hidden)
+    sequences = [(entry, piece) for entry in media for piece in range(len(entry.medium.shape.pieces))]
+    count = len(case.units)
     stages = {int(text.partition("layer=")[2].partition(",")[0]): (number, text) for number, text in enumerate(texts)}
     prefix, out = case.path.prefix, []
 
     def merged(states: Tensor, number: int) -> Tensor:
         rows = []
-        for row, entry in enumerate(media):
-            own = stage_of(entry, number)[1]
-            rows.append(torch.cat([states[row, :prefix], own @ states[row, prefix:]]))
+        for row, (entry, piece) in enumerate(sequences):
+            kept, own, arriving = stage_of(entry, number)
+            here, there = kept // count == piece, arriving // count == piece
+            kept, own, arriving = kept[here] % count, own[here][:, there], arriving[there] % count
+            before, after = (case.units[left].flatten().argsort() for left in (arriving, kept))
+            by_unit = states[row, prefix:][before.argsort()].view(len(arriving), -1)
+            rows.append(torch.cat([states[row, :prefix], (own @ by_unit).view(len(after), -1)[after]]))
         return torch.stack(rows)
 
     for index, layer in enumerate(tower.encoder.layers[: case.path.used]):
         if index in stages and "point=mid" not in stages[index][1]:
             hidden = merged(hidden, stages[index][0])
-        hidden = hidden + layer.self_attn(layer.layer_norm1(hidden), attention_mask=None)[0]
+        norm, attention = layer.get_submodule(case.path.middle[0].replace("2", "1")), layer.get_submodule(case.path.attention)
+        hidden = hidden + attention(norm(hidden), attention_mask=None)[0]
         if index + 1 in stages and "point=mid" in stages[index + 1][1]:
             hidden = merged(hidden, stages[index + 1][0])
-        hidden = hidden + layer.mlp(layer.layer_norm2(hidden))
+        norm, mlp = map(layer.get_submodule, case.path.middle)
+        hidden = hidden + mlp(norm(hidden))
         out.append(hidden)
     return out
 
@@ -68,8 +77,10 @@ def test_b_g_blocks_equal_their_halves_by_hand(cases, plan, name, backend):
     case = case_of(cases, name, backend)
     tower = case.model.get_submodule(case.path.towers[0])
     seen: list[Tensor] = []
+    first: list[Tensor] = []
     with torch.no_grad(), foveate.attach(case.model, plan) as attachment:
         handles = [layer.register_forward_hook(lambda _, args, out: seen.append(out)) for layer in tower.encoder.layers]
+        handles.append(tower.encoder.layers[0].register_forward_pre_hook(lambda _, args: first.append(args[0])))
         logits = case.model(**case.inputs).logits
         media = attachment.trace.media
     for handle in handles:
@@ -77,7 +88,7 @@ def test_b_g_blocks_equal_their_halves_by_hand(cases, plan, name, backend):
     texts = [text for text, _ in media[0].stages if "site=vision" in text]
     assert len(texts) == plan.count("site=vision")
     with torch.no_grad():
-        expected = by_hand(case, media, texts)
+        expected = by_hand(case, first[0], media, texts)
     assert not logits.isnan().any()
     for found, hand in zip(seen, expected, strict=False):
         found = found[0] if isinstance(found, tuple) else found

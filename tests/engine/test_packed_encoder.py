@@ -1,26 +1,27 @@
-"""Encoder stages of the Qwen-VL families: against an encoder at full length that is written out here, with masked keys."""
+"""Stages inside encoders that pack pictures into one sequence: against the same encoder at full length, with masked keys."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
+from transformers.modeling_utils import AttentionInterface
 
 import foveate
-from foveate.core.trace import MediumTrace, Trace
+from foveate.core.view import TokenView
+from foveate.engine import packed_encoder
 from foveate.engine.attachment import Attachment
 from foveate.errors import PlanError, UnsupportedCombination
 from foveate.spec import parse
 from tests import tiny
-from tests.engine.test_encoder import stage_of
 from tests.oracles.dense_reference import dense_reference
+from tests.oracles.packed_encoder import Case, alive_columns
 
 LOGITS = 2e-4
 FAMILIES = tuple(family for family in tiny.ALL_FAMILIES if tiny.packs(family))
+KINDS = [(family, kind) for family in FAMILIES for kind in ("image", "video")[: 1 + (family in tiny.VIDEO_FAMILIES)]]
 near_first = [pytest.param(name, marks=[] if name in tiny.FAMILIES else pytest.mark.full) for name in FAMILIES]
 # Qwen2.5-VL looks at the whole picture in layers 1 and 3 only.
 PLANS = (
@@ -29,29 +30,8 @@ PLANS = (
     "random(site=vision, layer=1, keep=0.6) | tome(site=vision, layer=3, keep=0.5)",
     "partition(site=vision, layer=2, keep=0.6) | fastv(layer=3, keep=0.5)",
     "uniform(site=vision, layer=0, keep=0.5)",
+    "random(site=vision, layer=1, keep=0.6) | illava_v1(site=vision, layer=2, keep=0.5)",
 )
-
-
-class Case:
-    """A model and prompts with one, two and no media."""
-
-    def __init__(self, family: str, backend: str, kind: str) -> None:
-        self.family = family
-        self.model = tiny.tiny_model(family, backend)
-        self.maker = maker = tiny.Maker(family)
-        self.rows = [
-            tiny.Row([maker.text(5), maker.picture(kind=kind), maker.text(7)]),
-            tiny.Row([maker.text(3), maker.picture(), maker.text(4), maker.picture(kind=kind), maker.text(5)]),
-            tiny.Row([maker.text(12)]),
-        ]
-        self.inputs = maker.inputs(self.rows)
-        self.tower: Any = tiny.towers_of(self.model)[0]
-        self.unit = self.tower.spatial_merge_size**2
-
-    def frames(self, trace: Trace) -> list[tuple[MediumTrace, int]]:
-        """(medium, number of its frame) in the order of the encoder: all images, then all videos."""
-        media = sorted(trace.media, key=lambda entry: entry.medium.shape.kind)
-        return [(entry, t) for entry in media for t in range(entry.medium.shape.grid[0])]
 
 
 @pytest.fixture(scope="module")
@@ -65,125 +45,9 @@ def case_of(cases: dict[tuple[str, str, str], Case], *key: str) -> Case:
     return cases[key]
 
 
-def window_places(tower: Any, grids: Tensor) -> Tensor:
-    """Which unit lies at each place of the sequence, from transformers' own rule."""
-    import sys
-
-    module = sys.modules[type(tower).__module__]
-    if not hasattr(module, "get_vision_window_index"):
-        return torch.arange(int(grids.prod(1).sum()) // tower.spatial_merge_size**2)
-    return module.get_vision_window_index(
-        grids, spatial_merge_size=tower.spatial_merge_size, window_size=tower.window_size, patch_size=tower.patch_size
-    )[0]
-
-
-def of_heads(module: Any, states: Tensor) -> list[Tensor]:
-    """Queries, keys and values [n, H, D] of what an attention module projects together; key heads may be fewer."""
-    shared = getattr(module, "num_key_value_groups", 1)
-    own = module.num_heads // shared
-    width = states.shape[1] // (module.num_heads + 2 * own)
-    query, key, value = states.view(len(states), -1, width).split([module.num_heads, own, own], dim=1)
-    return [query, *(part.repeat_interleave(shared, dim=1) for part in (key, value))]
-
-
-@contextmanager
-def dense_encoder(case: Case, trace: Trace, texts: list[str]) -> Iterator[None]:
-    """Blocks at full length: merged states in place at each stage's layer, dead keys masked from there on.
-
-    Images and videos pass the tower in two calls; the frames of the second follow those of the first.
-    """
-    tower, unit = case.tower, case.unit
-    done = [0]
-    state: dict[str, Any] = {}
-
-    def before_tower(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        grids = args[1] if len(args) > 1 else kwargs["grid_thw"]
-        windowed = hasattr(tower, "fullatt_block_indexes")
-        at = window_places(tower, grids) if windowed else torch.arange(int(grids.prod(1).sum()) // unit)
-        place = torch.argsort(at)
-        count = int(grids[:, 0].sum())
-        frames = case.frames(trace)[done[0] : done[0] + count]
-        done[0] += count
-        state.update(alive={}, maps={})
-        for number, text in enumerate(texts):
-            layer = int(text.partition("layer=")[2].partition(",")[0].rstrip(")"))
-            change, keep, start = torch.eye(len(at)), torch.zeros(len(at), dtype=torch.bool), 0
-            for entry, t in frames:
-                kept, own, arriving = stage_of(entry, number)
-                size = entry.medium.shape.grid[1] * entry.medium.shape.grid[2]
-                here, there = kept // size == t, arriving // size == t
-                targets = place[start + kept[here] % size]
-                sources = place[start + arriving[there] % size]
-                change[targets] = 0
-                change[targets[:, None], sources[None]] = own[here][:, there]
-                keep[targets] = True
-                start += size
-            state["alive"][layer] = keep.repeat_interleave(unit)
-            state["maps"][layer] = torch.kron(change, torch.eye(unit))
-
-    def before_block(index: int) -> Any:
-        def run(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            hidden = args[0] if args else kwargs.pop("hidden_states")
-            if index in state["maps"]:
-                hidden = state["maps"][index] @ hidden
-            return (hidden, *args[1:]), kwargs
-
-        return run
-
-    def attention(index: int, module: Any) -> Any:
-        rotate = __import__("sys").modules[type(module).__module__].apply_rotary_pos_emb_vision
-
-        def run(hidden_states: Tensor, cu_seqlens: Tensor, position_embeddings: Any = None, **_: Any) -> Tensor:
-            length = len(hidden_states)
-            together = (
-                module.qkv(hidden_states)
-                if hasattr(module, "qkv")
-                else torch.cat([getattr(module, name)(hidden_states) for name in "qkv"], dim=1)
-            )
-            q, k, v = of_heads(module, together)
-            q, k = rotate(q, k, *position_embeddings)
-            owner = torch.bucketize(torch.arange(length), cu_seqlens[1:], right=True)
-            seen = owner[:, None] == owner[None]
-            for layer, alive in state["alive"].items():
-                if layer <= index:
-                    # Dead rows may see themselves, so that they hold numbers.
-                    seen = seen & (alive[None] | torch.eye(length, dtype=torch.bool))
-            scores = torch.einsum("qhd,khd->hqk", q, k) * q.shape[-1] ** -0.5
-            mixed = torch.einsum("hqk,khd->qhd", scores.masked_fill(~seen, -torch.inf).softmax(-1), v)
-            return module.proj(mixed.reshape(length, -1))
-
-        return run
-
-    handles = [tower.register_forward_pre_hook(before_tower, with_kwargs=True)]
-    for index, block in enumerate(tower.blocks):
-        handles.append(block.register_forward_pre_hook(before_block(index), with_kwargs=True))
-        block.attn.forward = attention(index, block.attn)
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-        for block in tower.blocks:
-            del block.attn.forward
-
-
-def alive_columns(case: Case, trace: Trace) -> dict[int, Tensor]:
-    alive: dict[int, Tensor] = {}
-    for number, (text, _) in enumerate(trace.media[0].stages):
-        layer = 0 if "site=" in text else int(text.partition("layer=")[2].partition(",")[0].rstrip(")"))
-        columns = torch.ones(case.inputs["input_ids"].shape, dtype=torch.bool)
-        for entry in trace.media:
-            gone = torch.ones(entry.medium.shape.grid_tokens, dtype=torch.bool)
-            gone[entry.kept[number]] = False
-            columns[entry.medium.row, entry.medium.columns[gone]] = False
-        alive[layer] = columns
-    return alive
-
-
 @pytest.mark.pairs
-@pytest.mark.parametrize("kind", ["image", "video"])
+@pytest.mark.parametrize(("family", "kind"), KINDS)
 @pytest.mark.parametrize("backend", ["sdpa", "eager"])
-@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("plan", PLANS)
 def test_b_g_a_shorter_encoder_equals_a_masked_one(cases, plan, family, backend, kind):
     case = case_of(cases, family, backend, kind)
@@ -194,7 +58,7 @@ def test_b_g_a_shorter_encoder_equals_a_masked_one(cases, plan, family, backend,
     assert len(trace.media[0].stages) == plan.count("(")
     texts = [text for text, _ in trace.media[0].stages if "site=vision" in text]
     alive = alive_columns(case, trace)
-    with torch.no_grad(), dense_encoder(case, trace, texts), dense_reference(case.model, alive):
+    with torch.no_grad(), case.dense(trace, texts), dense_reference(case.model, alive):
         reference = case.model(**case.inputs).logits
     everywhere = case.inputs["attention_mask"].bool()
     for columns in alive.values():
@@ -214,6 +78,23 @@ def test_the_named_ratio_is_the_one_that_comes_out(cases, family):
             assert len(entry.kept_index) == t * ((h * w + 1) // 2)
             frames = torch.bincount(entry.kept_index // (h * w), minlength=t)
             assert frames.tolist() == [(h * w + 1) // 2] * t, "every frame is seen, each with its share"
+
+
+@pytest.mark.parametrize("family", near_first)
+def test_the_encoder_gives_back_its_full_length(cases, family):
+    case, shapes = case_of(cases, family, "sdpa", "image"), []
+
+    def look(_: nn.Module, args: Any, output: Any) -> None:
+        states = [output.last_hidden_state, output.pooler_output, *(output.hidden_states or ())]
+        shapes.append([state.shape for state in states if isinstance(state, torch.Tensor)])
+
+    with torch.no_grad():
+        for plan in ("random(layer=2, keep=0.5)", PLANS[0]):
+            with foveate.attach(case.model, plan):
+                handle = case.tower.register_forward_hook(look)
+                case.model(**case.inputs)
+                handle.remove()
+    assert shapes[0] == shapes[1]
 
 
 @pytest.mark.parametrize("family", near_first)
@@ -247,3 +128,83 @@ def test_a_stage_between_a_windowed_encoder_s_full_layer_and_the_ranking_is_refu
         foveate.attach(case.model, "illava_v1(site=vision, layer=1, keep=0.5)")
     with pytest.raises(UnsupportedCombination, match="packs all pictures into one sequence"):
         foveate.attach(case.model, "tome(site=vision, layer=2, keep=0.5, proportional=on)")
+
+
+@pytest.mark.parametrize("family", ["mistral3", "pixtral"])
+def test_units_are_ranked_by_the_attention_that_their_own_patches_get(monkeypatch, family):
+    case, views, weights = Case(family, "eager", "image"), [], []
+    plain = packed_encoder.ask
+
+    def ask(stage: Any, view: TokenView, keep: int, check: bool) -> Any:
+        views.append((stage.site.layer, view))
+        return plain(stage, view, keep, check)
+
+    monkeypatch.setattr(packed_encoder, "ask", ask)
+    attention = case.tower.transformer.layers[1].attention
+    handle = attention.register_forward_hook(lambda module, args, output: weights.append(output[1]))
+    with torch.no_grad(), foveate.attach(case.model, PLANS[-1]) as attachment:
+        case.model(**case.inputs)
+        left = [entry.kept[0] for entry in attachment.trace.media]
+    handle.remove()
+    start, found = 0, [view.observed[need] for layer, view in views if layer == 2 for need in view.observed]
+    assert len(found) == len(left) == 3, "pictures of three sizes, each asked about alone"
+    for entry, kept, ranks in zip(attachment.trace.media, left, found, strict=True):
+        _, h, w = entry.medium.shape.grid
+        patches = case.raster(h, w)[kept]
+        size = patches.numel()
+        gets = weights[0][0, :, start : start + size, start : start + size].mean((0, 1))
+        expected = gets[patches.flatten().argsort().argsort()].view(len(kept), -1).mean(1)
+        torch.testing.assert_close(ranks[0], expected, atol=1e-6, rtol=0)
+        start += size
+
+
+def by_boundaries(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: Any,
+    scaling: float,
+    position_ids: torch.Tensor | None = None,
+    **boundaries: Any,
+) -> tuple[torch.Tensor, None]:
+    """What flash does with sequences side by side: they are told by boundaries, or begin where positions do."""
+    assert attention_mask is None
+    if position_ids is None:
+        lengths = boundaries["cu_seq_lens_q"].diff().tolist()
+        assert boundaries["cu_seq_lens_k"].diff().tolist() == lengths
+        assert boundaries["max_length_q"] == boundaries["max_length_k"] == max(lengths)
+    else:
+        assert position_ids.shape == (1, query.shape[2])
+        lengths = torch.nonzero(torch.cat([position_ids[0], torch.zeros(1)]) == 0).flatten().diff().tolist()
+    parts = [torch.split(states, lengths, 2) for states in (query, key, value)]
+    mixed = [nn.functional.scaled_dot_product_attention(q, k, v, scale=scaling) for q, k, v in zip(*parts, strict=True)]
+    return torch.cat(mixed, 2).transpose(1, 2).contiguous(), None
+
+
+def positions_alone(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Hands a layer positions in place of boundaries, as earlier versions of transformers do."""
+    lengths = kwargs["cu_seq_lens_q"].diff().tolist()
+    rest = {name: value for name, value in kwargs.items() if not name.startswith(("cu_seq_lens", "max_length"))}
+    return args, {**rest, "position_ids": torch.cat([torch.arange(length) for length in lengths])[None]}
+
+
+@pytest.mark.since((5, 24), "before, transformers gives layers positions in place of boundaries")
+@pytest.mark.parametrize("positions", [False, True])
+@pytest.mark.parametrize("family", ["mistral3", "pixtral"])
+@pytest.mark.parametrize("plan", PLANS[:3])
+def test_flash_gets_the_boundaries_of_what_is_left(family, plan, positions):
+    case = Case(family, "sdpa", "image")
+    with torch.no_grad(), foveate.attach(case.model, plan):
+        masked = case.model(**case.inputs).logits
+    for layer in case.tower.transformer.layers if positions else ():
+        layer.register_forward_pre_hook(positions_alone, with_kwargs=True)
+    AttentionInterface.register("flash_by_boundaries", by_boundaries)
+    case.tower.config._attn_implementation = "flash_by_boundaries"
+    try:
+        with torch.no_grad(), foveate.attach(case.model, plan):
+            bounded = case.model(**case.inputs).logits
+    finally:
+        AttentionInterface._global_mapping.pop("flash_by_boundaries")
+    real = case.inputs["attention_mask"].bool()
+    assert float((bounded - masked)[real].abs().max()) < LOGITS

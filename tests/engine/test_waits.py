@@ -16,8 +16,9 @@ from foveate.engine import decoder, entrance
 from foveate.errors import InputError
 from foveate.families import llava_next
 from tests import tiny
-from tests.engine.test_encoder import CONFIGS
 from tests.engine.test_packed_encoder import FAMILIES as PACKED
+from tests.oracles import packed_encoder
+from tests.oracles.row_encoder import CONFIGS
 from tests.oracles.tiled_encoder import Several, deeper, pictures, with_videos
 from tests.syncs import on_device, syncs_of_foveate, weights_on_device
 
@@ -63,12 +64,13 @@ def test_rows_that_are_grids_of_tokens_need_one_wait(waits, name, plan):
 @every_plan
 @pytest.mark.parametrize("family", PACKED)
 def test_packed_encoders_read_their_grids_and_their_windows(waits, family, plan):
-    model, maker = tiny.tiny_model(family), tiny.Maker(family)
+    config = packed_encoder.deeper(family)
+    model, maker = tiny.tiny_model(family, config=config), tiny.Maker(family, config=config)
     found = waits(model, maker.inputs(tiny.ragged_rows(maker, 3)), plan)
     windows = tiny.towers_of(model)[0].config.to_dict().get("fullatt_block_indexes") is not None
     # Windows, behind every stage: in front of layers 0 and 2, which look through them.
     assert len(found) == 2 + (plan.count("site=vision") if windows else 0), found
-    assert "layout" in found[0] and "packed_encoder" in found[1]
+    assert "layout" in found[0] and ("packed_encoder" in found[1] or "raster_encoder" in found[1])
 
 
 @pytest.mark.pairs
