@@ -19,7 +19,7 @@ from foveate.core.learned import LearnedMethod
 from foveate.core.method import Method, StepMethod, TokenMethod
 from foveate.core.plan import Effect, Scope, Stage
 from foveate.core.site import LAYERED, Site, SiteKind
-from foveate.core.view import Importance, TokenView
+from foveate.core.view import TokenView
 from foveate.engine.compat import CACHE
 from foveate.errors import FoveateError
 
@@ -107,6 +107,10 @@ def _works(attempt: Callable[[], object]) -> bool:
     return True
 
 
+# Of what a method is shown when it is tried.
+_SIZES = {"G": 1, "N": 16, "H": 2, "M": 4, "D": 8}
+
+
 def _effect(method: Method) -> str:
     if isinstance(method, StepMethod):
         return "gates"
@@ -122,10 +126,7 @@ def _effect(method: Method) -> str:
         sizes=torch.ones(1, 16),
         group_keys=(0,),
         observed={
-            wanted: torch.rand(1, 16, generator=generator)
-            if isinstance(wanted, Importance)
-            else torch.rand(1, 2, 16, generator=generator)
-            for wanted in method.needs()
+            wanted: torch.rand(*(_SIZES[axis] for axis in wanted.axes), generator=generator) for wanted in method.needs()
         },
     )
     keep = method.fixed_count((1, 4, 4)) or 8

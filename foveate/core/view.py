@@ -20,11 +20,13 @@ class Observation:
         attends: whether it is measured from attention, in a decoder layer below the stage.
         encodes: whether it is measured inside the vision encoder, for a stage of the decoder.
         asks: whether it says what is asked about the pictures.
+        axes: of its tensor, a letter each: groups G, tokens N, heads H, other tokens M, width D.
     """
 
     attends: ClassVar[bool] = True
     encodes: ClassVar[bool] = False
     asks: ClassVar[bool] = False
+    axes: ClassVar[str] = "GN"
 
     @property
     def probed(self) -> Observation:
@@ -46,6 +48,8 @@ class AttentionRows(Observation):
 
     query: str = "last"
     rope: bool = True
+
+    axes = "GHN"
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,8 @@ class TextPivots(Observation):
 
     count: int = 4
 
+    axes = "GMD"
+
     @property
     def probed(self) -> KeyNorms:
         return KeyNorms()
@@ -107,6 +113,7 @@ class Question(Observation):
     never of an answer. Measured in front of the language model (site=pre_llm).
     """
 
+    axes = "GD"
     attends = False
     asks = True
 
@@ -118,6 +125,7 @@ class QuestionTokens(Observation):
     M is the longest question's; rows behind the end of a shorter one are zero. Measured where `Question` is.
     """
 
+    axes = "GMD"
     attends = False
     asks = True
 
@@ -154,6 +162,7 @@ class EncoderKeys(Observation):
 
     depth: float = 1.0
 
+    axes = "GND"
     attends = False
     encodes = True
 

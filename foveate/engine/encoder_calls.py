@@ -60,7 +60,8 @@ class EncoderCallHooks(ABC, Generic[_Path, _Call]):
         self.towers = {tower: compat.encoder_layers(tower) for tower in map(model.get_submodule, path.towers)}
         self.wanted: dict[int, list[tuple[int | None, Observation]]] = defaultdict(list)
         for index, stage in stages.items():
-            self.wanted[self._probed_layer(index)] += [(index, need) for need in stage.method.needs()]
+            if stage.method.needs():
+                self.wanted[self._probed_layer(index)] += [(index, need) for need in stage.method.needs()]
         for need in asked:
             assert isinstance(need, EncoderAttention | EncoderKeys)
             self.wanted[path.layer_at(need.depth)].append((None, need))
@@ -164,8 +165,7 @@ class EncoderCallHooks(ABC, Generic[_Path, _Call]):
         return [
             (layer, layers[layer].get_submodule(self.path.attention))
             for layers in self.towers.values()
-            for layer, wanted in self.wanted.items()
-            if wanted
+            for layer in self.wanted
         ]
 
     def _before_attention(self, layer: int) -> Callable[..., None]:

@@ -17,20 +17,7 @@ from torch import Tensor
 from benchmarks._live_bytes import observe
 from foveate.core.method import StepMethod, TokenMethod
 from foveate.core.selection import Selection
-from foveate.core.view import (
-    AttentionRows,
-    Change,
-    EncoderAttention,
-    EncoderKeys,
-    Importance,
-    KeyNorms,
-    Observation,
-    Question,
-    QuestionTokens,
-    StepView,
-    TextPivots,
-    TokenView,
-)
+from foveate.core.view import Observation, StepView, TextPivots, TokenView
 from tests.syncs import OnDevice, syncs_of_anybody
 
 SEEDS = range(8)
@@ -54,25 +41,18 @@ def random_view(
     t, h, w = grid
     count = t * h * w
     observed: dict[Observation, Tensor] = {}
+    sizes = {"G": groups, "N": count, "H": HEADS, "M": WORDS, "D": WIDTH}
     for observation in method.needs():
-        if isinstance(observation, Question):
-            observed[observation] = torch.randn(groups, WIDTH, generator=generator)
-            continue
-        if isinstance(observation, QuestionTokens):
-            words = torch.randn(groups, WORDS, WIDTH, generator=generator)
-            observed[observation] = words * (torch.arange(WORDS) < WORDS - torch.arange(groups)[:, None] % WORDS)[..., None]
-            continue
+        shape = [sizes[axis] for axis in observation.axes]
         if isinstance(observation, TextPivots):
-            observed[observation] = torch.randn(groups, observation.count, WIDTH, generator=generator)
-            observed[observation][0, -1] = 0  # a prompt of few words
-            continue
-        if isinstance(observation, EncoderKeys):
-            observed[observation] = torch.randn(groups, count, WIDTH, generator=generator)
-            continue
-        known = AttentionRows | Importance | EncoderAttention | KeyNorms | Change
-        assert isinstance(observation, known), f"the contract cannot make {observation}: teach it"
-        heads = (HEADS,) if isinstance(observation, AttentionRows) else ()
-        observed[observation] = torch.rand(groups, *heads, count, generator=generator) / count
+            shape[1] = observation.count
+        if "D" in observation.axes:
+            observed[observation] = torch.randn(shape, generator=generator)
+        else:
+            observed[observation] = torch.rand(shape, generator=generator) / count
+        if "M" in observation.axes:  # some have fewer words than others
+            words = torch.arange(shape[1]) < shape[1] - torch.arange(groups)[:, None] % shape[1]
+            observed[observation] *= words[..., None]
     return TokenView(
         features=torch.randn(groups, count, WIDTH, generator=generator).to(dtype),
         coords=torch.cartesian_prod(torch.arange(t), torch.arange(h), torch.arange(w))
