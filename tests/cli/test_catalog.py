@@ -97,7 +97,7 @@ def test_doctor_names_the_first_valid_layer_of_sliding_models(command):
     code, out, _ = command("doctor", "gemma-3-12b")
     assert code == 0
     assert "fastv from layer 6 on" in out
-    assert "sites: pre_llm, llm(1..47), decode" in out
+    assert "sites: vision(0..26), pre_llm, llm(1..47), decode" in out
     assert "not measured" in out
 
 
