@@ -31,6 +31,7 @@ class Method(Written):
         needs_grid: whether it only works on a whole grid in raster order.
         reads_features: whether it looks at hidden states, which cached tokens no longer have.
         merges: whether tokens that it removes may flow into others.
+        sums: whether what flows into a token is added to it, so that its state may grow; else it becomes a weighted mean.
         thresholds: whether its scores are probabilities of staying, so that a budget can be a threshold.
     """
 
@@ -40,6 +41,7 @@ class Method(Written):
     needs_grid: ClassVar[bool] = False
     reads_features: ClassVar[bool] = True
     merges: ClassVar[bool] = False
+    sums: ClassVar[bool] = False
     thresholds: ClassVar[bool] = False
 
     @property

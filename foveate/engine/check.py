@@ -76,7 +76,7 @@ def _check_measured_encoder(stage: Stage, family: Family, config: Any) -> None:
     if family.encoder(config) is None:
         raise UnsupportedCombination(
             f"{stage.method.name} ranks by what happens inside the vision encoder, and where that of {family.title} keeps its "
-            "tokens is not described: choose by features alone (divprune, cosine) or by the decoder's attention (fastv)"
+            "tokens is not described: choose by features alone or by the decoder's attention; `foveate methods` says which do"
         )
     if stage.effect is Effect.MASK:
         raise PlanError(f"{stage.method.name} ranks by one call of the vision encoder: leave effect=mask out")

@@ -44,7 +44,7 @@ def _values(running: Pass, need: Observation, hidden: Tensor) -> Tensor:
         if key not in matched or any(need not in row.observed for row in matched[key]):
             raise InputError(
                 f"{need} is measured inside the vision encoder, but features of a picture of row {medium.row} were encoded "
-                "before this call: pass pixel values, or choose by features alone (divprune, cosine)"
+                "before this call: pass pixel values, or choose by features alone"
             )
         values = spread(medium.shape, [row.observed[need] for row in matched[key]]).to(hidden.device)
         if out is None:

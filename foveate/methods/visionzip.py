@@ -31,6 +31,7 @@ class VisionZip(TokenMethod):
 
     sites = (SiteKind.PRE_LLM,)
     merges = True
+    sums = True
     paper = "arXiv 2412.04467"
 
     def __post_init__(self) -> None:
@@ -42,7 +43,7 @@ class VisionZip(TokenMethod):
         return cls(), cls(contextual=0.5)
 
     def pairs_at_once(self, tokens: int) -> int:
-        return pairs_of_nearest(tokens)
+        return min(pairs_of_nearest(tokens), int(self.contextual * tokens**2 / 4) + tokens)
 
     def needs(self) -> tuple[Observation, ...]:
         return EncoderAttention(), EncoderKeys()

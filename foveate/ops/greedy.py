@@ -148,14 +148,14 @@ def coverage(table: Tensor, weight: Tensor, keep: int) -> Tensor:
 def _lazily_covered(table: Tensor, weight: Tensor, keep: int) -> Tensor:
     import heapq
 
-    import numpy as np
     import torch
 
-    rows, weights = table.detach().numpy(), weight.tolist()
-    covered = np.zeros(rows.shape[1], dtype=np.float32)
+    rows, weights = table.detach(), weight.tolist()
+    covered, room = torch.zeros_like(rows[0]), torch.empty_like(rows[0])
 
     def gain(candidate: int) -> float:
-        return float(weights[candidate] * np.maximum(rows[candidate] - covered, 0).sum())
+        missing = torch.sub(rows[candidate], covered, out=room).clamp_(min=0)
+        return float(weights[candidate]) * float(missing.sum())
 
     known = [(-gain(candidate), candidate) for candidate in range(len(rows))]
     heapq.heapify(known)
@@ -167,7 +167,7 @@ def _lazily_covered(table: Tensor, weight: Tensor, keep: int) -> Tensor:
             heapq.heappush(known, best)
             continue
         chosen.append(candidate)
-        np.maximum(covered, rows[candidate], out=covered)
+        torch.maximum(covered, rows[candidate], out=covered)
     return torch.tensor(chosen)
 
 

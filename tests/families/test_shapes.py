@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
 from foveate.core.shape import DecoderShape, EncoderShape, LayerShape, LinearShape, ModelShape, RowsPer
 from foveate.cost.presets import load_preset, preset_names
 from foveate.families import family_for
+
+
+def merger(*widths: int, after: int | None = None) -> tuple[LinearShape, ...]:
+    """Layers of a merger inside an encoder, which meets what stages left of the visual tokens."""
+    return tuple(LinearShape(a, b, RowsPer.LEFT, after=after) for a, b in pairwise(widths))
+
 
 CLIP_L = EncoderShape(24, 1024, 4096, 16, patch_inputs=588, prefix_tokens=1)
 SHAPES = {
@@ -75,7 +82,7 @@ SHAPES = {
         "qwen2_vl",
         DecoderShape(28, 3584, 18944, 28, 4, 128, vocabulary=152064, layer_windows=(None,) * 28),
         EncoderShape(32, 1280, 5120, 16, patch_inputs=3 * 2 * 14 * 14),
-        (LinearShape(5120, 5120), LinearShape(5120, 3584)),
+        merger(5120, 5120, 3584),
     ),
     "qwen2.5-vl-7b": ModelShape(
         "qwen2_5_vl",
@@ -89,13 +96,13 @@ SHAPES = {
             gated_mlp=True,
             windowed_layers=(*range(7), *range(8, 15), *range(16, 23), *range(24, 31)),
         ),
-        (LinearShape(5120, 5120), LinearShape(5120, 3584)),
+        merger(5120, 5120, 3584),
     ),
     "qwen3-vl-8b": ModelShape(
         "qwen3_vl",
         DecoderShape(36, 4096, 12288, 32, 8, 128, vocabulary=151936, layer_windows=(None,) * 36),
         EncoderShape(27, 1152, 4304, 16, patch_inputs=3 * 2 * 16 * 16),
-        (LinearShape(4608, 4608), LinearShape(4608, 4096)) * 4,
+        tuple(layer for at in (8, 16, 24, None) for layer in merger(4608, 4608, 4096, after=at)),
     ),
     "qwen3-vl-30b-a3b": ModelShape(
         "qwen3_vl_moe",
@@ -111,7 +118,7 @@ SHAPES = {
             layer_shapes=(LayerShape(4, 128, 8 * 768, other_weights=2048 * 128),) * 48,
         ),
         EncoderShape(27, 1152, 4304, 16, patch_inputs=3 * 2 * 16 * 16),
-        (LinearShape(4608, 4608), LinearShape(4608, 2048)) * 4,
+        tuple(layer for at in (8, 16, 24, None) for layer in merger(4608, 4608, 2048, after=at)),
     ),
     "gemma-4-e2b": ModelShape(
         "gemma4",
@@ -159,11 +166,9 @@ SHAPES = {
         DecoderShape(40, 4096, 13696, 32, 2, 128, vocabulary=151552, layer_windows=(None,) * 40),
         EncoderShape(24, 1536, 4096, 12, patch_inputs=3 * 2 * 14 * 14, gated_mlp=True),
         (
-            LinearShape(6144, 4096),
-            LinearShape(4096, 4096),
-            LinearShape(4096, 13696),
-            LinearShape(4096, 13696),
-            LinearShape(13696, 4096),
+            *merger(6144, 4096, 4096),
+            *merger(4096, 13696) * 2,
+            *merger(13696, 4096),
         ),
     ),
     "idefics3-8b": ModelShape(
@@ -215,7 +220,7 @@ for size, (known, decoder, intermediate) in OTHER_SIZES.items():
         shape,
         decoder=DecoderShape(*decoder, layer_windows=windows[: decoder[0]]),
         encoder=replace(shape.encoder, intermediate=intermediate),
-        projector=(*before, LinearShape(last.inputs, decoder[1])),
+        projector=(*before, replace(last, outputs=decoder[1])),
     )
 
 

@@ -13,7 +13,7 @@ from foveate.errors import SpecError
 from foveate.methods.cdpruner import CDPruner
 from foveate.ops.greedy import determinantal, unit_rows
 from tests.methods.selecting import SPOILED, kept_of, spoiled_view
-from tests.oracles.selectors import cdpruner_kernel, greedy_determinant
+from tests.oracles.selectors import cdpruner_kept
 
 # Features of eight numbers span a kernel of rank eight: beyond it every determinant is zero.
 WITHIN_RANK = (1, 3, 8)
@@ -25,7 +25,7 @@ def test_it_keeps_what_the_twin_keeps(weight, theta, keep):
     method = CDPruner(weight)
     view = spoiled_view(method, "random", seed=4)
     expected = [
-        greedy_determinant(cdpruner_kernel(features, words, theta), keep)
+        cdpruner_kept(features, words, keep, theta)
         for features, words in zip(view.features, view.observe(QuestionTokens()), strict=True)
     ]
     assert kept_of(method, view, keep) == expected

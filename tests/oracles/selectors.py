@@ -78,6 +78,17 @@ def greedy_determinant(kernel: Tensor, keep: int) -> list[int]:
     return sorted(chosen)
 
 
+def cdpruner_kept(features: Tensor, words: Tensor, keep: int, theta: float | None = None) -> list[int]:
+    """Tokens that are relevant to the words and unlike each other."""
+    return greedy_determinant(cdpruner_kernel(features, words, theta), keep)
+
+
+def v2drop_kept(before: Tensor, after: Tensor, keep: int) -> list[int]:
+    """The tokens whose states [N, D] moved most."""
+    moved = [float((b.double() - a.double()).norm()) for a, b in zip(before, after, strict=True)]
+    return sorted(sorted(range(len(moved)), key=lambda i: (-moved[i], i))[:keep])
+
+
 def covering_kept(table: list[list[float]], weight: Sequence[float], keep: int) -> list[int]:
     """Greedy coverage: table[candidate][row]; all gains are computed anew in each step."""
     covered, chosen = [0.0] * len(table[0]), list[int]()

@@ -139,7 +139,7 @@ def test_the_methods_named_for_the_place_before_the_llm_act_there():
     with pytest.raises(FoveateError) as caught:
         parse("fastv(layer=0, keep=0.5)")
     able = str(caught.value).partition("a method that can: ")[2].partition(", e.g. ")[0].split(", ")
-    assert able == ["pool", "random", "tome", "uniform"]
+    assert {"pool", "random", "tome", "uniform"} <= set(able)
     for name in able:
         parse(f"{name}(site=pre_llm{'' if name == 'pool' else ', keep=0.5'})")
     parse(str(caught.value).partition("e.g. ")[2])

@@ -23,7 +23,8 @@ def test_imports_point_down_only():
 
 
 def test_the_engine_names_no_method():
-    assert naming_violations(FILES, methods.names()) == []
+    # A plan says scope=frame, whatever its method.
+    assert naming_violations(FILES, [name for name in methods.names() if name != "scope"]) == []
 
 
 PLANTED = {
