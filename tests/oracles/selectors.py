@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from tests.oracles.controls import window_kept
+
 
 def cosines(first: Tensor, second: Tensor) -> list[list[float]]:
     """Cosine of every row of one [N, D] with every row of the other; 0 for a row of zeros."""
@@ -208,3 +210,27 @@ def dart_kept(features: Tensor, norms: Sequence[float], words: Tensor, keep: int
         rest = [i for i in range(len(norms)) if i not in chosen]
         chosen += sorted(rest, key=lambda i: (likeness[i], i))[: min(each, keep - len(chosen))]
     return sorted(chosen)
+
+
+def global_local_kept(
+    features: Tensor,
+    late: Sequence[float],
+    early: Sequence[float],
+    coords: Sequence[tuple[int, int, int]],
+    sizes: Tensor,
+    keep: int,
+    window: int = 4,
+    merge: bool = True,
+) -> dict[int, Tensor]:
+    """State of each survivor: half of them window by window, half anywhere; the others join the most similar one by size."""
+    chosen = window_kept(list(early), list(coords), keep // 2, window) if keep // 2 else []
+    rest = [i for i in range(len(late)) if i not in chosen]
+    chosen += sorted(rest, key=lambda i: (-late[i], i))[: keep - keep // 2]
+    members = {i: [i] for i in sorted(chosen)}
+    table = cosines(features, features)
+    if merge:
+        for i in range(len(late)):
+            if i not in members:
+                members[_first_best(sorted(chosen), lambda k, i=i: table[i][k])].append(i)
+    x, n = features.double(), sizes.double()
+    return {k: sum(x[i] * n[i] for i in own) / sum(n[i] for i in own) for k, own in members.items()}
