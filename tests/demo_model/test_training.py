@@ -34,12 +34,17 @@ def small(out: Path, **changes: Any) -> DemoTrainingConfig:
     return replace(DemoTrainingConfig(out=out, smoke=True).resolved(), smoke=False, **changes)
 
 
+def at_every_step(config: DemoTrainingConfig) -> DemoTrainingConfig:
+    """Saved after each step, so that it may be stopped at any; with each save comes a validation, here a short one."""
+    return replace(config, checkpoint_minutes=0.0, validation_pictures=1)
+
+
 @pytest.mark.full
 @pytest.mark.timeout(600)
 def test_a_stopped_run_resumes_and_exports_a_plain_model(tmp_path: Path) -> None:
-    config = small(tmp_path, checkpoint_minutes=0.0, validation_pictures=4)
+    config = small(tmp_path, checkpoint_minutes=99.0, validation_pictures=4)
     with pytest.raises(KeyboardInterrupt):
-        train_demo(config, stop_at("joint", 25))
+        train_demo(at_every_step(config), stop_at("joint", 25))
     stopped = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert (stopped["phase"], stopped["step"]) == ("joint", 25)
     folder = train_demo(config)
@@ -62,7 +67,7 @@ def test_a_stopped_run_resumes_and_exports_a_plain_model(tmp_path: Path) -> None
 def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(tmp_path: Path) -> None:
     whole = small(tmp_path / "whole", steps=30, precision="float32", checkpoint_minutes=99.0)
     train_demo(whole)
-    broken = replace(whole, out=tmp_path / "broken", checkpoint_minutes=0.0)
+    broken = at_every_step(replace(whole, out=tmp_path / "broken"))
     for phase, step in (("vision", 7), ("joint", 9), ("joint", 23)):
         with pytest.raises(KeyboardInterrupt):
             train_demo(broken, stop_at(phase, step))
@@ -75,7 +80,7 @@ def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(tmp_path: Path) 
 @pytest.mark.full
 @pytest.mark.timeout(600)
 def test_steps_may_change_until_the_learning_rate_falls(tmp_path: Path) -> None:
-    config = small(tmp_path, checkpoint_minutes=0.0, validation_pictures=4)
+    config = at_every_step(small(tmp_path))
     with pytest.raises(KeyboardInterrupt):
         train_demo(config, stop_at("joint", 15))
     longer = replace(config, steps=62)
