@@ -80,6 +80,10 @@ class Case:
         path = family_for(config).encoder(config)
         assert path is not None
         self.path = path
+        with torch.no_grad():  # attention that is all but uniform ranks by rounding
+            for weight, parameter in self.model.get_submodule(path.towers[0]).named_parameters():
+                if weight.endswith(("q_proj.weight", "k_proj.weight")):
+                    parameter.mul_(0.2 / parameter.std())
 
     @property
     def units(self) -> Tensor:
