@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         compare,
         detach,
         estimate,
+        fit_images,
         load_video,
     )
     from foveate.core.budget import Budget
@@ -47,6 +48,7 @@ _get, _names = exports(
         "compare": "foveate.api",
         "detach": "foveate.api",
         "estimate": "foveate.api",
+        "fit_images": "foveate.api",
         "load_plan": "foveate.spec",
         "load_video": "foveate.api",
         "methods": "foveate.methods",
@@ -94,6 +96,7 @@ __all__ = [
     "compare",
     "detach",
     "estimate",
+    "fit_images",
     "load_plan",
     "load_video",
     "methods",

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from foveate.api.attachment import attach, detach
     from foveate.api.comparison import Answer, Candidate, compare
     from foveate.api.cost import default_plan, estimate, resolve_config
+    from foveate.api.fitting import fit_images
     from foveate.api.looking import attention
     from foveate.api.video import Video, load_video
     from foveate.engine.attachment import Attachment
@@ -28,6 +29,7 @@ else:
             "default_plan": "foveate.api.cost",
             "detach": "foveate.api.attachment",
             "estimate": "foveate.api.cost",
+            "fit_images": "foveate.api.fitting",
             "load_video": "foveate.api.video",
             "resolve_config": "foveate.api.cost",
         },
@@ -45,6 +47,7 @@ __all__ = [
     "default_plan",
     "detach",
     "estimate",
+    "fit_images",
     "load_video",
     "resolve_config",
 ]

@@ -26,6 +26,9 @@ def run(
     compare_plans: Annotated[
         bool, typer.Option("--compare", help="Beside it: the plain model, random, uniform and a downsampled picture.")
     ] = False,
+    max_visual_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Scale each picture down until the processor makes at most so many tokens of it.")
+    ] = None,
     new_tokens: options.NewTokens = 64,
     repeats: Annotated[
         int, typer.Option(min=1, max=options.MOST_REPEATS, help="Time each row this often and report medians.")
@@ -48,9 +51,12 @@ def run(
     contents = [one.content for one in shown]
     parsed = None if plan is None else parse(plan)
     loaded, processor = startup.load_model(model, settings)
-    from foveate.api import Candidate, Video, compare, default_plan
+    from foveate.api import Candidate, Video, compare, default_plan, fit_images
     from foveate.cli import loading
 
+    if max_visual_tokens is not None:
+        # Frames of a video are counted by other rules: --frames and --fps say how many there are.
+        contents = [one if isinstance(one, Video) else fit_images(processor, [one], max_visual_tokens)[0] for one in contents]
     parsed = parsed or default_plan(loaded.config)
     inputs = loading.prompt_inputs(loaded, processor, contents, question)
     console = tables.make_console()

@@ -39,6 +39,14 @@ def test_compare_puts_plain_and_controls_beside_the_plan(command, model_folder, 
     assert all(row["ttft_ms"] > 0 for row in rows)
 
 
+def test_a_budget_of_visual_tokens_that_no_size_meets_is_refused(command, model_folder, picture):
+    asked = ("run", picture, "what?", "--model", model_folder, "--new-tokens", "2", "--max-visual-tokens")
+    code, _, err = command(*asked, "143")
+    assert code == 2
+    assert "makes at least 144 visual tokens" in " ".join(err.split())
+    assert command(*asked, "144")[0] == 0
+
+
 @pytest.mark.full
 @pytest.mark.pairs
 @pytest.mark.parametrize("compared", [[], ["--compare"]])
