@@ -13,6 +13,9 @@ from foveate.core.site import SiteKind
 from foveate.core.view import TokenView
 from foveate.ops.greedy import largest, spread_out
 
+# Squares of what is larger are no numbers.
+_LARGE = 1e15
+
 
 @dataclass(frozen=True)
 class Fps(TokenMethod):
@@ -22,6 +25,6 @@ class Fps(TokenMethod):
     paper = "Eldar et al. 1997"
 
     def select(self, view: TokenView, keep: int) -> Selection:
-        points = view.features.detach().float()
+        points = view.features.detach().float().nan_to_num(0.0).clamp(-_LARGE, _LARGE)
         first = largest((points - points.mean(1, keepdim=True)).square().sum(2))
         return Selection(spread_out(points, first, keep, "euclidean").sort(1).values)

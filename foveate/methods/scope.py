@@ -50,7 +50,7 @@ class Scope(TokenMethod):
     def select(self, view: TokenView, keep: int) -> Selection:
         import torch
 
-        saliency = view.observe(EncoderAttention())
+        saliency = view.observe(EncoderAttention()).nan_to_num(0.0)
         # A common factor changes no choice, and small powers of small numbers would vanish.
         weight = (saliency / saliency.amax(1, keepdim=True).clamp(min=1e-30)) ** self.alpha
         chosen = []

@@ -16,10 +16,14 @@ ROWS_AT_ONCE = 128
 
 
 def unit_rows(states: Tensor) -> Tensor:
-    """[..., D] fp32, each row divided by its length; a row of zeros stays one. Without gradient: a choice has none."""
+    """[..., D] fp32, each row divided by its length; a row of zeros stays one, and what is no number becomes one.
+
+    Without gradient: a choice has none.
+    """
     import torch
 
-    return torch.nn.functional.normalize(states.detach().float(), dim=-1)
+    rows: Tensor = torch.nn.functional.normalize(states.detach().float(), dim=-1).nan_to_num_(0.0)
+    return rows
 
 
 def largest(values: Tensor) -> Tensor:

@@ -36,6 +36,7 @@ PLANS = (
     "uniform(site=vision, layer=0, keep=0.5)",
     "illava_v1(site=vision, layer=2, keep=0.6) | illava_v1(layer=2, keep=0.5)",
     "partition(site=vision, layer=2, keep=0.6) | random(site=pre_llm, keep=0.7) | fastv(layer=2, keep=0.5)",
+    "random(site=vision, layer=1, keep=0.6) | scope(site=pre_llm, keep=0.7) | v2drop(layer=2, keep=0.5)",
 )
 
 

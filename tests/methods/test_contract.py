@@ -117,6 +117,21 @@ def test_methods_ignore_the_default_dtype_of_the_caller(method):
         torch.set_default_dtype(torch.float32)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("method", examples.firsts(TokenMethod), ids=str)
+def test_a_picture_that_holds_no_numbers_spoils_nobody_else(method, value):
+    view = random_view(method, (1, 4, 4), seed=0)
+    keep = method.fixed_count((1, 4, 4)) or 5
+    clean = method.select(view, keep).kept
+    view.features[1] = value
+    for observed in view.observed.values():
+        observed[1] = value
+    selection = method.select(view, keep)
+    selection.check_shapes(3, 16, keep)
+    selection.check_values(16)
+    assert torch.equal(selection.kept[[0, 2]], clean[[0, 2]])
+
+
 def test_the_methods_are_those_of_the_files():
     assert set(methods.names()) >= {"fastv", "pool", "random", "uniform"}
 
