@@ -11,6 +11,8 @@ if TYPE_CHECKING:  # a cost estimate needs no torch
     import torch
     from torch import Tensor
 
+# Distances below this are rounding: equal tokens are equal, in company and alone.
+_ROUNDING = 1e-6
 # Rows of a similarity table that are held at once.
 ROWS_AT_ONCE = 128
 
@@ -47,7 +49,8 @@ def nearest_neighbour(points: Tensor) -> Tensor:
         own = torch.arange(start, start + table.shape[1], device=points.device)[None, :, None]
         parts.append(table.scatter_(2, own.expand(len(points), -1, 1), -1.0).amax(2))
         del table  # before the next one is made
-    return torch.cat(parts, 1)
+    nearest = torch.cat(parts, 1)
+    return torch.where(nearest > 1 - _ROUNDING, 1.0, nearest)
 
 
 def spread_out(points: Tensor, first: Tensor, keep: int, metric: str) -> Tensor:
@@ -68,6 +71,7 @@ def spread_out(points: Tensor, first: Tensor, keep: int, metric: str) -> Tensor:
         own = points.gather(1, last[..., None].expand(-1, -1, points.shape[2]))  # [G, 1, D]
         new = 1 - (points @ own.transpose(1, 2))[..., 0] if metric == "cosine" else _squares(points, own)
         # Those that are chosen are behind all others, also where equal points have no distance left.
+        new = torch.where(new < _ROUNDING, 0.0, new) if metric == "cosine" else new
         distance = torch.minimum(distance, new).scatter(1, last, -torch.inf)
         last = largest(distance)
         chosen.append(last)

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import foveate
-from foveate import methods
+from foveate import families, methods
 from foveate.core.budget import Budget
 from foveate.core.method import Method
 from foveate.core.plan import Plan, Scope, Stage
@@ -41,7 +41,7 @@ def plans(draw: st.DrawFn, family: str, path: str, *, counted: bool = True, acro
         counted: whether methods that fix their own count may be among them.
         across: whether tokens may merge across media; a trace follows them within their medium only.
     """
-    full = tiny.full_layers(family)
+    full, described = tiny.full_layers(family), families.get(family).encoder(tiny.probed(family)) is not None
     count = draw(st.integers(1, 3))
     where = sorted(draw(st.lists(st.sampled_from(tiny.valid_layers(family)), min_size=count, max_size=count, unique=True)))
     scopes = sorted(draw(st.lists(st.sampled_from(Scope), min_size=count, max_size=count)), key=_width)
@@ -51,6 +51,7 @@ def plans(draw: st.DrawFn, family: str, path: str, *, counted: bool = True, acro
 
         def serves(method: Method, site: Site = site, scope: Scope = scope) -> bool:
             seen = not any(need.attends for need in method.needs()) or any(below < (site.layer or 0) for below in full)
+            seen = seen and (described or not any(need.encodes for need in method.needs()))
             grid = not method.needs_grid or (not stages and scope is not Scope.SAMPLE)
             apart = across or not method.merges or scope is not Scope.SAMPLE
             counts = counted or not counts_by_itself(method)
