@@ -13,7 +13,7 @@ from foveate.core.method import TokenMethod
 from foveate.core.selection import Selection
 from foveate.core.site import SiteKind
 from foveate.core.view import TokenView
-from foveate.ops.greedy import ROWS_AT_ONCE, largest, nearest_neighbour, spread_out, unit_rows
+from foveate.ops.greedy import ROUNDING, ROWS_AT_ONCE, largest, nearest_neighbour, spread_out, unit_rows
 
 
 @dataclass(frozen=True)
@@ -31,5 +31,5 @@ class DivPrune(TokenMethod):
 
     def select(self, view: TokenView, keep: int) -> Selection:
         points = unit_rows(view.features)
-        first = largest(-nearest_neighbour(points))
+        first = largest(-nearest_neighbour(points), ROUNDING)
         return Selection(spread_out(points, first, keep, "cosine").sort(1).values)

@@ -26,5 +26,6 @@ class Fps(TokenMethod):
 
     def select(self, view: TokenView, keep: int) -> Selection:
         points = view.features.detach().float().nan_to_num(0.0).clamp(-_LARGE, _LARGE)
+        # Two tokens are equally far from their mean: the earlier one begins.
         first = largest((points - points.mean(1, keepdim=True)).square().sum(2))
         return Selection(spread_out(points, first, keep, "euclidean").sort(1).values)

@@ -11,8 +11,8 @@ if TYPE_CHECKING:  # a cost estimate needs no torch
     import torch
     from torch import Tensor
 
-# Distances below this are rounding: equal tokens are equal, in company and alone.
-_ROUNDING = 1e-6
+# What differs by less is equal: two tokens are as far from each other, and rounding says otherwise in company than alone.
+ROUNDING = 1e-6
 # Rows of a similarity table that are held at once.
 ROWS_AT_ONCE = 128
 
@@ -28,12 +28,17 @@ def unit_rows(states: Tensor) -> Tensor:
     return rows
 
 
-def largest(values: Tensor) -> Tensor:
-    """[G, 1] long: the index of the largest of [G, N]; of equal ones the earliest, on every device."""
+def largest(values: Tensor, slack: Tensor | float | None = None) -> Tensor:
+    """[G, 1] long: the index of the largest of [G, N]; of those within `slack` of it the earliest, on every device.
+
+    `slack` is a number or [G, 1]; None for a millionth of the largest.
+    """
     import torch
 
+    top = values.amax(1, keepdim=True)
+    near = values >= top - (ROUNDING * top.abs() if slack is None else slack)
     count = torch.arange(values.shape[1], device=values.device)
-    return torch.where(values == values.amax(1, keepdim=True), count, values.shape[1] - 1).amin(1, keepdim=True)
+    return torch.where(near, count, values.shape[1] - 1).amin(1, keepdim=True)
 
 
 def nearest_neighbour(points: Tensor) -> Tensor:
@@ -49,8 +54,7 @@ def nearest_neighbour(points: Tensor) -> Tensor:
         own = torch.arange(start, start + table.shape[1], device=points.device)[None, :, None]
         parts.append(table.scatter_(2, own.expand(len(points), -1, 1), -1.0).amax(2))
         del table  # before the next one is made
-    nearest = torch.cat(parts, 1)
-    return torch.where(nearest > 1 - _ROUNDING, 1.0, nearest)
+    return torch.cat(parts, 1)
 
 
 def spread_out(points: Tensor, first: Tensor, keep: int, metric: str) -> Tensor:
@@ -66,21 +70,21 @@ def spread_out(points: Tensor, first: Tensor, keep: int, metric: str) -> Tensor:
     import torch
 
     chosen, last = [first], first
+    lengths = points.square().sum(2)
+    slack = ROUNDING if metric == "cosine" else ROUNDING * lengths.amax(1, keepdim=True)
     distance = torch.full(points.shape[:2], torch.inf, device=points.device, dtype=torch.float32)
     for _ in range(keep - 1):
         own = points.gather(1, last[..., None].expand(-1, -1, points.shape[2]))  # [G, 1, D]
-        new = 1 - (points @ own.transpose(1, 2))[..., 0] if metric == "cosine" else _squares(points, own)
+        new = 1 - (points @ own.transpose(1, 2))[..., 0] if metric == "cosine" else _squares(points, lengths, own)
         # Those that are chosen are behind all others, also where equal points have no distance left.
-        new = torch.where(new < _ROUNDING, 0.0, new) if metric == "cosine" else new
         distance = torch.minimum(distance, new).scatter(1, last, -torch.inf)
-        last = largest(distance)
+        last = largest(distance, slack)
         chosen.append(last)
     return torch.cat(chosen, 1)
 
 
-def _squares(points: Tensor, own: Tensor) -> Tensor:
-    """[G, N] squared distances to [G, 1, D], without a difference of every point."""
-    lengths = points.square().sum(2)
+def _squares(points: Tensor, lengths: Tensor, own: Tensor) -> Tensor:
+    """[G, N] squared distances to [G, 1, D], without a difference of every point; `lengths` [G, N] are squares too."""
     product = (points @ own.transpose(1, 2))[..., 0]
     squares: Tensor = (lengths - 2 * product + own.square().sum(2)).clamp(min=0)
     return squares
@@ -109,7 +113,7 @@ def determinantal(points: Tensor, quality: Tensor, keep: int) -> Tensor:
     for step in range(keep):
         # Gains are at most what they were; below `least` they are rounding, and quality decides among negative numbers.
         score = torch.where(gain > least, gain, -1 / (1 + quality)).masked_fill(taken, -torch.inf)
-        last = largest(score)
+        last = largest(score, least)
         chosen.append(last)
         taken = taken.scatter(1, last, True)
         own = points.gather(1, last[..., None].expand(-1, -1, width))
@@ -174,6 +178,19 @@ def _lazily_covered(table: Tensor, weight: Tensor, keep: int) -> Tensor:
         if known and best > known[0]:
             heapq.heappush(known, best)
             continue
+        # Others may be as good up to rounding; the earliest of them is chosen.
+        equal, least = [best], -best[0] * (1 - ROUNDING)
+        while known and -known[0][0] >= least:
+            _, other = heapq.heappop(known)
+            again = (-gain(other), other)
+            if -again[0] >= least:
+                equal.append(again)
+            else:
+                heapq.heappush(known, again)
+        candidate = min(number for _, number in equal)
+        for passed in equal:
+            if passed[1] != candidate:
+                heapq.heappush(known, passed)
         chosen.append(candidate)
         torch.maximum(covered, rows[candidate], out=covered)
     return torch.tensor(chosen)

@@ -8,6 +8,7 @@ import pytest
 
 from foveate.methods.divprune import DivPrune
 from tests.methods.selecting import KEEPS, SPOILED, kept_of, spoiled_view
+from tests.oracles.contract import random_view
 from tests.oracles.selectors import divprune_kept
 
 
@@ -35,3 +36,9 @@ def test_a_smaller_budget_keeps_some_of_what_a_larger_one_keeps():
     view = spoiled_view(DivPrune(), "random")
     kept = [list(map(set, kept_of(DivPrune(), view, keep))) for keep in range(1, 25)]
     assert all(a <= b for small, large in pairwise(kept) for a, b in zip(small, large, strict=True))
+
+
+def test_of_two_tokens_the_earlier_one_is_kept_whatever_rounding_says():
+    for seed in range(20):
+        view = random_view(DivPrune(), (1, 1, 2), seed)
+        assert kept_of(DivPrune(), view, 1) == [[0]] * 3

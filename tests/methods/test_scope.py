@@ -36,6 +36,14 @@ def test_the_lazy_choice_is_the_one_that_looks_at_everything(seed):
 
 
 @pytest.mark.parametrize("anew", [True, False])
+def test_of_equal_candidates_the_earliest_is_chosen_whatever_rounding_says(anew):
+    noise = torch.rand(1, 12, 12, generator=torch.Generator().manual_seed(0)) * 1e-8
+    table = torch.eye(12)[None] + noise
+    with patch("foveate.ops.greedy.waits", return_value=anew):
+        assert coverage(table, torch.ones(1, 12), 5).tolist() == [[0, 1, 2, 3, 4]]
+
+
+@pytest.mark.parametrize("anew", [True, False])
 @pytest.mark.parametrize("kind", SPOILED)
 def test_no_token_is_chosen_twice_whatever_it_is_shown(kind, anew):
     with patch("foveate.ops.greedy.waits", return_value=anew):
