@@ -32,6 +32,10 @@ DECODERS = {  # layers, hidden, intermediate, heads, kv heads, vocabulary
     "smolvlm2-500m": (32, 960, 2560, 15, 5, 49280),
     "qwen3-vl-8b": (36, 4096, 12288, 32, 8, 151936),
     "qwen3-vl-30b-a3b": (48, 2048, 6144, 32, 4, 151936),
+    "qwen3.5-9b": (32, 4096, 12288, 16, 4, 248320),
+    "qwen3.6-35b-a3b": (40, 2048, None, 16, 2, 248320),  # every layer has experts
+    "lfm2-vl-450m": (16, 1024, 6656, 16, 8, 65536),
+    "lfm2-vl-1.6b": (16, 2048, 12288, 32, 8, 65536),
     "gemma-4-e2b": (35, 1536, 6144, 8, 1, 262144),
     "llama-4-scout": (48, 5120, 8192, 40, 8, 202048),
 }
@@ -61,6 +65,10 @@ ENCODERS = {  # layers, hidden, intermediate, heads
     "smolvlm2-500m": (12, 768, 3072, 12),
     "qwen3-vl-8b": (27, 1152, 4304, 16),
     "qwen3-vl-30b-a3b": (27, 1152, 4304, 16),
+    "qwen3.5-9b": (27, 1152, 4304, 16),
+    "qwen3.6-35b-a3b": (27, 1152, 4304, 16),
+    "lfm2-vl-450m": (12, 768, 3072, 12),
+    "lfm2-vl-1.6b": (27, 1152, 4304, 16),
     "gemma-4-e2b": (16, 768, 3072, 12),
     "llama-4-scout": (34, 1408, 5632, 16),
 }
@@ -79,7 +87,7 @@ def test_transformers_builds_the_config(name):
     assert DECODERS[name] == (
         text.num_hidden_layers,
         text.hidden_size,
-        text.intermediate_size,
+        getattr(text, "intermediate_size", None),
         text.num_attention_heads,
         text.num_key_value_heads,
         text.vocab_size,

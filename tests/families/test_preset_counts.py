@@ -48,6 +48,8 @@ COUNTS: dict[str, Callable[[Any, Any], int]] = {
     "LLaVA 1.5": lambda config, picture: config.image_seq_length,
     "Qwen2-VL": _grids("qwen2_vl", "Qwen2VLImageProcessorPil", 3_136, 12_845_056),
     "Qwen2.5-VL": _grids("qwen2_vl", "Qwen2VLImageProcessorPil", 3_136, 12_845_056),
+    "Qwen3.5": _grids("qwen2_vl", "Qwen2VLImageProcessorPil", 65_536, 16_777_216),
+    "Qwen3.5 MoE": _grids("qwen2_vl", "Qwen2VLImageProcessorPil", 65_536, 16_777_216),
     "GLM-4.1V": _grids("glm4v", "Glm4vImageProcessorPil", 12_544, 9_633_792),
     "Idefics3": _tiles("idefics3", "Idefics3ImageProcessorPil"),
     "SmolVLM": _tiles("smolvlm", "SmolVLMImageProcessorPil"),
