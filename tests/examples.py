@@ -26,8 +26,8 @@ from foveate.spec.words import read_fields
 from tests import tiny
 
 _PLACES = {"layer={k}": SiteKind.LLM_LAYER, "site=pre_llm": SiteKind.PRE_LLM}
-# Shares and counts that examples take in turn.
-_KEEPS = ("0.3", "7", "0.5", "0.4")
+# Shares, counts and a share of energy that examples take in turn.
+_KEEPS = ("0.3", "7", "0.5", "0.4", "energy:0.8, at_least=3")
 
 
 def examples(kind: type[Method] = Method) -> list[Any]:

@@ -60,6 +60,7 @@ class Method(Written):
         role: str | None = None,
         effect: str = "drop",
         rounding: str = "half_up",
+        at_least: int = 1,
     ) -> Stage:
         """This method at a place of the model, with a budget: `FastV(query="text").at(layer=2, keep=0.5)`.
 
@@ -67,16 +68,16 @@ class Method(Written):
             layer: before which layer the tokens are gone, counted from 0: of the decoder, or of the encoder with
                 `site="vision"`.
             keep: what stays: a share such as 0.5, a count such as 144, or a text as in specs: "50%", "1tok",
-                "threshold:0.5". None for a method that fixes its own count.
+                "energy:0.9", "threshold:0.5". None for a method that fixes its own count.
             site: "vision", "pre_llm", "llm" or "decode"; None for the place that `layer` alone means.
-            point, scope, role, effect, rounding: as in specs.
+            point, scope, role, effect, rounding, at_least: as in specs.
 
         Raises:
             SpecError, BudgetError, PlanError: one line that says what was given and what to write.
         """
         from foveate.core.placing import place
 
-        return place(self, layer, keep, site, point, scope, role, effect, rounding)
+        return place(self, layer, keep, site, point, scope, role, effect, rounding, at_least)
 
     def needs(self) -> tuple[Observation, ...]:
         """What the engine must measure for this method."""

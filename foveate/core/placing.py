@@ -23,6 +23,7 @@ def place(
     role: str | None,
     effect: str,
     rounding: str,
+    at_least: int,
 ) -> Stage:
     """The stage that these words describe; see `Method.at`.
 
@@ -31,7 +32,7 @@ def place(
     """
     rounded = choice(Rounding, rounding, "rounding")
     if keep is not None and not isinstance(keep, Budget):
-        keep = Budget.read(str(keep), rounded)
+        keep = Budget.read(str(keep), rounded, at_least)
     return Stage(
         site=site_of(method, layer, site, point),
         method=method,

@@ -79,14 +79,19 @@ class Stage:
             raise BudgetError(f"{name} fixes its own count: leave keep out")
         if not fixes_count and self.budget is None:
             raise BudgetError(f"{name} needs keep, e.g. keep=0.5 (what stays)")
-        by_threshold = self.budget is not None and not self.budget.is_fixed
-        if self.role is not Role.VISUAL and (not by_threshold or self.effect is Effect.MASK or self.scope is not Scope.MEDIUM):
+        by_picture = self.budget is not None and not self.budget.is_fixed
+        by_energy = self.budget is not None and self.budget.energy is not None
+        if self.role is not Role.VISUAL and (
+            not by_picture or by_energy or self.effect is Effect.MASK or self.scope is not Scope.MEDIUM
+        ):
             raise BudgetError(
                 f"{name}: how many tokens of a text stay follows from the text: write keep=threshold:0.5, no scope, no effect"
             )
-        if by_threshold and method.thresholds and self.effect is Effect.MASK:
+        if by_picture and self.effect is Effect.MASK and (by_energy or method.thresholds):
             raise BudgetError(f"{name}: effect=mask keeps a count; write keep=0.5 or keep=144")
-        if by_threshold and not method.thresholds:
+        if self.site.kind is SiteKind.VISION_LAYER and self.budget is not None and (by_energy or self.budget.at_least != 1):
+            raise BudgetError(f"{name}: energy and at_least are for stages of the decoder; write keep=0.5 or keep=144")
+        if by_picture and not by_energy and not method.thresholds:
             raise BudgetError(f"{name} cannot keep by threshold, its count must be known first: write keep=0.5 or keep=144")
         if method.needs_grid and self.scope is Scope.SAMPLE:
             raise PlanError(f"{name} works on the grid of one medium: scope=sample has no grid")
@@ -104,7 +109,7 @@ class Stage:
 
     def _check_gate(self, method: StepMethod) -> None:
         name, budget = method.name, self.budget
-        if method.takes_keep and (budget is None or budget.ratio is None):
+        if method.takes_keep and (budget is None or budget.ratio is None or budget.at_least != 1):
             raise BudgetError(f"{name} needs the share of the answer that is stored, e.g. keep=0.5")
         if not method.takes_keep and budget is not None:
             raise BudgetError(f"{name} decides by itself how much of an answer it stores: leave keep out")

@@ -39,6 +39,7 @@ def stage_text(stage: Stage) -> str:
     if stage.budget is not None:
         words.append(f"keep={stage.budget}")
         words += [f"rounding={stage.budget.rounding.value}"] if stage.budget.rounding is not Rounding.HALF_UP else []
+        words += [f"at_least={stage.budget.at_least}"] if stage.budget.at_least != 1 else []
     words += option_words(stage.method)
     words += [f"scope={stage.scope.value}"] if stage.scope.value != "medium" else []
     words += [f"role={stage.role.name.lower()}"] if stage.role is not usual_role(stage.method) else []

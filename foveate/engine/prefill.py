@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from foveate.core.budget import Budget
 from foveate.core.method import ScoreMethod, top_indices
 from foveate.core.plan import Stage
 from foveate.core.selection import Selection, merge_values
@@ -21,16 +22,39 @@ from foveate.engine.matching import encoder_values
 from foveate.engine.projection import take
 from foveate.engine.question import question_states, question_tokens, text_pivots
 from foveate.engine.spans import Span, widen
+from foveate.ops.energy import energy_counts
+
+_Buckets = dict[tuple[int, tuple[int, int, int] | None, int], list[Span]]
 
 
-def _buckets(spans: Sequence[Span], stage: Stage) -> dict[tuple[int, tuple[int, int, int] | None, int], list[Span]]:
-    """Spans of equal length, equal grid and equal budget: they become one view. A threshold's budget is 0 for now."""
-    by_threshold = stage.budget is not None and not stage.budget.is_fixed
+def _buckets(spans: Sequence[Span], stage: Stage) -> _Buckets:
+    """Spans of equal length, equal grid and equal budget: they become one view. What follows the picture is 0 for now."""
+    by_picture = stage.budget is not None and not stage.budget.is_fixed
     buckets = defaultdict(list)
     for span in spans:
-        kept = 0 if by_threshold else stage.kept_of(span.count, span.grid)
+        kept = 0 if by_picture else stage.kept_of(span.count, span.grid)
         buckets[(span.count, span.grid, kept)].append(span)
     return buckets
+
+
+def _by_energy(running: Pass, budget: Budget, buckets: _Buckets, hidden: Tensor) -> _Buckets:
+    """The buckets with the counts that the states of their spans ask for; they are read from the device, which waits once."""
+    assert budget.energy is not None
+    counts = [energy_counts(_states(running, spans, hidden)[0], budget.energy) for spans in buckets.values()]
+    wanted = iter(torch.cat(counts).tolist())
+    out = defaultdict(list)
+    for (count, grid, _), spans in buckets.items():
+        for span in spans:
+            out[(count, grid, budget.within(next(wanted), count))].append(span)
+    return out
+
+
+def _states(running: Pass, spans: list[Span], hidden: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A copy [G, N, D] of the states of spans of equal length, then their batch rows [G, 1], columns and slots [G, N]."""
+    columns, rows = torch.stack([span.columns for span in spans]), _rows(spans, hidden.device)
+    alive = running.left.alive
+    slots = columns if alive is None else alive.slot_of[rows, columns]
+    return _gather(hidden, rows, slots), rows, columns, slots
 
 
 def _choose(stage: Stage, view: TokenView, keep: int, check: bool) -> list[tuple[list[int], Selection]]:
@@ -40,11 +64,12 @@ def _choose(stage: Stage, view: TokenView, keep: int, check: bool) -> list[tuple
     """
     if keep:
         return [(list(range(view.group_count)), ask(stage, view, keep, check))]
-    assert stage.budget is not None and stage.budget.threshold is not None and isinstance(stage.method, ScoreMethod)
+    budget = stage.budget
+    assert budget is not None and budget.threshold is not None and isinstance(stage.method, ScoreMethod)
     score = with_asking(stage.method.score(view), view)
     members: dict[int, list[int]] = defaultdict(list)
-    for group, count in enumerate((score > stage.budget.threshold).sum(1).clamp(min=1).tolist()):
-        members[count].append(group)
+    for group, count in enumerate((score > budget.threshold).sum(1).tolist()):
+        members[budget.within(count, score.shape[1])].append(group)
     return [(groups, Selection(top_indices(score[groups], count))) for count, groups in members.items()]
 
 
@@ -61,6 +86,8 @@ def run_stage(running: Pass, stage: Stage, layer: int, hidden: Tensor, shortcut:
     left, text = running.left, str(stage)
     left.regroup(widen(left.spans, stage))
     buckets = _buckets(left.spans, stage)
+    if stage.budget is not None and stage.budget.energy is not None:
+        buckets = _by_energy(running, stage.budget, buckets, hidden)
     if shortcut and all(keep == count for count, _, keep in buckets):
         for (count, _, _), spans in buckets.items():
             everything = Selection(torch.arange(count, device=hidden.device).expand(len(spans), -1))
@@ -69,10 +96,7 @@ def run_stage(running: Pass, stage: Stage, layer: int, hidden: Tensor, shortcut:
         return hidden
     changed, survivors = hidden, []
     for (_, grid, keep), spans in buckets.items():
-        columns = torch.stack([span.columns for span in spans])  # [G, N]
-        rows = _rows(spans, hidden.device)
-        slots = columns if left.alive is None else left.alive.slot_of[rows, columns]
-        features = _gather(hidden, rows, slots)
+        features, rows, columns, slots = _states(running, spans, hidden)
         view = _view(running, stage, layer, spans, grid, hidden, features, rows, columns)
         for groups, selection in _choose(stage, view, keep, check):
             own, whole = [spans[group] for group in groups], len(groups) == len(spans)

@@ -102,6 +102,10 @@ class SoftHooks:
         layers = {stage.site.layer for stage in plan.stages}
         on_text = any(stage.role is Role.INSTRUCT for stage in plan.stages)
         attends = any(need.attends for stage in plan.stages for need in stage.method.needs())
+        if any(stage.budget is not None and stage.budget.energy is not None for stage in plan.stages):
+            raise UnsupportedCombination(
+                'mode="soft" learns for a share or a count: write keep=0.5 in place of keep=energy:...'
+            )
         if len(layers) != 1 or set(plan.stages) - set(modules) or on_text or attends:
             raise UnsupportedCombination(
                 'mode="soft" trains stages of learned methods that act at one layer and look at no attention: a plan with such '
@@ -174,7 +178,7 @@ class SoftHooks:
             return stage.budget
         least, most = self.mode.budgets
         share = least * (most / least) ** float(torch.rand((), dtype=torch.float64, device="cpu"))
-        return replace(stage.budget, ratio=Decimal(str(share)), count=None, threshold=None)
+        return replace(stage.budget, ratio=Decimal(str(share)), count=None, threshold=None, energy=None)
 
     def _keep_media(
         self,

@@ -28,7 +28,7 @@ from foveate.spec.words import read_fields, shown
 PlanLike: TypeAlias = "str | Plan | Stage | Recipe | Iterable[Stage]"
 
 _LAYER_DIGITS, _MOST_BYTES = 6, 2**20
-_RESERVED = ("layer", "site", "point", "keep", "scope", "role", "effect", "rounding")
+_RESERVED = ("layer", "site", "point", "keep", "scope", "role", "effect", "rounding", "at_least")
 
 
 def parse(text: str) -> Plan:
@@ -122,6 +122,7 @@ def _stages(call: Call) -> tuple[Stage, ...]:
             given.get("role"),
             given.get("effect", "drop"),
             given.get("rounding", "half_up"),
+            _floor(given.get("at_least", "1")),
         ),
     )
 
@@ -135,6 +136,12 @@ def _layer(method: Method, words: dict[str, str]) -> int | None:
         raise SpecError(f"{name}(layer={text}): a layer is a whole number >= 1" + (f", layer={near[0]}?" if near else ""))
     if int(text) == 0 and "site" not in words and usual_site(method) is SiteKind.LLM_LAYER:
         raise PlanError(f"{name}(layer=0): no decoder layer has run yet; {nearest_place(method)}")
+    return int(text)
+
+
+def _floor(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 9):
+        raise BudgetError(f"at_least={text}: a whole number is expected here, e.g. at_least=16")
     return int(text)
 
 

@@ -22,7 +22,7 @@ FORMAT_VERSION = 1
 # Of the lists and numbers that an option takes.
 _MOST_ITEMS, _LARGEST = 10_000, 10**18
 _STAGE_KEYS = ("method", "options", "site", "layer", "keep", "scope", "role", "effect")
-_BUDGET_KEYS = ("ratio", "count", "threshold", "rounding")
+_BUDGET_KEYS = ("ratio", "count", "threshold", "energy", "rounding", "at_least")
 
 
 def write_plan(stages: tuple[Stage, ...]) -> dict[str, Any]:
@@ -80,10 +80,14 @@ def _write_budget(budget: Budget) -> dict[str, Any]:
         out["ratio"] = float(budget.ratio) if Decimal(str(float(budget.ratio))) == budget.ratio else str(budget.ratio)
     elif budget.count is not None:
         out["count"] = budget.count
-    else:
+    elif budget.threshold is not None:
         out["threshold"] = budget.threshold
+    else:
+        out["energy"] = budget.energy
     if budget.rounding is not Rounding.HALF_UP:
         out["rounding"] = budget.rounding.value
+    if budget.at_least != 1:
+        out["at_least"] = budget.at_least
     return out
 
 
@@ -140,23 +144,28 @@ def _read_option(value: Any, expected: Any, where: str) -> Any:
 
 def _read_budget(data: Any) -> Budget:
     _check_keys(data, "'keep'", _BUDGET_KEYS)
-    ratio, count, threshold = data.get("ratio"), data.get("count"), data.get("threshold")
+    ratio, count = data.get("ratio"), data.get("count")
     if ratio is not None and (isinstance(ratio, bool) or not isinstance(ratio, (int, float, str))):
         raise SpecError(f"keep: a ratio is a number, not {_kind(ratio)}")
     if count is not None and not _is_whole(count):
         raise SpecError(f"keep: a count is a whole number, not {_kind(count)}")
-    if threshold is not None and (isinstance(threshold, bool) or not isinstance(threshold, (int, float))):
-        raise SpecError(f"keep: a threshold is a number, not {_kind(threshold)}")
+    shares = {}
+    for key, what in (("threshold", "a threshold"), ("energy", "a share of energy")):
+        value = data.get(key)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+            raise SpecError(f"keep: {what} is a number, not {_kind(value)}")
+        shares[key] = None if value is None else _share(value)
     return Budget(
         ratio=None if ratio is None else Budget.of_ratio(ratio).ratio,
         count=count,
-        threshold=None if threshold is None else _probability(threshold),
+        **shares,
         rounding=_one_of(Rounding, {"rounding": "half_up", **data}, "rounding"),
+        at_least=data.get("at_least", 1),
     )
 
 
-def _probability(threshold: float) -> float:
-    return float(threshold) if 0 < threshold < 1 else math.nan  # refused by the budget, however many digits it has
+def _share(value: float) -> float:
+    return float(value) if 0 < value < 1 else math.nan  # refused by the budget, however many digits it has
 
 
 def _check_keys(data: Any, what: str, known: Any) -> None:

@@ -120,7 +120,7 @@ def test_a_budget_is_exactly_one_of_three(fields):
 def test_a_threshold_has_no_count_before_the_scores():
     budget = Budget(threshold=0.1)
     assert not budget.is_fixed
-    with pytest.raises(BudgetError, match="before the scores are known"):
+    with pytest.raises(BudgetError, match="follows the picture"):
         budget.resolve(10)
 
 

@@ -154,7 +154,7 @@ def test_a_threshold_has_no_estimate_and_says_so(model_of, trained):
         assert "not computed: more than shapes decide it" in report
         assert "tokens stored after the gate" in report
         assert str(attachment)
-    with pytest.raises(BudgetError, match="no count before the scores are known"):
+    with pytest.raises(BudgetError, match="follows the picture"):
         foveate.estimate(model, PLANS[1].format(path=trained("llava")), visual_tokens=36)
     with pytest.raises(BudgetError, match="cannot keep by threshold"):
         foveate.attach(model, "fastv(layer=2, keep=threshold:0.5)")

@@ -32,8 +32,10 @@ RATIOS = (
     | st.floats(1e-9, 1).map(lambda number: Decimal(str(number))).filter(lambda ratio: ratio.as_tuple().exponent >= -28)
     | st.integers(1, 10**28).map(lambda digits: Decimal(digits).scaleb(-28))
 )
-BUDGETS = st.builds(Budget, ratio=RATIOS, rounding=st.sampled_from(Rounding)) | st.builds(
-    Budget, count=st.integers(1, 10**6), rounding=st.sampled_from(Rounding)
+BUDGETS = (
+    st.builds(Budget, ratio=RATIOS, rounding=st.sampled_from(Rounding), at_least=st.integers(1, 10**9))
+    | st.builds(Budget, count=st.integers(1, 10**6), rounding=st.sampled_from(Rounding))
+    | st.builds(Budget, energy=st.floats(0, 1, exclude_min=True, exclude_max=True), at_least=st.integers(1, 10**9))
 )
 
 
@@ -122,7 +124,11 @@ def test_the_examples_of_a_recipe_use_every_option_and_read_back(name, trained):
 
 @pytest.mark.full
 @given(
-    st.lists(st.tuples(st.integers(1, 40), BUDGETS.filter(lambda b: b.rounding is Rounding.HALF_UP)), min_size=1, max_size=5)
+    st.lists(
+        st.tuples(st.integers(1, 40), BUDGETS.filter(lambda b: b.rounding is Rounding.HALF_UP and b.at_least == 1)),
+        min_size=1,
+        max_size=5,
+    )
 )
 def test_recipes_read_back_as_their_stages(pairs):
     by_layer = dict(pairs)
