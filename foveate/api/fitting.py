@@ -54,6 +54,15 @@ def fit_images(processor: Any, images: Sequence[Image.Image], max_visual_tokens:
     return fitted
 
 
+def fit_share(processor: Any, image: Image.Image, keep: float) -> Image.Image | None:
+    """The picture at the largest size that makes at most the share `keep` of its visual tokens; None where no size does."""
+    try:
+        (fitted,) = fit_images(processor, [image], max(1, int(keep * _counter(processor)(image.size))))
+    except InputError:  # every size has as many tokens
+        return None
+    return fitted
+
+
 def _sizes(width: int, height: int, step: float) -> list[tuple[int, int]]:
     """Sizes from the picture's own downwards, each once."""
     sizes, scale = {(width, height): None}, step

@@ -63,6 +63,7 @@ def generation(
     pictures: Annotated[
         Path | None, typer.Option(callback=options.expanded, help="Folder that picture paths start from; that of the file.")
     ] = None,
+    max_visual_tokens: options.MostVisualTokens = None,
     task: Annotated[str, typer.Option(help=f"Of the demo: {', '.join(LONG_TASKS)}.")] = LONG_TASKS[0],
     generate: Annotated[bool, typer.Option(help="Also let the model answer itself, for the overlap score.")] = True,
     new_tokens: options.NewTokens = 1024,
@@ -85,6 +86,8 @@ def generation(
         raise InputError(f"--task {task}: write one of {', '.join(LONG_TASKS)}")
     if file is None and pictures is not None:
         raise InputError(f"--pictures {pictures}: the demo draws its own; name a FILE")
+    if file is None and max_visual_tokens is not None:
+        raise InputError("--max-visual-tokens: every picture of the demo has as many tokens; name a FILE")
     with startup.spinner("importing torch and transformers"):
         from rich.console import Console
         from rich.markup import escape
@@ -100,7 +103,7 @@ def generation(
     if given is None:
         chosen = demo_samples(loaded, processor, task, samples or _DEMO_SAMPLES)
     else:
-        chosen = _of_file(loaded, processor, given)
+        chosen = _of_file(loaded, processor, given, max_visual_tokens)
 
     def decode(ids: Any) -> str:
         return str(processor.tokenizer.decode(ids, skip_special_tokens=True))
@@ -125,6 +128,7 @@ def generation(
         "source": f"demo, held-out {task}" if file is None else str(file),
         "model": type(loaded).__name__ if model is None else model,
         "samples": len(chosen),
+        "max_visual_tokens": max_visual_tokens,
         "overlap_score": score.name if score else None,
         "step_by_step": step_by_step,
         "rows": [row.to_json() for row in summarize(scores)],
@@ -143,13 +147,15 @@ def generation(
         console.print(f"wrote {out}", markup=False, highlight=False)
 
 
-def _of_file(model: Any, processor: Any, conversations: Sequence[_Named]) -> list[Sample]:
+def _of_file(model: Any, processor: Any, conversations: Sequence[_Named], max_visual_tokens: int | None) -> list[Sample]:
     from foveate.cli import loading
     from foveate.cli.rounds import answers_of, read_messages
     from foveate.evaluate.generation import Sample
 
+    opened_part = partial(_opened, processor, max_visual_tokens)
+
     def rounds(messages: Messages) -> Any:
-        opened = [{**message, "content": [_opened(part) for part in message["content"]]} for message in messages]
+        opened = [{**message, "content": [opened_part(part) for part in message["content"]]} for message in messages]
         return read_messages(model, processor, opened)
 
     for name, messages in conversations:
@@ -157,10 +163,14 @@ def _of_file(model: Any, processor: Any, conversations: Sequence[_Named]) -> lis
     return [Sample(name, answers_of(messages), partial(rounds, messages)) for name, messages in conversations]
 
 
-def _opened(part: dict[str, Any]) -> dict[str, Any]:
+def _opened(processor: Any, max_visual_tokens: int | None, part: dict[str, Any]) -> dict[str, Any]:
+    from foveate.api import fit_images
     from foveate.api.pictures import load_image
 
-    return {**part, "image": load_image(part["image"])} if part["type"] == "image" else part
+    if part["type"] != "image":
+        return part
+    image = load_image(part["image"])
+    return {**part, "image": image if max_visual_tokens is None else fit_images(processor, [image], max_visual_tokens)[0]}
 
 
 def _read_file(path: Path, most: int | None, pictures: Path | None) -> list[_Named]:

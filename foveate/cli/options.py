@@ -36,6 +36,9 @@ TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run Python code that lies beside the model, if it asks for that.")
 ]
 NewTokens = Annotated[int, longest_answer()]
+MostVisualTokens = Annotated[
+    int | None, typer.Option(min=1, help="Scale each picture down until the processor makes at most so many tokens of it.")
+]
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables and text.")]
 OutFolder = Annotated[Path, typer.Option(callback=expanded, help="Folder for the files.")]

@@ -26,9 +26,7 @@ def run(
     compare_plans: Annotated[
         bool, typer.Option("--compare", help="Beside it: the plain model, random, uniform and a downsampled picture.")
     ] = False,
-    max_visual_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Scale each picture down until the processor makes at most so many tokens of it.")
-    ] = None,
+    max_visual_tokens: options.MostVisualTokens = None,
     new_tokens: options.NewTokens = 64,
     repeats: Annotated[
         int, typer.Option(min=1, max=options.MOST_REPEATS, help="Time each row this often and report medians.")
@@ -92,7 +90,7 @@ def _controls(
 ) -> list[Candidate]:
     """Random, uniform and downsampling with the budget of the plan's last stage; for a gate, gates that know nothing."""
     from foveate.api import Candidate, Video
-    from foveate.api.pictures import downsampled
+    from foveate.api.fitting import fit_share
     from foveate.cli import loading
     from foveate.core.plan import Plan
     from foveate.core.site import SiteKind
@@ -109,15 +107,23 @@ def _controls(
                 rows.append(Candidate(str(other), other))
         if last.budget.ratio is not None and len(plan.stages) == 1 and not gates:
             keep = float(last.budget.ratio)
-            smaller = [
-                Video([downsampled(frame, keep) for frame in one.frames], one.seconds)
-                if isinstance(one, Video)
-                else downsampled(one, keep)
-                for one in contents
-            ]
-            inputs = loading.prompt_inputs(model, processor, smaller, question)
-            rows.append(Candidate(f"downsample the picture to {keep:g} of its pixels", Plan(), inputs))
+            fitted = [None if isinstance(one, Video) else fit_share(processor, one, keep) for one in contents]
+            smaller: list[Image.Image | Video]
+            name, smaller = f"downsample the picture to {keep:g} of its tokens", [one for one in fitted if one is not None]
+            if len(smaller) < len(contents):
+                name = f"downsample the picture to {keep:g} of its pixels"
+                smaller = [_fewer_pixels(one, keep) for one in contents]
+            rows.append(Candidate(name, Plan(), loading.prompt_inputs(model, processor, smaller, question)))
     return rows
+
+
+def _fewer_pixels(content: Image.Image | Video, keep: float) -> Image.Image | Video:
+    from foveate.api import Video
+    from foveate.api.pictures import downsampled
+
+    if isinstance(content, Video):
+        return Video([downsampled(frame, keep) for frame in content.frames], content.seconds)
+    return downsampled(content, keep)
 
 
 def _with_method(stage: Stage, name: str) -> Stage:

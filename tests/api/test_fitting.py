@@ -53,6 +53,13 @@ def test_a_picture_that_fits_is_left_alone_and_each_has_its_own_budget():
     assert 40 <= fitting._counter(Squares())(fitted[1].size) <= 50
 
 
+def test_a_share_of_a_picture_s_tokens_or_none_where_all_sizes_have_as_many():
+    picture = Image.new("RGB", (560, 280))
+    fitted = fitting.fit_share(Squares(), picture, 0.25)
+    assert fitted is not None and 40 <= fitting._counter(Squares())(fitted.size) <= 50
+    assert fitting.fit_share(Squares(), Image.new("RGB", (28, 28)), 0.25) is None
+
+
 def test_qwen_s_own_processor_makes_as_many_tokens_as_were_asked_for():
     processor, pixels = qwen()
     picture = Image.new("RGB", (1024, 768))

@@ -213,6 +213,8 @@ def test_bad_input_gives_one_line_and_writes_nothing(command, model_folder, file
         ((file, "--task", "poem"), "--task poem"),
         ((file, "--out", str(tmp_path)), "name a file"),
         ((file, "--samples", "0"), "--samples"),
+        ((file, "--max-visual-tokens", "9"), "visual tokens of a picture of"),
+        (("--max-visual-tokens", "9"), "name a FILE"),
     ]
     for arguments, says in cases:
         more = () if "--out" in arguments else ("--out", str(out))
