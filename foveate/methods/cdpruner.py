@@ -18,6 +18,7 @@ from foveate.core.site import SiteKind
 from foveate.core.view import Observation, QuestionTokens, TokenView
 from foveate.errors import SpecError
 from foveate.ops.greedy import determinantal, unit_rows
+from foveate.ops.splitting import check_split, in_parts
 
 if TYPE_CHECKING:  # a cost estimate needs no torch
     from torch import Tensor
@@ -32,20 +33,23 @@ class CDPruner(TokenMethod):
     Attributes:
         weight: how relevance r (0 to 1) enters: "linear" as r, or "theta:t" as exp(t r / (2 - 2 t)), 0 <= t < 1, where
             theta:0 looks at diversity alone.
+        split: choose within every `split`-th token at a time: about as many times faster.
     """
 
     weight: str = "linear"
+    split: int = 1
 
     sites = (SiteKind.PRE_LLM,)
     paper = "arXiv 2506.10967"
 
     def __post_init__(self) -> None:
+        check_split("cdpruner", self.split)
         if self.weight != "linear" and not _THETA.fullmatch(self.weight):
             raise SpecError(f"cdpruner(weight={self.weight}): allowed are linear and theta:t with 0 <= t < 1, e.g. theta:.8")
 
     @classmethod
     def examples(cls) -> tuple[Method, ...]:
-        return cls(), cls(weight="theta:.8")
+        return cls(), cls(weight="theta:.8", split=2)
 
     def pairs_at_once(self, tokens: int) -> int:
         return 2 * tokens**2  # a factor with a row for each kept token, and what is copied of it
@@ -56,7 +60,11 @@ class CDPruner(TokenMethod):
     def select(self, view: TokenView, keep: int) -> Selection:
         points = unit_rows(view.features)
         quality = self._quality(relevance(points, view.observe(QuestionTokens())))
-        return Selection(determinantal(points, quality, keep).sort(1).values)
+
+        def distinct(tokens: Tensor, share: int) -> Tensor:
+            return determinantal(points[:, tokens], quality[:, tokens], share)
+
+        return Selection(in_parts(points, keep, self.split, distinct))
 
     def _quality(self, relevance: Tensor) -> Tensor:
         least, most = relevance.aminmax(dim=1, keepdim=True)

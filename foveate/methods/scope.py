@@ -8,6 +8,7 @@ Differs: each image is chosen from on its own, also where a prompt has several; 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from foveate.core.method import Method, TokenMethod
 from foveate.core.selection import Selection
@@ -15,6 +16,10 @@ from foveate.core.site import SiteKind
 from foveate.core.view import EncoderAttention, Observation, TokenView
 from foveate.errors import SpecError
 from foveate.ops.greedy import coverage, unit_rows
+from foveate.ops.splitting import check_split, in_parts
+
+if TYPE_CHECKING:  # a cost estimate needs no torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -26,20 +31,23 @@ class Scope(TokenMethod):
 
     Attributes:
         alpha: power of the attention; 0 looks at coverage alone.
+        split: choose within every `split`-th token at a time: about as many times faster.
     """
 
     alpha: float = 1.0
+    split: int = 1
 
     sites = (SiteKind.PRE_LLM, SiteKind.LLM_LAYER)
     paper = "arXiv 2510.24214"
 
     def __post_init__(self) -> None:
+        check_split("scope", self.split)
         if not 0 <= self.alpha <= 16:
             raise SpecError(f"scope(alpha={self.alpha}): a power from 0 to 16")
 
     @classmethod
     def examples(cls) -> tuple[Method, ...]:
-        return cls(), cls(alpha=0.5)
+        return cls(), cls(alpha=0.5, split=2)
 
     def pairs_at_once(self, tokens: int) -> int:
         return 2 * tokens**2
@@ -53,8 +61,12 @@ class Scope(TokenMethod):
         saliency = view.observe(EncoderAttention()).nan_to_num(0.0)
         # A common factor changes no choice, and small powers of small numbers would vanish.
         weight = (saliency / saliency.amax(1, keepdim=True).clamp(min=1e-30)) ** self.alpha
-        chosen = []
-        for features, own in zip(view.features, weight, strict=True):
-            points = unit_rows(features)
-            chosen.append(coverage((points @ points.T)[None], own[None], keep))
-        return Selection(torch.cat(chosen).sort(1).values)
+
+        def covering(tokens: Tensor, share: int) -> Tensor:
+            chosen = []
+            for features, own in zip(view.features[:, tokens], weight[:, tokens], strict=True):
+                points = unit_rows(features)
+                chosen.append(coverage((points @ points.T)[None], own[None], share))
+            return torch.cat(chosen)
+
+        return Selection(in_parts(view.features, keep, self.split, covering))
