@@ -76,8 +76,8 @@ def rows() -> Iterator[Row]:
             yield Row(method, layer, keep, f"{method}(layer={layer}, keep={keep})")
 
 
-class _Pixels:
-    """A sample with other pixels."""
+class Smaller:
+    """A sample whose pictures have lost pixels."""
 
     def __init__(self, sample: Sample, keep: float) -> None:
         self.pictures, self.questions = sample.pictures, sample.questions
@@ -136,15 +136,25 @@ def seeded(plan: str, number: int) -> str:
     return re.sub(r"(random(?:_gate)?\([^)]*)\)", rf"\1, seed={number % RANDOM_SEEDS})", plan)
 
 
-@torch.inference_mode()
 def exact(model: Any, batch: PackedBatch, length: int, attachment: Any) -> npt.NDArray[np.bool_]:
     """Which rows of a batch are answered exactly, in one pass that equals decoding."""
+    return answered(batch, length, answer_logits(model, batch, length, attachment))
+
+
+@torch.inference_mode()
+def answer_logits(model: Any, batch: PackedBatch, length: int, attachment: Any) -> torch.Tensor:
+    """The logits [B, A, V] of a batch's answers, from the first answer token on."""
     real = batch.segments >= 0
     # With a cache the prompt's last token ranks, as in generate(); without one the newest output token would.
     inputs = {"input_ids": batch.input_ids, "attention_mask": real.long(), "pixel_values": batch.pixel_values}
     inputs[CACHE] = DynamicCache()
     with attachment.conversation(prompt_length=length) if attachment is not None else nullcontext():
-        logits = model(**inputs, logits_to_keep=batch.input_ids.shape[1] - length + 1).logits[:, :-1]
+        logits: torch.Tensor = model(**inputs, logits_to_keep=batch.input_ids.shape[1] - length + 1).logits[:, :-1]
+    return logits
+
+
+def answered(batch: PackedBatch, length: int, logits: torch.Tensor) -> npt.NDArray[np.bool_]:
+    """Which rows of a batch these logits [B, A, V] answer exactly."""
     labels = batch.labels[:, length:]
     graded = batch.is_graded[:, length:] & (labels != IGNORED)
     wrong = (logits.argmax(-1) != labels) & graded
@@ -193,7 +203,7 @@ def run(questions: int, out: Path, folder: Path | None) -> None:
             continue
         used = prompts
         if row.method == "downsampled picture":
-            used = Prompts.of(processor, [(_Pixels(sample, row.keep), question) for sample, question in asked])
+            used = Prompts.of(processor, [(Smaller(sample, row.keep), question) for sample, question in asked])
         right = used.right(model, row)
         report["rows"].append({"name": row.name, **asdict(row), **graded(right)})
         write_results(out, report)
