@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from tests.oracles.controls import window_kept
+from tests.oracles.controls import uniform_kept, window_kept
 
 
 def cosines(first: Tensor, second: Tensor) -> list[list[float]]:
@@ -234,3 +234,19 @@ def global_local_kept(
                 members[_first_best(sorted(chosen), lambda k, i=i: table[i][k])].append(i)
     x, n = features.double(), sizes.double()
     return {k: sum(x[i] * n[i] for i in own) / sum(n[i] for i in own) for k, own in members.items()}
+
+
+def evs_kept(features: Tensor, coords: Sequence[Sequence[int]], keep: int) -> list[int]:
+    """Tokens without an earlier one at their place, then those that turned most since; too many of the first are spread out."""
+    x = torch.nn.functional.normalize(features.double(), dim=-1)
+    first, turned = list[int](), dict[int, float]()
+    for i, (t, *place) in enumerate(coords):
+        before = [j for j, (other, *there) in enumerate(coords) if there == place and other < t]
+        if before:
+            latest = max(before, key=lambda j: coords[j][0])
+            turned[i] = round(float((x[i] - x[latest]).square().sum()) / 2, 5)
+        else:
+            first.append(i)
+    if keep < len(first):
+        return [first[place] for place in uniform_kept(len(first), keep)]
+    return sorted([*first, *sorted(turned, key=lambda i: (-turned[i], i))[: keep - len(first)]])
