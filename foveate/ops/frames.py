@@ -38,3 +38,37 @@ def turns(features: Tensor, earlier: Tensor) -> Tensor:
     points = unit_rows(features)
     turned: Tensor = take_rows(points, earlier).sub_(points).square_().sum(2) / 2
     return turned.round(decimals=5)
+
+
+def frame_numbers(coords: Tensor) -> Tensor:
+    """[G, N] long: which of the frames that are left each token lies in, from 0; tokens of [G, N, 3] lie frame after frame."""
+    import torch
+
+    time = coords[..., 0]
+    return torch.nn.functional.pad(time[:, 1:] != time[:, :-1], (1, 0)).cumsum(1)
+
+
+def frame_means(values: Tensor, frame: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean [G, N, D] of `values` [G, N, D] in each frame, and [G, N] how many tokens it has, both fp32.
+
+    `frame` is [G, N] long. There are at most N frames; those that do not exist have a mean of zero and no tokens.
+    """
+    import torch
+
+    summed = torch.zeros_like(values).scatter_add_(1, frame[..., None].expand_as(values), values)
+    count = torch.zeros_like(values[..., 0]).scatter_add_(1, frame, torch.ones_like(values[..., 0]))
+    return summed.div_(count.clamp(min=1)[..., None]), count
+
+
+def ranks_in_frames(score: Tensor, frame: Tensor, count: Tensor) -> Tensor:
+    """[G, N] long: place of each score [G, N] in its frame, 0 for the smallest; of equal ones the earlier comes first.
+
+    `count` [G, N] is the number of tokens of each frame.
+    """
+    import torch
+
+    order = score.argsort(dim=1, stable=True)
+    order = order.gather(1, frame.gather(1, order).argsort(dim=1, stable=True))  # frame after frame, by score
+    place = torch.arange(order.shape[1], device=order.device).expand_as(order)
+    starts = (count.cumsum(1) - count).long()
+    return torch.zeros_like(order).scatter(1, order, place) - starts.gather(1, frame)

@@ -10,7 +10,7 @@ from foveate import families
 from tests import tiny
 from tests.engine.test_oracles import check_against_the_reference
 
-PLANS = ("evs(site=pre_llm, keep=0.6)",)
+PLANS = ("evs(site=pre_llm, keep=0.6)", "vidcom2(site=pre_llm, keep=0.6)")
 
 
 def rows_with_videos(maker: tiny.Maker) -> list[tiny.Row]:
