@@ -133,7 +133,7 @@ def spans_of(medium: Medium, key: int, device: torch.device, by_piece: bool, ask
 def widen(spans: list[Span], stage: Stage) -> list[Span]:
     """Join spans until each is one crop, frame, medium or sample. Scopes only widen, so nothing is ever split.
 
-    Parts of unequal grids have no common grid: a method that needs one gets them one by one.
+    A method that needs whole grids gets the parts of a medium one by one: crops are no frames that follow each other.
     """
     scope = stage.scope
     together: dict[tuple[int, int, int, int], list[Span]] = defaultdict(list)
@@ -143,6 +143,5 @@ def widen(spans: list[Span], stage: Stage) -> list[Span]:
         together[(span.row, span.origin.sample, medium, span.frame if alone else 0)].append(span)
     widened = []
     for members in together.values():
-        joined = Span.join(members)
-        widened += members if stage.method.needs_grid and joined.grid is None else [joined]
+        widened += members if stage.method.needs_grid else [Span.join(members)]
     return widened

@@ -24,9 +24,9 @@ SPOILED: dict[str, Callable[[Tensor], Tensor]] = {
 KEEPS = (1, 5, 13, 23, 24)
 
 
-def spoiled_view(method: TokenMethod, kind: str, seed: int = 0) -> TokenView:
+def spoiled_view(method: TokenMethod, kind: str, seed: int = 0, grid: tuple[int, int, int] = (1, 4, 6)) -> TokenView:
     """24 tokens in each of three groups; `kind` says what is wrong with their features."""
-    view = random_view(method, (1, 4, 6), seed)
+    view = random_view(method, grid, seed)
     return replace(view, features=SPOILED[kind](view.features))
 
 

@@ -33,6 +33,17 @@ def pool_matrices(grids: tuple[tuple[int, int, int], ...], size: int) -> list[di
     return rows
 
 
+def pool3d_matrix(grid: tuple[int, int, int], time: int, size: int) -> list[dict[int, float]]:
+    """The same for cells over several frames, in raster order of their first tokens."""
+    frames, height, width = grid
+    cells: dict[tuple[int, int, int], list[int]] = {}
+    for t in range(frames):
+        for y in range(height):
+            for x in range(width):
+                cells.setdefault((t // time, y // size, x // size), []).append((t * height + y) * width + x)
+    return [dict.fromkeys(cell, 1 / len(cell)) for cell in sorted(cells.values())]
+
+
 def window_kept(score: list[float], coords: list[tuple[int, int, int]], keep: int, side: int) -> list[int]:
     """Best of every window first, then second best of every window, and so on."""
     windows: dict[tuple[int, int, int], list[int]] = {}

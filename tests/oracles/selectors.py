@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from tests.oracles.controls import window_kept
+from tests.oracles.controls import uniform_kept, window_kept
 
 
 def cosines(first: Tensor, second: Tensor) -> list[list[float]]:
@@ -234,3 +234,49 @@ def global_local_kept(
                 members[_first_best(sorted(chosen), lambda k, i=i: table[i][k])].append(i)
     x, n = features.double(), sizes.double()
     return {k: sum(x[i] * n[i] for i in own) / sum(n[i] for i in own) for k, own in members.items()}
+
+
+def evs_kept(features: Tensor, coords: Sequence[Sequence[int]], keep: int) -> list[int]:
+    """Tokens without an earlier one at their place, then those that turned most since; too many of the first are spread out."""
+    x = torch.nn.functional.normalize(features.double(), dim=-1)
+    first, turned = list[int](), dict[int, float]()
+    for i, (t, *place) in enumerate(coords):
+        before = [j for j, (other, *there) in enumerate(coords) if there == place and other < t]
+        if before:
+            latest = max(before, key=lambda j: coords[j][0])
+            turned[i] = round(float((x[i] - x[latest]).square().sum()) / 2, 5)
+        else:
+            first.append(i)
+    if keep < len(first):
+        return [first[place] for place in uniform_kept(len(first), keep)]
+    return sorted([*first, *sorted(turned, key=lambda i: (-turned[i], i))[: keep - len(first)]])
+
+
+def vidcom2_kept(features: Tensor, coords: Sequence[Sequence[int]], keep: int) -> list[int]:
+    """Shares of frames from how unlike the video they are; in each the tokens stay that are least like video and frame."""
+    wide = features.double()
+    channels = sorted(range(wide.shape[1]), key=lambda c: (float(wide[:, c].var(correction=0)), c))[: wide.shape[1] // 2]
+    x = torch.nn.functional.normalize(wide[:, channels], dim=-1)
+    frames = [[i for i, own in enumerate(coords) if own[0] == t] for t in sorted({own[0] for own in coords})]
+
+    def alike(i: int, centre: Tensor) -> float:
+        return sum(math.exp(-float((x[i] - centre).square().sum()) / (2 * 2.0**power)) for power in range(-3, 2))
+
+    video = [alike(i, x.mean(0)) for i in range(len(x))]
+    score = {i: round(video[i] + alike(i, x[own].mean(0)), 5) for own in frames for i in own}
+    unlike = torch.tensor([-round(sum(video[i] for i in own) / len(own), 5) / 0.01 for own in frames], dtype=torch.double)
+    scale = [1 + round(p, 6) - 1 / len(frames) for p in unlike.softmax(0).tolist()]
+    total = sum(len(own) * each for own, each in zip(frames, scale, strict=True))
+    shares = [math.floor(1000 * keep * len(own) * each / total + 0.3) for own, each in zip(frames, scale, strict=True)]
+    quota = [min(len(own), max(1, share // 1000)) for own, share in zip(frames, shares, strict=True)]
+    turns = sorted(range(len(frames)), key=lambda f: (-(shares[f] % 1000), f))
+    beyond = [q - share // 1000 for q, share in zip(quota, shares, strict=True)]
+    while sum(quota) < keep:  # one more for the frame that is least beyond its share, of equal ones with the largest rest
+        f = min((f for f in turns if quota[f] < len(frames[f])), key=lambda f: beyond[f])
+        quota[f], beyond[f] = quota[f] + 1, beyond[f] + 1
+    while sum(quota) > keep:  # one fewer for the one most beyond it, of equal ones with the smallest rest; none when it must be
+        f = max((f for f in turns[::-1] if quota[f] > 1), key=lambda f: beyond[f], default=turns[-1])
+        quota[f], beyond[f] = quota[f] - 1, beyond[f] - 1
+        turns = [f for f in turns if quota[f]]
+    ranked = [sorted(own, key=lambda i: (score[i], i))[:n] for own, n in zip(frames, quota, strict=True)]
+    return sorted(i for own in ranked for i in own)
