@@ -15,6 +15,8 @@ if TYPE_CHECKING:  # a help text needs no torch
     from PIL import Image
     from rich.console import Console
 
+    from foveate.families import Family
+
 _ANSWER_TOKENS = 64
 _KEEP = 0.5
 
@@ -73,11 +75,32 @@ def doctor(
         console.print(f"refused: {', '.join(refused)} - {reason}")
     console.print("caches: dynamic, static and quantized after a pruned prompt; stages at decode need a dynamic one")
     console.print(f"suggested plan: [bold]{suggested}[/]")
+    for work, advice in _by_work(family, config).items():
+        console.print(f"  {work}: {advice}")
     console.print(f"in theory, {picture.width} x {picture.height}, 64 text and 128 new tokens: {theory.summary()}")
     if loaded is None:
         console.print("time shares: not measured (no weights here); run doctor on the loaded model, or foveate run --compare")
         return
     _print_amdahl(console, loaded, processor, picture, theory.prefill_flops.ratio.plan)
+
+
+def _by_work(family: Family, config: Any) -> dict[str, str]:
+    """Where to start for some kinds of work; by published comparisons, as the site's page on choosing says."""
+    from foveate.core.site import SiteKind
+    from foveate.errors import UnsupportedCombination
+
+    if SiteKind.PRE_LLM in family.unsupported:
+        return {}
+    work = {
+        "one question about a photo": "cdpruner(site=pre_llm, keep=0.25), which looks at the question",
+        "a dialogue about it": "divprune(site=pre_llm, keep=0.25): later questions need other tokens than the first",
+        "documents, small text": "first fewer pixels, --max-visual-tokens N; selectors without training lose most there",
+    }
+    try:
+        family.media_of_video(config, (640, 480), 2)
+    except UnsupportedCombination:
+        return work
+    return work | {"video": "evs(site=pre_llm, keep=0.25), after fewer frames"}
 
 
 def _has_weights(model: str) -> bool:

@@ -7,6 +7,7 @@ import re
 
 import pytest
 
+import foveate
 from foveate import families, methods
 from foveate.api.capabilities import family_capabilities, method_capabilities, recipe_capabilities
 from foveate.api.capability_table import packaged
@@ -99,6 +100,16 @@ def test_doctor_names_the_first_valid_layer_of_sliding_models(command):
     assert "fastv from layer 6 on" in out
     assert "sites: vision(0..26), pre_llm, llm(1..47), decode" in out
     assert "not measured" in out
+
+
+def test_doctor_says_where_to_start_for_some_kinds_of_work(command):
+    _, image, _ = command("doctor", "llava-1.5-7b")
+    _, video, _ = command("doctor", "qwen2.5-vl-7b")
+    for out in (image, video):
+        for plan in re.findall(r"(?:cdpruner|divprune|evs)\(.*?\)", out):
+            foveate.parse(plan)
+        assert "cdpruner(" in out and "divprune(" in out and "--max-visual-tokens" in out
+    assert "evs(" in video and "evs(" not in image
 
 
 @pytest.mark.full
