@@ -72,6 +72,7 @@ def method_page(name: str) -> str:
     parts = [f"# {name}", about(cls), "## How to write it", writing(plans, cls)]
     parts += ["## Options", options_table(cls)]
     needs = ", ".join(f"`{need}`" for need in method.needs()) or "nothing beyond what it is handed"
+    published = cls.published or "no comparison by others is known to us"
     parts += [
         "## Where it acts",
         "\n".join(
@@ -79,12 +80,14 @@ def method_page(name: str) -> str:
                 f"- **Sites:** {', '.join(f'`{site}`' for site in row.sites)} ([what a site is](../concepts.md#glossary))",
                 f"- **Tokens:** {', '.join(role.name.lower() for role in cls.roles)}",
                 f"- **Effect:** {row.effect}{'; `effect=mask` works too' if row.masks else ''}",
+                f"- **Looks at:** {row.looks_at}",
                 f"- **Asks the engine to measure:** {needs}",
             ]
         ),
         "## What it costs",
         cost_table(plans),
         "## Measured quality",
+        f"Published: {published}.",
         quality(name, [name]),
     ]
     return "\n\n".join(parts) + "\n"

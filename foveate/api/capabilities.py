@@ -74,10 +74,16 @@ def method_capabilities(names: Sequence[str] | None = None) -> list[MethodCapabi
                 sites=sites,
                 effect=_effect(method),
                 masks=_works(partial(_masked_stage, method, budget)),
-                observes=bool(method.needs()),
+                looks_at=_looked_at(method),
+                published=method.published,
             )
         )
     return rows
+
+
+def _looked_at(method: Method) -> str:
+    seen = ", ".join(dict.fromkeys(need.what for need in method.needs()))
+    return seen or ("the states of its tokens" if method.reads_features else "nothing")
 
 
 def _stage_at(kind: SiteKind, method: Method, budget: Budget | None) -> Stage:

@@ -14,7 +14,7 @@ FILE = Path(__file__).parent / "capabilities.json"
 
 @dataclass(frozen=True)
 class MethodCapability:
-    """One row of `foveate methods`."""
+    """One row of `foveate methods`. `looks_at` says by what a method chooses, `published` who found it how good."""
 
     name: str
     summary: str
@@ -23,7 +23,8 @@ class MethodCapability:
     sites: tuple[str, ...]
     effect: str
     masks: bool
-    observes: bool
+    looks_at: str
+    published: str
 
 
 @dataclass(frozen=True)

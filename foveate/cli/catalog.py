@@ -40,7 +40,8 @@ def methods(as_json: options.AsJson = False) -> None:
     shown = tables.make_table("method", "what it does", "sites", "effect", "options")
     for row in rows:
         effect = row.effect + (", can mask" if row.masks else "")
-        what = f"{row.summary}\n[dim]{row.paper}{'; looks at attention' if row.observes else ''}[/]"
+        published = f"\npublished: {row.published}" if row.published else ""
+        what = f"{row.summary}\n[dim]{row.paper}; looks at {row.looks_at}{published}[/]"
         shown.add_row(f"[bold]{row.name}[/]", what, ", ".join(row.sites), effect, row.options or "none")
     tables.show(console, shown)
     console.print('Every method also takes keep, layer or site, scope, effect: "fastv(layer=2, keep=0.5)".', style="dim")

@@ -28,6 +28,7 @@ class Method(Written):
         sites: the kinds of site the method can act at.
         roles: the roles of the tokens it may touch.
         paper: where it comes from, as shown by `foveate methods`.
+        published: how good it is, by whom, on which model; "" where no comparison is known.
         needs_grid: whether it only works on a whole grid in raster order.
         reads_features: whether it looks at hidden states, which cached tokens no longer have.
         merges: whether tokens that it removes may flow into others.
@@ -38,6 +39,7 @@ class Method(Written):
     sites: ClassVar[tuple[SiteKind, ...]] = ()
     roles: ClassVar[tuple[Role, ...]] = (Role.VISUAL,)
     paper: ClassVar[str] = ""
+    published: ClassVar[str] = ""
     needs_grid: ClassVar[bool] = False
     reads_features: ClassVar[bool] = True
     merges: ClassVar[bool] = False

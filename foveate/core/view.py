@@ -20,12 +20,14 @@ class Observation:
         attends: whether it is measured from attention, in a decoder layer below the stage.
         encodes: whether it is measured inside the vision encoder, for a stage of the decoder.
         asks: whether it says what is asked about the pictures.
+        what: a few words for it, as `foveate methods` shows them.
         axes: of its tensor, a letter each: groups G, tokens N, heads H, other tokens M, width D.
     """
 
     attends: ClassVar[bool] = True
     encodes: ClassVar[bool] = False
     asks: ClassVar[bool] = False
+    what: ClassVar[str] = "what it asks for"
     axes: ClassVar[str] = "GN"
 
     @property
@@ -50,6 +52,7 @@ class AttentionRows(Observation):
     rope: bool = True
 
     axes = "GHN"
+    what = "attention in the language model"
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,8 @@ class Importance(Observation):
     query: str = "last"
     rope: bool = True
 
+    what = "attention where it acts"
+
     @property
     def probed(self) -> AttentionRows:
         return AttentionRows(self.query, self.rope)
@@ -77,6 +82,8 @@ class KeyNorms(Observation):
 
     Over all heads, before their rotary embedding: a sum of absolute values after it would change with padding.
     """
+
+    what = "the size of keys in the language model"
 
 
 @dataclass(frozen=True)
@@ -92,6 +99,7 @@ class TextPivots(Observation):
     count: int = 4
 
     axes = "GMD"
+    what = "the text's largest keys"
 
     @property
     def probed(self) -> KeyNorms:
@@ -103,6 +111,7 @@ class Change(Observation):
     """How far the state of each token moved in the decoder layer below the cut: [G, N], fp32, the Euclidean length."""
 
     attends = False
+    what = "how far states move in a layer"
 
 
 @dataclass(frozen=True)
@@ -116,6 +125,7 @@ class Question(Observation):
     axes = "GD"
     attends = False
     asks = True
+    what = "the question"
 
 
 @dataclass(frozen=True)
@@ -128,6 +138,7 @@ class QuestionTokens(Observation):
     axes = "GMD"
     attends = False
     asks = True
+    what = "the words of the question"
 
 
 @dataclass(frozen=True)
@@ -148,6 +159,7 @@ class EncoderAttention(Observation):
 
     attends = False
     encodes = True
+    what = "attention in the vision encoder"
 
 
 @dataclass(frozen=True)
@@ -165,6 +177,7 @@ class EncoderKeys(Observation):
     axes = "GND"
     attends = False
     encodes = True
+    what = "keys in the vision encoder"
 
 
 @dataclass(frozen=True)

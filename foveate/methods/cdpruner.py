@@ -41,6 +41,7 @@ class CDPruner(TokenMethod):
 
     sites = (SiteKind.PRE_LLM,)
     paper = "arXiv 2506.10967"
+    published = "98.5, 97.6 and 95.7 % of full at 192, 128 and 64 of 576 tokens (LLaVA-1.5-7B, 9 benchmarks; the FSR paper)"
 
     def __post_init__(self) -> None:
         check_split("cdpruner", self.split)

@@ -35,6 +35,10 @@ class DivPrune(TokenMethod):
 
     sites = (SiteKind.VISION_LAYER, SiteKind.PRE_LLM, SiteKind.LLM_LAYER)
     paper = "arXiv 2503.02175"
+    published = (
+        "89.3 and 76.1 % of full on 11 tasks at 25 and 10 % of the tokens, DocVQA 85.3 and 66.2 of 94.9 "
+        "(Qwen2.5-VL-7B; Tencent AngelSlim)"
+    )
 
     def __post_init__(self) -> None:
         check_split("divprune", self.split)

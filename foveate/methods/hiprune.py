@@ -34,6 +34,10 @@ class HiPrune(TokenMethod):
 
     sites = (SiteKind.PRE_LLM,)
     paper = "arXiv 2508.00553"
+    published = (
+        "87.8 and 72.2 % of full on 11 tasks at 25 and 10 % of the tokens, DocVQA 73.5 and 39.9 of 94.9 "
+        "(Qwen2.5-VL-7B; Tencent AngelSlim)"
+    )
 
     def __post_init__(self) -> None:
         if not (0 <= self.alpha <= 1 and 0 < self.depth <= 1):

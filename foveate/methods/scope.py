@@ -39,6 +39,10 @@ class Scope(TokenMethod):
 
     sites = (SiteKind.PRE_LLM, SiteKind.LLM_LAYER)
     paper = "arXiv 2510.24214"
+    published = (
+        "92.5 and 79.4 % of full on 11 tasks at 25 and 10 % of the tokens, DocVQA 85.4 and 56.5 of 94.9 "
+        "(Qwen2.5-VL-7B; Tencent AngelSlim)"
+    )
 
     def __post_init__(self) -> None:
         check_split("scope", self.split)

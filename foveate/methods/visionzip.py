@@ -33,6 +33,10 @@ class VisionZip(TokenMethod):
     merges = True
     sums = True
     paper = "arXiv 2412.04467"
+    published = (
+        "87.6 and 71.8 % of full on 11 tasks at 25 and 10 % of the tokens, DocVQA 71.5 and 37.9 of 94.9 "
+        "(Qwen2.5-VL-7B; Tencent AngelSlim)"
+    )
 
     def __post_init__(self) -> None:
         if not 0 <= self.contextual < 1:

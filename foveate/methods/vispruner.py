@@ -42,6 +42,10 @@ class VisPruner(TokenMethod):
 
     sites = (SiteKind.PRE_LLM,)
     paper = "arXiv 2412.01818"
+    published = (
+        "88.3 and 72.6 % of full on 11 tasks at 25 and 10 % of the tokens, DocVQA 77.4 and 50.9 of 94.9 "
+        "(Qwen2.5-VL-7B; Tencent AngelSlim)"
+    )
 
     def __post_init__(self) -> None:
         check_split("vispruner", self.split)

@@ -44,7 +44,9 @@ def test_methods_lists_every_method_with_probed_facts(command):
     assert set(rows) == set(methods.names())
     assert rows["fastv"]["sites"] == ["llm"]
     assert rows["fastv"]["masks"]
-    assert rows["fastv"]["observes"]
+    assert rows["fastv"]["looks_at"] == "attention in the language model"
+    assert rows["cdpruner"]["looks_at"] == "the words of the question"
+    assert "DocVQA" in rows["scope"]["published"]
     assert rows["pool"]["effect"] == "merges"
     assert not rows["pool"]["masks"]
     assert rows["random"]["sites"] == ["vision", "pre_llm", "llm"]
