@@ -37,6 +37,11 @@ def test_sparsevlm_keeps_the_published_counts(preset, counts, average):
     assert average * 0.96 < spent / 32 < average
 
 
+def test_adsc_halves_three_times_without_a_score():
+    assert stages("staged(preset=adsc)") == [(8, "uniform", "0.5"), (16, "uniform", "0.5"), (24, "uniform", "0.5")]
+    assert [layer for layer, _, _ in stages("staged(preset=adsc, depth=28)")] == [7, 14, 21]
+
+
 def test_layers_of_a_shallow_decoder_are_all_different():
     for preset in ("sparsevlm", "v2drop", "pyramiddrop"):
         for depth in range(4, 40):
