@@ -44,7 +44,10 @@ class AttentionRows(Observation):
 
     Attributes:
         query: "last" the last prompt token (FastV's code), "text" the instruction after the last medium,
-            "all" every token that is not padding (FastV's paper, Sec. 4.1), or "window:w" the last w tokens.
+            "all" every token that is not padding (FastV's paper, Sec. 4.1), "window:w" the last w tokens, or "matched":
+            those of "text" that match the sample's visual tokens better than its text does on average (SparseVLM's raters).
+            The match of a text token is the mean, over the visual tokens as they enter the decoder, of the softmax over the
+            text of their dot products. A sample whose text matches evenly is rated by all of it.
         rope: False scores with the queries and keys before their rotary embedding (FEATHER, arXiv 2412.13180).
     """
 

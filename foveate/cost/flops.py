@@ -230,8 +230,8 @@ def selection_flops(decoder: DecoderShape, plan: Plan, tokens_per_layer: Sequenc
     """FLOPs that the plan's own choices cost in prefill: the attention rows that its methods ask for.
 
     A row is heads * head_dim * n MACs, n = tokens of the layer before the cut; fused kernels do not hand rows out, so they
-    are computed again. query="last" is one row; "text" counts a row for every text token, an upper bound. A stage that
-    drops nothing chooses nothing. Other work of a method (top-k, distances between tokens) is not counted.
+    are computed again. query="last" is one row; "text" and "matched" count a row for every text token, an upper bound. A
+    stage that drops nothing chooses nothing. Other work of a method (top-k, distances between tokens) is not counted.
 
     Args:
         tokens_per_layer: tokens of all kinds that enter each decoder layer under the plan.
@@ -258,5 +258,5 @@ def _rater_rows(method: Method, tokens: int, text_tokens: int) -> int:
         if query.startswith("window:"):
             rows += min(int(query.removeprefix("window:")), tokens)
         else:
-            rows += {"last": 1, "text": text_tokens, "all": tokens}[query]
+            rows += {"last": 1, "text": text_tokens, "matched": text_tokens, "all": tokens}[query]
     return rows

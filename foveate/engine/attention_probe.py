@@ -153,10 +153,14 @@ def _raters(running: Pass, wanted: AttentionRows, query: Tensor) -> list[tuple[T
     conversation = running.conversation
     output_rates = not running.cached and running.labels is None and bool(conversation.inputs)
     by_row = rater_columns(running.left.layout, wanted.query, output_rates)
-    return [
+    found = [
         _padded(running, [samples[number] if number < len(samples) else [] for samples in by_row], query)
         for number in range(max(map(len, by_row)))
     ]
+    if wanted.query != "matched" or running.shared.matched is None:
+        return found
+    matched = running.shared.matched.to(query.device)
+    return [(raters, valid & matched.gather(1, raters)) for raters, valid in found]
 
 
 def _padded(running: Pass, columns: list[list[int]], query: Tensor) -> tuple[Tensor, Tensor]:

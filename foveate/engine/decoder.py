@@ -19,6 +19,7 @@ from foveate.engine.instruct import run_instruct_stage
 from foveate.engine.layer_inputs import NEXT_COLUMN, announce, compiled_step_mask, project_rotary, state_mask
 from foveate.engine.notices import say_once
 from foveate.engine.projection import project_mask, scatter_back
+from foveate.engine.question import matching_text
 from foveate.engine.slots import SlotLayer
 
 # Stands among layers that were checked for what the encoder's stages left.
@@ -53,6 +54,7 @@ class DecoderHooks:
         instructs: stages on the instruction's text by decoder layer.
         stateful: layers without attention.
         moved: layers whose stage above asks how far states move in them.
+        matches: whether a stage asks for the text that matches the visual tokens as they enter the decoder.
     """
 
     def __init__(
@@ -68,10 +70,11 @@ class DecoderHooks:
         instructs: Mapping[int, Stage] = MappingProxyType({}),
         stateful: frozenset[int] = frozenset(),
         moved: frozenset[int] = frozenset(),
+        matches: bool = False,
     ) -> None:
         self.owner, self.decoder, self.stages = owner, decoder, stages
         self.shortcut, self.masks, self.marked, self.mixes, self.gate = shortcut, masks, marked, mixes, gate
-        self.instructs, self.stateful, self.moved = instructs, stateful, moved
+        self.instructs, self.stateful, self.moved, self.matches = instructs, stateful, moved, matches
         self.checked: set[int] = set()  # layers whose stage has answered well once, and the entrance
 
     @property
@@ -128,6 +131,8 @@ class DecoderHooks:
             hidden = gate.decide(running, hidden)
         if index in self.moved and running.chooses:
             running.shared.entered[index] = hidden.detach()
+        if index == 0 and self.matches and running.chooses:
+            running.shared.matched = matching_text(running, hidden)
         alive = running.alive_on(hidden.device)
         gated = gate is not None and running.answers is not None and running.answers.rejected is not None
         lean = self.gate is not None and index >= self.gate.layer and reserves(stored)

@@ -47,6 +47,7 @@ class Shared:
         policy: [B, S], how much each column is kept, while learned methods are trained.
         observed: what was measured, per (stage's layer, observation): [B, H, S] for the columns of the pass.
         entered: by decoder layer, the states that entered it, where a stage behind it asks how far they move.
+        matched: [B, S] bool, False at text that matches the visual tokens too little to rate them, where a stage asks for it.
     """
 
     stacked: tuple[Sequence[Tensor], Tensor] | None = None
@@ -54,6 +55,7 @@ class Shared:
     policy: Tensor | None = None
     observed: dict[tuple[int, Observation], Tensor] = field(default_factory=dict)
     entered: dict[int, Tensor] = field(default_factory=dict)
+    matched: Tensor | None = None
     memo: dict[Any, tuple[Any, Any]] = field(default_factory=dict)
 
     def once(self, key: Any, source: Any, make: Callable[[], _T]) -> _T:

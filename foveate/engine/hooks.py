@@ -12,7 +12,7 @@ from foveate.core.encoder import EncoderPath, PackedPath, RasterPath
 from foveate.core.layout import Role
 from foveate.core.plan import Effect, Plan, Stage
 from foveate.core.site import SiteKind
-from foveate.core.view import Change
+from foveate.core.view import AttentionRows, Change
 from foveate.engine import compat, forward, labels, observe
 from foveate.engine.activity import Activity
 from foveate.engine.attention_probe import AttentionProbe
@@ -169,7 +169,8 @@ class _Parts:
         masks = any(stage.effect is Effect.MASK for stage in plan.stages)
         acting = [*visual, *instructs, *([] if self.gate is None else [self.gate.layer])]
         moved = frozenset(layer - 1 for layer, stage in visual.items() if Change() in stage.method.needs())
-        self.first = 0 if plan.encoder_stages else min([*acting, *moved], default=0)
+        matches = AttentionRows("matched") in observations
+        self.first = 0 if plan.encoder_stages or matches else min([*acting, *moved], default=0)
         self.probes: dict[int, AttentionProbe] = {}
         for layer, stage in visual.items():
             for observation in stage.method.needs():
@@ -183,7 +184,7 @@ class _Parts:
         marked = bool(plan.encoder_stages)
         mixes = marked and isinstance(path, EncoderPath) and path.mixes
         self.hooks = DecoderHooks(
-            owner, self.decoder, visual, shortcut, masks, marked, mixes, self.gate, instructs, stateful, moved
+            owner, self.decoder, visual, shortcut, masks, marked, mixes, self.gate, instructs, stateful, moved, matches
         )
         self.soft = None if soft is None else SoftHooks(owner, plan, modules, soft)
         self.side = SideInputs(owner, family, config, self.decoder, self.first, not masks and soft is None)

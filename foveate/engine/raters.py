@@ -10,8 +10,9 @@ from foveate.core.layout import Layout, Role
 def rater_columns(layout: Layout, query: str, output_rates: bool = False) -> list[list[list[int]]]:
     """For each row and each sample in it the columns whose attention counts, ascending; at least the last real one.
 
-    `query` is "last", "text" (the instruction after the sample's last medium), "all" or "window:w". Generated tokens rate only
-    if `output_rates`: assisted decoding puts guesses after the prompt already in the first pass.
+    `query` is "last", "text" (the instruction after the sample's last medium), "matched" (some of that, which the probe
+    finds out), "all" or "window:w". Generated tokens rate only if `output_rates`: assisted decoding puts guesses after the
+    prompt already in the first pass.
     """
     return [
         [_raters(layout.roles[row], part, query, output_rates) for part in layout.parts(row) if len(part)]
@@ -28,7 +29,7 @@ def _raters(roles: Tensor, real: Tensor, query: str, output_rates: bool) -> list
         chosen = real
     elif query.startswith("window:"):
         chosen = real[-int(query.partition(":")[2]) :]
-    elif query == "text":
+    elif query in ("text", "matched"):
         visual = real[roles[real] == int(Role.VISUAL)]
         after = int(visual[-1]) if len(visual) else -1
         text = real[(real > after) & (roles[real] == int(Role.INSTRUCT))]

@@ -1,7 +1,8 @@
 """Staged: the same method at several decoder layers, each keeping a share of what reaches it.
 
 The schedule of PyramidDrop (arXiv 2410.17247) with a scoring method of your choice. Presets name layers of a decoder with 32;
-`depth` moves them in proportion.
+`depth` moves them in proportion. `adsc` downsamples without a score (arXiv 2602.12618) at PyramidDrop's layers and shares: the
+paper's own layers are not known to us.
 """
 
 from __future__ import annotations
@@ -23,6 +24,11 @@ PRESETS: Mapping[str, tuple[str, tuple[int, ...], tuple[str, ...]]] = {
     "pyramiddrop": ("fastv", (8, 16, 24), ("0.5", "0.5", "0.5")),
     "v2drop": ("v2drop", (3, 17, 22), ("0.5", "0.5", "1tok")),
     "horizon": ("random", (20,), ("0.25",)),
+    "adsc": ("uniform", (8, 16, 24), ("0.5", "0.5", "0.5")),
+    # 300, 200, 110 of 576 tokens; 303, 110, 36; 66, 30, 17.
+    "sparsevlm": ("sparsevlm", (2, 6, 15), ("0.520833", "0.666667", "0.55")),
+    "sparsevlm128": ("sparsevlm", (2, 6, 15), ("0.526042", "0.363036", "0.327273")),
+    "sparsevlm64": ("sparsevlm", (2, 6, 15), ("0.114583", "0.454545", "0.566667")),
 }
 
 
@@ -49,6 +55,10 @@ class Staged(Recipe):
     notes: ClassVar[tuple[str, ...]] = (
         "presets: pyramiddrop (arXiv 2410.17247), v2drop (arXiv 2509.01552: all but one token go at last), horizon (random at "
         "five eighths of the depth, behind which nothing beats it: arXiv 2512.07580, share ours); depth=28 for 28 layers",
+        "adsc (after arXiv 2602.12618: evenly spaced tokens and no score; layers are pyramiddrop's, the paper's own are not "
+        "known to us)",
+        "sparsevlm (arXiv 2410.04417: 300, 200 and 110 tokens of 576, about 192 on average), sparsevlm128 and sparsevlm64; the "
+        "authors' program cuts behind layers 2, 6 and 15, not in front of them, which their averages do not count",
     )
 
     @classmethod
@@ -57,6 +67,7 @@ class Staged(Recipe):
             "staged(layers=[{k}, {k2}], keep=[0.6, 0.5])",
             "staged(method=random, layers=[{k}, {k2}], keep=[0.7, 9tok], rounding=floor)",
             "staged(preset=v2drop, layers=[{k}, {k2}], keep=[0.6, 0.5])",
+            "staged(preset=sparsevlm, layers=[{k}, {k2}], keep=[0.6, 0.5])",
             "staged(preset=pyramiddrop, depth=28)",
         )
 
@@ -81,4 +92,7 @@ class Staged(Recipe):
         if not 4 <= self.depth <= 1000:
             raise SpecError(f"staged(depth={self.depth}): write the number of decoder layers, 4 to 1000")
         name, layers, shares = PRESETS[self.preset]
-        return name, tuple(max(1, round(layer * self.depth / _DEPTH)) for layer in layers), shares
+        scaled: list[int] = []
+        for layer in layers:  # a shallow decoder still has one layer for each
+            scaled.append(max(scaled[-1] + 1 if scaled else 1, round(layer * self.depth / _DEPTH)))
+        return name, tuple(scaled), shares

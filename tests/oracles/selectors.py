@@ -280,3 +280,56 @@ def vidcom2_kept(features: Tensor, coords: Sequence[Sequence[int]], keep: int) -
         turns = [f for f in turns if quota[f]]
     ranked = [sorted(own, key=lambda i: (score[i], i))[:n] for own, n in zip(frames, quota, strict=True)]
     return sorted(i for own in ranked for i in own)
+
+
+def raters(visual: Tensor, words: Tensor) -> list[int]:
+    """Words that take more of a softmax over the words, in the mean over visual tokens, than words do on average."""
+    match = [0.0] * len(words)
+    for token in visual.double():
+        products = [float(token @ word) for word in words.double()]
+        exponentials = [math.exp(product - max(products)) for product in products]
+        for number, one in enumerate(exponentials):
+            match[number] += one / sum(exponentials) / len(visual)
+    mean = sum(match) / len(match)
+    better = [number for number, one in enumerate(match) if one > mean * (1 + 1e-6)]
+    return better or list(range(len(words)))
+
+
+def density_clusters(points: Tensor, count: int) -> dict[int, list[int]]:
+    """DPC-kNN: members of each centre. Density is exp(-spread); logarithms of what is multiplied."""
+    x, every = points.double(), range(len(points))
+    table = [[float((a - b).square().sum()) / x.shape[1] for b in x] for a in x]
+    spread = [sum(sorted(row)[:count]) / count for row in table]
+
+    def distance(i: int) -> float:
+        denser = [table[i][j] for j in every if (spread[j], j) < (spread[i], i)]
+        return min(denser, default=max(map(max, table))) ** 0.5
+
+    def score(i: int) -> float:
+        return math.log(distance(i)) - spread[i] if distance(i) else -math.inf
+
+    centres = sorted(sorted(every, key=lambda i: (-score(i), i))[:count])
+    members: dict[int, list[int]] = {centre: [centre] for centre in centres}
+    for i in every:
+        if i not in members:
+            members[min(centres, key=lambda c, i=i: (table[i][c], c))].append(i)
+    return members
+
+
+def sparsevlm_kept(features: Tensor, attention: Sequence[float], keep: int, recycle: float = 0.3) -> dict[int, Tensor]:
+    """State of each survivor: the best as they are, then the means of clusters of some of those that come next."""
+    count, x = len(attention), features.double()
+    order = sorted(range(count), key=lambda i: (-attention[i], i))
+    fitting = [(0, 0)]
+    for clusters in range(1, keep):  # the fewest clusters that leave exactly `keep` tokens
+        rejected = count - keep + clusters
+        sources = min(int(rejected * recycle) + 1, rejected)
+        fitting += [(clusters, sources)] if min(sources // 10 + 1, keep - 1) == clusters else []
+    clusters, sources = fitting[1] if recycle and keep < count and len(fitting) > 1 else (0, 0)
+    plain = order[: keep - clusters]
+    left = {i: x[i] for i in plain}
+    if clusters:
+        recycled = sorted(order[keep - clusters :][:sources])
+        for centre, own in density_clusters(features[recycled], clusters).items():
+            left[recycled[centre]] = sum(x[recycled[i]] for i in own) / len(own)
+    return left

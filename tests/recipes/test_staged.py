@@ -21,6 +21,35 @@ def test_pyramiddrop_halves_three_times():
     assert counts == [288, 144, 72]
 
 
+@pytest.mark.parametrize(
+    ("preset", "counts", "average"),
+    [("sparsevlm", [300, 200, 110], 192), ("sparsevlm128", [303, 110, 36], 128), ("sparsevlm64", [66, 30, 17], 64)],
+)
+def test_sparsevlm_keeps_the_published_counts(preset, counts, average):
+    assert [layer for layer, _, _ in stages(f"staged(preset={preset})")] == [2, 6, 15]
+    assert {method for _, method, _ in stages(f"staged(preset={preset})")} == {"sparsevlm"}
+    for tokens in (576, 2 * 576, 5 * 576):
+        left = tokens
+        for stage, count in zip(parse(f"staged(preset={preset})").stages, counts, strict=True):
+            left = stage.kept_of(left, None)
+            assert left == count * tokens // 576
+    spent = 2 * 576 + 4 * counts[0] + 9 * counts[1] + 17 * counts[2]
+    assert average * 0.96 < spent / 32 < average
+
+
+def test_adsc_halves_three_times_without_a_score():
+    assert stages("staged(preset=adsc)") == [(8, "uniform", "0.5"), (16, "uniform", "0.5"), (24, "uniform", "0.5")]
+    assert [layer for layer, _, _ in stages("staged(preset=adsc, depth=28)")] == [7, 14, 21]
+
+
+def test_layers_of_a_shallow_decoder_are_all_different():
+    for preset in ("sparsevlm", "v2drop", "pyramiddrop"):
+        for depth in range(4, 40):
+            layers = [layer for layer, _, _ in stages(f"staged(preset={preset}, depth={depth})")]
+            assert layers == sorted({*layers})
+            assert 1 <= layers[0] <= layers[-1] < depth
+
+
 @pytest.mark.parametrize(("depth", "layers"), [(28, [7, 14, 21]), (40, [10, 20, 30]), (80, [20, 40, 60]), (4, [1, 2, 3])])
 def test_layers_move_with_the_depth(depth, layers):
     assert [layer for layer, _, _ in stages(f"staged(preset=pyramiddrop, depth={depth})")] == layers
