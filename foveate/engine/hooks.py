@@ -169,7 +169,7 @@ class _Parts:
         masks = any(stage.effect is Effect.MASK for stage in plan.stages)
         acting = [*visual, *instructs, *([] if self.gate is None else [self.gate.layer])]
         moved = frozenset(layer - 1 for layer, stage in visual.items() if Change() in stage.method.needs())
-        matches = AttentionRows("matched") in observations
+        matches = any(isinstance(one.probed, AttentionRows) and one.probed.query == "matched" for one in observations)
         self.first = 0 if plan.encoder_stages or matches else min([*acting, *moved], default=0)
         self.probes: dict[int, AttentionProbe] = {}
         for layer, stage in visual.items():
