@@ -140,7 +140,7 @@ def _layer(method: Method, words: dict[str, str]) -> int | None:
 
 
 def _floor(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) <= 9):
+    if not (text.isascii() and text.isdigit() and len(text) <= 10):
         raise BudgetError(f"at_least={text}: a whole number is expected here, e.g. at_least=16")
     return int(text)
 

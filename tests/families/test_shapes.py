@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from foveate.core.shape import DecoderShape, EncoderShape, LayerShape, LinearShape, ModelShape, RowsPer
+from foveate.core.shape import DecoderShape, EncoderShape, LayerShape, LinearShape, ModelShape, RowsPer, StateShape
 from foveate.cost.presets import load_preset, preset_names
 from foveate.families import family_for
 
@@ -17,6 +17,25 @@ def merger(*widths: int, after: int | None = None) -> tuple[LinearShape, ...]:
     return tuple(LinearShape(a, b, RowsPer.LEFT, after=after) for a, b in pairwise(widths))
 
 
+def delta_net(hidden: int) -> StateShape:
+    """32 heads of 128 for values and 16 for keys and queries; projections to q, k, v, z and back, and two numbers a head."""
+    convolved = 2 * 16 * 128 + 32 * 128
+    return StateShape(hidden * (convolved + 2 * 32 * 128 + 64), 4 * convolved, 3 * 32 * 128**2, 4 * convolved, 32 * 128**2)
+
+
+def lfm2(hidden: int, heads: int, intermediate: int, encoder: EncoderShape) -> ModelShape:
+    """Ten short convolutions and six layers that attend."""
+    attends = LayerShape(8, 64, intermediate)
+    convolves = replace(attends, state=StateShape(4 * hidden**2, 3 * hidden, 0, 3 * hidden, 0))
+    layers = tuple(attends if layer in (2, 5, 8, 10, 12, 14) else convolves for layer in range(16))
+    decoder = DecoderShape(
+        16, hidden, intermediate, heads, 8, 64, vocabulary=65536, layer_windows=(None,) * 16, layer_shapes=layers
+    )
+    return ModelShape("lfm2_vl", decoder, encoder, (LinearShape(4 * encoder.hidden, 2048), LinearShape(2048, hidden)))
+
+
+# A patch of an LFM2-VL meets the whole table of 256 positions too.
+QWEN_VISION = EncoderShape(27, 1152, 4304, 16, patch_inputs=3 * 2 * 16 * 16)
 CLIP_L = EncoderShape(24, 1024, 4096, 16, patch_inputs=588, prefix_tokens=1)
 SHAPES = {
     "llava-1.5-7b": ModelShape(
@@ -120,6 +139,49 @@ SHAPES = {
         EncoderShape(27, 1152, 4304, 16, patch_inputs=3 * 2 * 16 * 16),
         tuple(layer for at in (8, 16, 24, None) for layer in merger(4608, 4608, 2048, after=at)),
     ),
+    "qwen3.5-9b": ModelShape(
+        "qwen3_5",
+        DecoderShape(
+            32,
+            4096,
+            12288,
+            16,
+            4,
+            256,
+            vocabulary=248320,
+            layer_windows=(None,) * 32,
+            layer_shapes=(
+                (LayerShape(4, 256, 12288, state=delta_net(4096)),) * 3
+                + (LayerShape(4, 256, 12288, other_weights=4096 * 16 * 256),)
+            )
+            * 8,
+        ),
+        QWEN_VISION,
+        merger(4608, 4608, 4096),
+    ),
+    # Eight of 256 experts, one for all, the router and the gate of the latter.
+    "qwen3.6-35b-a3b": ModelShape(
+        "qwen3_5_moe",
+        DecoderShape(
+            40,
+            2048,
+            9 * 512,
+            16,
+            2,
+            256,
+            vocabulary=248320,
+            layer_windows=(None,) * 40,
+            layer_shapes=(
+                (LayerShape(2, 256, 9 * 512, other_weights=2048 * 257, state=delta_net(2048)),) * 3
+                + (LayerShape(2, 256, 9 * 512, other_weights=2048 * (257 + 16 * 256)),)
+            )
+            * 10,
+        ),
+        QWEN_VISION,
+        merger(4608, 4608, 2048),
+    ),
+    "lfm2-vl-450m": lfm2(1024, 16, 4608, EncoderShape(12, 768, 3072, 12, patch_inputs=3 * 16 * 16 + 256)),
+    "lfm2-vl-1.6b": lfm2(2048, 32, 8192, EncoderShape(27, 1152, 4304, 16, patch_inputs=3 * 16 * 16 + 256)),
     "gemma-4-e2b": ModelShape(
         "gemma4",
         DecoderShape(
