@@ -14,6 +14,7 @@ from typing import Any
 
 from foveate import families, methods, recipes
 from foveate.core.budget import Budget
+from foveate.core.encoder import PackedPath, RasterPath
 from foveate.core.layout import Role
 from foveate.core.learned import LearnedMethod
 from foveate.core.method import Method, StepMethod, TokenMethod
@@ -122,8 +123,9 @@ def recipe_plans() -> list[str]:
 
 
 def encoder_plans(layer: int) -> list[str]:
-    """Every example in front of a layer of a vision encoder."""
+    """Every example in front of a layer of a vision encoder, except those that look at pixels: not all encoders see patches."""
     inside = [one for one in examples(TokenMethod) if SiteKind.VISION_LAYER in one.sites]
+    inside = [one for one in inside if not any(need.given for need in one.needs())]
     return [text_of(one, f"site=vision, layer={layer}", "0.5") for one in inside]
 
 
@@ -134,8 +136,11 @@ def masked_plans() -> list[str]:
 
 def fits(text: str, family: str) -> bool:
     """Whether a family's vision encoder can be asked what the methods of a text of stages want to know of it."""
-    looks_inside = any(need.encodes for method in methods_in(text) for need in method.needs())
-    return not looks_inside or families.get(family).encoder(tiny.probed(family)) is not None
+    needs = [need for method in methods_in(text) for need in method.needs()]
+    path = families.get(family).encoder(tiny.probed(family))
+    if any(need.given for need in needs) and (not isinstance(path, PackedPath) or isinstance(path, RasterPath)):
+        return False
+    return path is not None or not any(need.encodes for need in needs)
 
 
 def filled(text: str, family: str, path: str = "") -> str:

@@ -86,6 +86,7 @@ def doctor(
 
 def _by_work(family: Family, config: Any) -> dict[str, str]:
     """Where to start for some kinds of work; by published comparisons, as the site's page on choosing says."""
+    from foveate.core.encoder import PackedPath, RasterPath
     from foveate.core.site import SiteKind
     from foveate.errors import UnsupportedCombination
 
@@ -96,6 +97,9 @@ def _by_work(family: Family, config: Any) -> dict[str, str]:
         "a dialogue about it": "divprune(site=pre_llm, keep=0.25): later questions need other tokens than the first",
         "documents, small text": "first fewer pixels, --max-visual-tokens N; selectors without training lose most there",
     }
+    path = family.encoder(config) if SiteKind.VISION_LAYER not in family.unsupported else None
+    if isinstance(path, PackedPath) and not isinstance(path, RasterPath):
+        work["documents, small text"] += "; pixelprune(site=vision, layer=0, keep=threshold:0.01) drops what repeats"
     try:
         family.media_of_video(config, (640, 480), 2)
     except UnsupportedCombination:

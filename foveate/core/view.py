@@ -20,6 +20,7 @@ class Observation:
         attends: whether it is measured from attention, in a decoder layer below the stage.
         encodes: whether it is measured inside the vision encoder, for a stage of the decoder.
         asks: whether it says what is asked about the pictures.
+        given: whether it is known before the vision encoder's first layer, for stages inside the encoder.
         what: a few words for it, as `foveate methods` shows them.
         axes: of its tensor, a letter each: groups G, tokens N, heads H, other tokens M, width D.
     """
@@ -27,6 +28,7 @@ class Observation:
     attends: ClassVar[bool] = True
     encodes: ClassVar[bool] = False
     asks: ClassVar[bool] = False
+    given: ClassVar[bool] = False
     what: ClassVar[str] = "what it asks for"
     axes: ClassVar[str] = "GN"
 
@@ -181,6 +183,19 @@ class EncoderKeys(Observation):
     attends = False
     encodes = True
     what = "keys in the vision encoder"
+
+
+@dataclass(frozen=True)
+class Pixels(Observation):
+    """The pixel values of each visual token as the vision encoder is handed them: [G, N, D], fp32, D values of its patches.
+
+    For stages inside encoders that take all pictures as one row of patches.
+    """
+
+    axes = "GND"
+    attends = False
+    given = True
+    what = "pixels"
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from foveate.core.encoder import PackedPath
+from foveate.core.encoder import PackedPath, RasterPath
 from foveate.core.plan import Effect, Plan, Scope, Stage
 from foveate.core.site import Point, SiteKind
 from foveate.errors import PlanError, UnsupportedCombination
@@ -35,6 +35,10 @@ def check_plan(plan: Plan, family: Family, config: Any) -> dict[int, int]:
         if stage.site.kind is SiteKind.VISION_LAYER:
             _check_encoder_stage(stage, family, config)
             continue
+        if any(need.given for need in stage.method.needs()):
+            raise PlanError(
+                f"{stage.method.name} looks at pixels, which only stages inside the vision encoder see: site=vision"
+            )
         if stage.method.weighs_sizes:
             raise UnsupportedCombination(
                 f"{stage.method.name} at {stage.site}: attention weighs sizes in vision encoders only; leave proportional out"
@@ -88,7 +92,7 @@ def _check_probed(plan: Plan, family: Family, config: Any) -> None:
     if not isinstance(path, PackedPath):
         return
     for layer, stage in plan.encoder_stages.items():
-        if stage.method.needs():
+        if _measures(stage):
             probed = max(at for at in range(layer) if at not in path.windowed)
             between = [at for at in plan.encoder_stages if probed < at < layer]
             if between:
@@ -96,6 +100,11 @@ def _check_probed(plan: Plan, family: Family, config: Any) -> None:
                     f"{stage.method.name} at {stage.site} ranks by layer {probed}, the last one below that looks at the whole "
                     f"picture, but the stage at layer {between[0]} acts in between: move it to layer {probed} or below"
                 )
+
+
+def _measures(stage: Stage) -> bool:
+    """Whether a stage inside the encoder ranks by what happens in a layer below it."""
+    return any(not need.given for need in stage.method.needs())
 
 
 def _check_encoder_stage(stage: Stage, family: Family, config: Any) -> None:
@@ -116,8 +125,13 @@ def _check_encoder_stage(stage: Stage, family: Family, config: Any) -> None:
         raise UnsupportedCombination(
             f"point=mid: the encoder blocks of {family.title} are not split between attention and MLP; leave point out"
         )
+    if any(need.given for need in stage.method.needs()) and (not isinstance(path, PackedPath) or isinstance(path, RasterPath)):
+        raise UnsupportedCombination(
+            f"{stage.method.name} looks at pixels patch by patch, and the encoder of {family.title} takes whole images: choose "
+            "by states instead"
+        )
     full = [at for at in range(path.used) if at not in getattr(path, "windowed", ())]
-    if stage.method.needs() and not any(at < layer for at in full):
+    if _measures(stage) and not any(at < layer for at in full):
         raise PlanError(
             f"{stage.method.name}(site={stage.site}): no layer below has looked at the whole picture yet; the first layer that "
             f"works is {full[0] + 1}"

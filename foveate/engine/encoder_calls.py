@@ -60,8 +60,9 @@ class EncoderCallHooks(ABC, Generic[_Path, _Call]):
         self.towers = {tower: compat.encoder_layers(tower) for tower in map(model.get_submodule, path.towers)}
         self.wanted: dict[int, list[tuple[int | None, Observation]]] = defaultdict(list)
         for index, stage in stages.items():
-            if stage.method.needs():
-                self.wanted[self._probed_layer(index)] += [(index, need) for need in stage.method.needs()]
+            measured_there = [(index, need) for need in stage.method.needs() if not need.given]
+            if measured_there:
+                self.wanted[self._probed_layer(index)] += measured_there
         for need in asked:
             assert isinstance(need, EncoderAttention | EncoderKeys)
             self.wanted[path.layer_at(need.depth)].append((None, need))

@@ -91,6 +91,7 @@ class Frame:
         order: [h * w] long, place in the packed sequence of each unit of the raster, at full length.
         left: [m] long, raster numbers of the units that are left, ascending.
         sizes: [m] fp32, how many original units each stands for.
+        first: number of its first unit in the order in which pixels come.
         selections: (text of the stage, answer, row of this frame in it, units it chose from), in order.
     """
 
@@ -98,6 +99,7 @@ class Frame:
     order: Tensor
     left: Tensor
     sizes: Tensor
+    first: int = 0
     selections: list[tuple[str, Selection, int, int]] = field(default_factory=list)
 
     @property
@@ -121,6 +123,7 @@ class Packed(EncoderCall):
         members: [units, unit] rows of each unit's patches at full length; None where they are consecutive.
         mask: the layers' attention mask, the `left` it was made shorter for, and what came out; None where there is none.
         states: by number of patches, which rows a hidden state of that length holds.
+        pixels: [units, D] of each unit in the order in which they come, where a stage looks at them.
     """
 
     frames: list[Frame]
@@ -132,6 +135,7 @@ class Packed(EncoderCall):
     members: Tensor | None = None
     mask: tuple[Tensor, Tensor, Tensor] | None = None
     states: dict[int, Tensor] = field(default_factory=dict)
+    pixels: Tensor | None = None
 
     def patches(self, places: Tensor) -> Tensor:
         """Rows [n * unit] of the patches of units [n], ascending."""

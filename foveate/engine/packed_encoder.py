@@ -23,7 +23,7 @@ from foveate.core.plan import Stage
 from foveate.core.selection import Selection, merge_values
 from foveate.core.view import Observation, TokenView
 from foveate.engine import compat, observe
-from foveate.engine.asking import ask
+from foveate.engine.choosing import choose
 from foveate.engine.conversation import Conversation
 from foveate.engine.encoder_calls import EncoderCallHooks, measured
 from foveate.engine.encoder_state import EncodedRow, Frame, Packed
@@ -64,7 +64,10 @@ class PackedEncoderHooks(EncoderCallHooks[PackedPath, Packed]):
         grids = grids.cpu()
         order = compat.unit_order(self.tower, grids, units).to(pixels.device, non_blocking=True)
         frames = frames_of([(h // side, w // side) for t, h, w in grids.tolist() for _ in range(t)], order)
-        return Packed(self._next(conversation, len(frames)), frames, unit, units)
+        looked_at = any(need.given for stage in self.stages.values() for need in stage.method.needs())
+        return Packed(
+            self._next(conversation, len(frames)), frames, unit, units, pixels=pixels.view(units, -1) if looked_at else None
+        )
 
     def _enter_layer(
         self, call: Packed, index: int, hidden: Tensor, kwargs: dict[str, Any]
@@ -102,7 +105,8 @@ class PackedEncoderHooks(EncoderCallHooks[PackedPath, Packed]):
         for frame in call.frames:
             count = len(frame.left)
             grid = (1, *frame.grid) if count == frame.grid[0] * frame.grid[1] else None
-            buckets[count, grid, self._kept(stage, count, grid)].append(frame)
+            by_picture = stage.budget is not None and not stage.budget.is_fixed
+            buckets[count, grid, 0 if by_picture else self._kept(stage, count, grid)].append(frame)
         text = str(stage)
         if self.shortcut and all(keep == count for count, _, keep in buckets):
             for frame in call.frames:
@@ -124,21 +128,30 @@ class PackedEncoderHooks(EncoderCallHooks[PackedPath, Packed]):
                 sizes=torch.stack([frame.sizes for frame in frames]),
                 group_keys=tuple(known[id(frame)][0] for frame in frames),
                 asks=tuple(known[id(frame)][1] for frame in frames) if any(known[id(frame)][1] for frame in frames) else (),
-                observed={need: self._of_units(call, index, need, slots) for need in stage.method.needs()},
+                observed={
+                    need: self._pixels(call, frames) if need.given else self._of_units(call, index, need, slots)
+                    for need in stage.method.needs()
+                },
             )
-            selection = ask(stage, view, keep, check)
-            if selection.is_merge:
-                merged = merge_values(features, selection)
-                states = states.index_copy(0, slots.flatten(), merged.flatten(0, 1))
-            sizes = selection.kept_sizes(view.sizes)
-            for group, frame in enumerate(frames):
-                frame.selections.append((text, selection, group, count))
-                frame.left, frame.sizes = frame.left[selection.kept[group]], sizes[group]
+            for groups, selection in choose(stage, view, keep, check):
+                if selection.is_merge:
+                    merged = merge_values(features, selection)
+                    states = states.index_copy(0, slots.flatten(), merged.flatten(0, 1))
+                sizes = selection.kept_sizes(view.sizes[groups])
+                for group, number in enumerate(groups):
+                    frame = frames[number]
+                    frame.selections.append((text, selection, group, count))
+                    frame.left, frame.sizes = frame.left[selection.kept[group]], sizes[group]
         self.checked.add(index)
         left = torch.cat([frame.places for frame in call.frames]).sort().values
         kept = left if now is None else now[left]
         call.left, call.cuts, call.rotary = left, {}, None
         return states[kept].view(-1, width)
+
+    def _pixels(self, call: Packed, frames: Sequence[Frame]) -> Tensor:
+        """[G, m, D] fp32, the pixel values of what is left of some frames."""
+        assert call.pixels is not None
+        return call.pixels[torch.stack([frame.first + frame.left for frame in frames])].detach().float()
 
     def _of_units(self, call: Packed, index: int, need: Observation, slots: Tensor) -> Tensor:
         """The mean of what was measured for each patch, for units [G, m]."""
@@ -212,6 +225,6 @@ def frames_of(grids: Sequence[tuple[int, int]], order: Tensor) -> list[Frame]:
         size = grid[0] * grid[1]
         left = torch.arange(size, device=order.device)
         sizes = torch.ones(size, device=order.device, dtype=torch.float32)
-        frames.append(Frame(grid, order[start : start + size], left, sizes))
+        frames.append(Frame(grid, order[start : start + size], left, sizes, start))
         start += size
     return frames

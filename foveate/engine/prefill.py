@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from foveate.core.budget import Budget
-from foveate.core.method import ScoreMethod, top_indices
 from foveate.core.plan import Stage
 from foveate.core.selection import Selection, merge_values
 from foveate.core.trace import GroupRecord
 from foveate.core.view import AttentionRows, Change, Observation, Question, QuestionTokens, TextPivots, TokenView
-from foveate.engine.asking import ask, placed, with_asking
+from foveate.engine.asking import ask, placed
+from foveate.engine.choosing import choose
 from foveate.engine.forward import Pass
 from foveate.engine.layout import FRAMES
 from foveate.engine.matching import encoder_values
@@ -57,22 +57,6 @@ def _states(running: Pass, spans: list[Span], hidden: Tensor) -> tuple[Tensor, T
     return _gather(hidden, rows, slots), rows, columns, slots
 
 
-def _choose(stage: Stage, view: TokenView, keep: int, check: bool) -> list[tuple[list[int], Selection]]:
-    """The answers of a stage, each for some groups of a view. Under a threshold groups of equal counts share one.
-
-    Counts under a threshold are read from the device, which waits once. At least one token stays.
-    """
-    if keep:
-        return [(list(range(view.group_count)), ask(stage, view, keep, check))]
-    budget = stage.budget
-    assert budget is not None and budget.threshold is not None and isinstance(stage.method, ScoreMethod)
-    score = with_asking(stage.method.score(view), view)
-    members: dict[int, list[int]] = defaultdict(list)
-    for group, count in enumerate((score > budget.threshold).sum(1).tolist()):
-        members[budget.within(count, score.shape[1])].append(group)
-    return [(groups, Selection(top_indices(score[groups], count))) for count, groups in members.items()]
-
-
 def run_stage(running: Pass, stage: Stage, layer: int, hidden: Tensor, shortcut: bool, check: bool) -> Tensor:
     """Run a DROP stage in front of a decoder layer; returns the hidden states [B, n', D] of the survivors.
 
@@ -98,7 +82,7 @@ def run_stage(running: Pass, stage: Stage, layer: int, hidden: Tensor, shortcut:
     for (_, grid, keep), spans in buckets.items():
         features, rows, columns, slots = _states(running, spans, hidden)
         view = _view(running, stage, layer, spans, grid, hidden, features, rows, columns)
-        for groups, selection in _choose(stage, view, keep, check):
+        for groups, selection in choose(stage, view, keep, check):
             own, whole = [spans[group] for group in groups], len(groups) == len(spans)
             row, column, slot = (rows, columns, slots) if whole else (rows[groups], columns[groups], slots[groups])
             if selection.is_merge:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # a cost estimate needs no torch
     from torch import Tensor, nn
 
 _NO_ENCODER = "no stage acts inside this encoder in this version"
-NO_PIXELS = "no method cuts pixels in this version"
+NO_PIXELS = "stages act on patches; pixelprune(site=vision, layer=0) looks at their pixels"
 
 # Sizes that the tiny configs share: a text model and a vision transformer of a few ten thousand weights.
 TINY_TEXT: Mapping[str, Any] = dict(

@@ -60,6 +60,7 @@ def test_every_method_has_a_page(pages, name):
     assert all(section in text for section in (*SECTIONS, "## Where it acts"))
     costs = text.partition("## What it costs")[2].partition("## ")[0]
     uncounted = {"dynamic_instruct": "only visual tokens are counted", "selector": "demo holds no selector"}
+    uncounted["pixelprune"] = "takes whole images"
     assert "| `" in costs or uncounted.get(name, "|") in costs
 
 

@@ -11,11 +11,11 @@ from transformers.modeling_utils import AttentionInterface
 
 import foveate
 from foveate.core.view import TokenView
-from foveate.engine import packed_encoder
+from foveate.engine import choosing
 from foveate.engine.attachment import Attachment
 from foveate.errors import PlanError, UnsupportedCombination
 from foveate.spec import parse
-from tests import tiny
+from tests import examples, tiny
 from tests.oracles.dense_reference import dense_reference
 from tests.oracles.packed_encoder import Case, alive_columns
 
@@ -32,6 +32,11 @@ PLANS = (
     "uniform(site=vision, layer=0, keep=0.5)",
     "random(site=vision, layer=1, keep=0.6) | illava_v1(site=vision, layer=2, keep=0.5)",
 )
+BY_PIXELS = (
+    "pixelprune(site=vision, layer=0, keep=0.5)",
+    "pixelprune(site=vision, layer=0, keep=threshold:0.8) | tome(site=vision, layer=2, keep=0.6)",
+)
+CASES = [(family, kind, plan) for family, kind in KINDS for plan in (*PLANS, *BY_PIXELS) if examples.fits(plan, family)]
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +51,8 @@ def case_of(cases: dict[tuple[str, str, str], Case], *key: str) -> Case:
 
 
 @pytest.mark.pairs
-@pytest.mark.parametrize(("family", "kind"), KINDS)
+@pytest.mark.parametrize(("family", "kind", "plan"), CASES)
 @pytest.mark.parametrize("backend", ["sdpa", "eager"])
-@pytest.mark.parametrize("plan", PLANS)
 def test_b_g_a_shorter_encoder_equals_a_masked_one(cases, plan, family, backend, kind):
     case = case_of(cases, family, backend, kind)
     with torch.no_grad(), foveate.attach(case.model, plan) as attachment:
@@ -108,8 +112,11 @@ def test_a_keeping_everything_is_bit_identical(cases, family, shortcut):
     assert all(torch.equal(a, b) for a, b in zip(kept.logits, plain.logits, strict=True))
 
 
-@pytest.mark.parametrize("family", near_first)
-@pytest.mark.parametrize("plan", PLANS[:2])
+PAIRS = [(family, plan) for family in FAMILIES for plan in (*PLANS[:2], BY_PIXELS[1]) if examples.fits(plan, family)]
+
+
+@pytest.mark.pairs
+@pytest.mark.parametrize(("family", "plan"), PAIRS)
 def test_c_a_row_in_company_equals_the_row_alone(cases, plan, family):
     case = case_of(cases, family, "sdpa", "image")
     with foveate.attach(case.model, plan):
@@ -133,13 +140,13 @@ def test_a_stage_between_a_windowed_encoder_s_full_layer_and_the_ranking_is_refu
 @pytest.mark.parametrize("family", ["mistral3", "pixtral"])
 def test_units_are_ranked_by_the_attention_that_their_own_patches_get(monkeypatch, family):
     case, views, weights = Case(family, "eager", "image"), [], []
-    plain = packed_encoder.ask
+    plain = choosing.ask
 
     def ask(stage: Any, view: TokenView, keep: int, check: bool) -> Any:
         views.append((stage.site.layer, view))
         return plain(stage, view, keep, check)
 
-    monkeypatch.setattr(packed_encoder, "ask", ask)
+    monkeypatch.setattr(choosing, "ask", ask)
     attention = case.tower.transformer.layers[1].attention
     handle = attention.register_forward_hook(lambda module, args, output: weights.append(output[1]))
     with torch.no_grad(), foveate.attach(case.model, PLANS[-1]) as attachment:

@@ -13,8 +13,8 @@ import foveate
 from foveate import families
 from foveate.core.selection import Selection
 from foveate.core.view import TokenView
+from foveate.engine import choosing
 from foveate.engine import encoder as encoder_hooks
-from foveate.engine import prefill
 from foveate.engine.attachment import Attachment
 from foveate.errors import FoveateWarning, InputError, UnsupportedCombination
 from foveate.families import llava_next
@@ -164,14 +164,14 @@ def test_the_trace_says_what_each_token_is_made_of(case_of, asked, plan, name):
 def test_later_stages_know_how_many_patches_a_token_stands_for(case_of, asked, monkeypatch, name):
     case, plan = case_of(name), "partition(site=vision, layer=1, keep=0.4) | random(site=pre_llm, keep=0.5)"
     views: dict[int, TokenView] = {}
-    plain = prefill.ask
+    plain = choosing.ask
 
     def ask(stage: Any, view: TokenView, keep: int, check: bool) -> Selection:
         answer = plain(stage, view, keep, check)
         views[id(answer)] = view
         return answer
 
-    monkeypatch.setattr(prefill, "ask", ask)
+    monkeypatch.setattr(choosing, "ask", ask)
     with torch.no_grad(), foveate.attach(case.model, plan) as attachment:
         case.model(**case.inputs)
         trace = attachment.trace

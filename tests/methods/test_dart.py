@@ -9,7 +9,7 @@ import torch
 
 import foveate
 from foveate.core.view import KeyNorms, TextPivots
-from foveate.engine import prefill
+from foveate.engine import choosing
 from foveate.methods.dart import Dart
 from tests import tiny
 from tests.methods.selecting import KEEPS, SPOILED, kept_of, spoiled_view
@@ -42,8 +42,8 @@ def test_pivots_are_the_text_tokens_with_the_largest_keys(family, side, count, m
     rows = tiny.ragged_rows(maker, 3)
     inputs = maker.inputs(rows, side=side)
     views: list[Any] = []
-    original = prefill.ask
-    monkeypatch.setattr(prefill, "ask", lambda stage, view, *rest: views.append(view) or original(stage, view, *rest))
+    original = choosing.ask
+    monkeypatch.setattr(choosing, "ask", lambda stage, view, *rest: views.append(view) or original(stage, view, *rest))
     keys: list[torch.Tensor] = []
     decoder = model.model.language_model
     handle = decoder.layers[1].self_attn.k_proj.register_forward_hook(lambda module, args, output: keys.append(output))

@@ -333,3 +333,22 @@ def sparsevlm_kept(features: Tensor, attention: Sequence[float], keep: int, recy
         for centre, own in density_clusters(features[recycled], clusters).items():
             left[recycled[centre]] = sum(x[recycled[i]] for i in own) / len(own)
     return left
+
+
+def differences(pixels: Tensor, coords: Sequence[Sequence[int]]) -> list[float]:
+    """Of each square the largest difference of a value to the nearer of its neighbours, 1 for one without."""
+    values = pixels.double()
+    known = {tuple(place): number for number, place in enumerate(coords)}
+    span = float(values.max() - values.min())
+    found = []
+    for place, (t, y, x) in enumerate(coords):
+        near = [known[other] for other in ((t, y, x - 1), (t, y - 1, x)) if other in known]
+        gaps = [float((values[place] - values[other]).abs().max()) for other in near]
+        found.append(round(min(min(gaps) / span if span else 0.0, 1.0), 6) if gaps else 1.0)
+    return found
+
+
+def pixelprune_kept(pixels: Tensor, coords: Sequence[Sequence[int]], keep: int) -> list[int]:
+    """The squares that differ most from their nearer neighbour; of equal ones the earlier."""
+    score = differences(pixels, coords)
+    return sorted(sorted(range(len(score)), key=lambda i: (-score[i], i))[:keep])
