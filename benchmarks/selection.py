@@ -32,6 +32,7 @@ from foveate.core.site import SiteKind
 from foveate.core.view import Observation, TokenView
 from foveate.demo.evaluation import versions
 
+MODEL = "llava-100m-bare"
 TOKENS, KEEPS, QUESTION, HEADS = (576, 1440, 2880), (0.5, 0.25, 0.1), 20, 12
 PARTS, GOAL = 4, 0.02  # of the plain time to first token, at the most tokens and the smallest share
 
@@ -84,10 +85,10 @@ def in_turns(calls: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, 
     return found
 
 
-def measure(tokens: int, repeats: int) -> dict[str, Any]:
+def measure(tokens: int, repeats: int, name: str = MODEL) -> dict[str, Any]:
     """The plain time to first token, and each selector's time at every share."""
     cpu, dtype = torch.device("cpu"), torch.float32
-    prompt = models.prompt_for("llava-100m-bare", tokens)
+    prompt = models.prompt_for(name, tokens)
     model = models.build(prompt.config, cpu, dtype, "sdpa")
     inputs = models.inputs_for(prompt, 1, cpu, dtype)
     width, random = model.config.get_text_config().hidden_size, torch.Generator().manual_seed(0)

@@ -43,7 +43,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         family = [getattr(item, "callspec", None) and item.callspec.params.get("family") for item in items]
         config.hook.pytest_deselected(items=[item for item, name in zip(items, family, strict=True) if name not in ANCHORS])
         items[:] = [item for item, name in zip(items, family, strict=True) if name in ANCHORS]
-    mark_pairs(items)
+    mark_pairs(items, ignored=("plan",) if config.getoption("--anchors") else ())
     config.pluginmanager.get_plugin("tests.matrix").remember(config, items)
     if config.option.markexpr:
         return

@@ -6,7 +6,8 @@ A test marked `pairs` is parametrized with all that could be tried. What runs wh
   `pairs(every_family=True)` one case of each other family too;
 - `make test-full`: pairs among all families, where a family that is no anchor takes three of a long list, and one that
   tells the engine nothing new takes one case of each test; what is not in the first is marked `full`;
-- `make test-nightly`: everything; what is in neither is marked `nightly`.
+- `make test-nightly`: everything; what is in neither is marked `nightly`;
+- `make test-versions`: as `make test`, but of long lists of plans one: methods are tensor functions, which no version changes.
 """
 
 from __future__ import annotations
@@ -87,8 +88,11 @@ def shared_out(
     return is_due
 
 
-def mark_pairs(items: list[pytest.Item]) -> None:
-    """Marks the cases of tests that are marked `pairs`. Call it when nothing is collected that cannot run."""
+def mark_pairs(items: list[pytest.Item], ignored: Sequence[str] = ()) -> None:
+    """Marks the cases of tests that are marked `pairs`, values of `ignored` parameters aside.
+
+    Call it when nothing is collected that cannot run.
+    """
     tests: dict[tuple[str, str], list[Any]] = defaultdict(list)
     for item in items:
         if item.get_closest_marker("pairs") and hasattr(item, "callspec"):
@@ -98,7 +102,9 @@ def mark_pairs(items: list[pytest.Item]) -> None:
         # once: some are long, and many cases share them.
         written = {id(value): value for item in cases for value in item.callspec.params.values()}
         words = {key: repr(value) for key, value in written.items()}
-        values = [{name: words[id(value)] for name, value in item.callspec.params.items()} for item in cases]
+        values = [
+            {name: words[id(value)] for name, value in item.callspec.params.items() if name not in ignored} for item in cases
+        ]
         families = [item.callspec.params.get("family", FAMILIES[0]) for item in cases]
         near = [number for number, family in enumerate(families) if family in FAMILIES]
         options = cases[0].get_closest_marker("pairs").kwargs
