@@ -83,6 +83,8 @@ def method_capabilities(names: Sequence[str] | None = None) -> list[MethodCapabi
 
 def _looked_at(method: Method) -> str:
     seen = ", ".join(dict.fromkeys(need.what for need in method.needs()))
+    if isinstance(method, TokenMethod) and method.fixed_count((1, 4, 4)) is not None:
+        return seen or "places alone"
     return seen or ("the states of its tokens" if method.reads_features else "nothing")
 
 

@@ -29,6 +29,7 @@ class RandomGate(StepMethod):
     seed: int = 0
 
     paper = "control"
+    reads_features = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

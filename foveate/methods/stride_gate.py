@@ -20,6 +20,7 @@ class StrideGate(StepMethod):
     """Store evenly spaced tokens of the answer."""
 
     paper = "control"
+    reads_features = False
 
     def gate(self, view: StepView, keep: float | None) -> Tensor:
         assert keep is not None
