@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,3 +61,27 @@ def difference(first: Answers, second: Answers) -> str:
 def beside(own: Answers, plain: Answers) -> str:
     """An accuracy, and in brackets its difference to the plain model."""
     return f"{own.mean():.3f} ({difference(own, plain)})"
+
+
+def study_command(
+    about: str | None,
+    questions: int,
+    page_of: str,
+    run: Callable[[int, Path, Path | None], None],
+    write_page: Callable[[dict[str, Any], Path, Path], None],
+) -> None:
+    """The command line of a study of the demo model: `run` measures so many questions a task, `page` writes its page."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    measure = commands.add_parser("run")
+    measure.add_argument("--questions", type=int, default=questions, help="per task")
+    measure.add_argument("--out", type=Path, required=True)
+    measure.add_argument("--model", type=Path, default=None, help="a trained demo model; the shipped one if left out")
+    page = commands.add_parser("page")
+    page.add_argument("results", type=Path)
+    page.add_argument("--out", type=Path, default=Path(page_of))
+    options = parser.parse_args()
+    if options.command == "run":
+        run(options.questions, options.out, options.model)
+    else:
+        write_page(json.loads(options.results.read_text(encoding="utf-8")), options.results, options.out)

@@ -10,9 +10,7 @@ of its tokens is the most likely one. Every question is a prompt of its own, so 
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -29,7 +27,7 @@ from transformers import DynamicCache
 
 import foveate
 from benchmarks._results import write_results
-from benchmarks._study import graded, resumed
+from benchmarks._study import graded, resumed, study_command
 from foveate.api.measuring import CACHE
 from foveate.api.pictures import downsampled
 from foveate.demo.evaluation import held_out_samples, versions
@@ -216,22 +214,9 @@ def run(questions: int, out: Path, folder: Path | None) -> None:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    measure = commands.add_parser("run")
-    measure.add_argument("--questions", type=int, default=200, help="per task")
-    measure.add_argument("--out", type=Path, required=True)
-    measure.add_argument("--model", type=Path, default=None, help="a trained demo model; the shipped one if left out")
-    page = commands.add_parser("page")
-    page.add_argument("results", type=Path)
-    page.add_argument("--out", type=Path, default=Path("docs/quality.md"))
-    options = parser.parse_args()
-    if options.command == "run":
-        run(options.questions, options.out, options.model)
-    else:
-        from benchmarks._quality_page import write_page
+    from benchmarks._quality_page import write_page
 
-        write_page(json.loads(options.results.read_text(encoding="utf-8")), options.results, options.out)
+    study_command(__doc__, 200, "docs/quality.md", run, write_page)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,6 @@ of the first answer token moved (Kullback-Leibler, in nats).
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -23,7 +21,7 @@ import torch
 
 import foveate
 from benchmarks._results import write_results
-from benchmarks._study import answers, beside, difference, graded, resumed, table
+from benchmarks._study import answers, beside, difference, graded, resumed, study_command, table
 from benchmarks.quality import SEED, Prompts, Smaller, answer_logits, answered, seeded
 from benchmarks.selection import selectors
 from foveate.core.method import TokenMethod
@@ -245,20 +243,7 @@ def _by_task(found: dict[Any, Any], tasks: Any, plain: Any) -> str:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    measured = commands.add_parser("run")
-    measured.add_argument("--questions", type=int, default=54, help="per task")
-    measured.add_argument("--out", type=Path, required=True)
-    measured.add_argument("--model", type=Path, default=None, help="a trained demo model; the shipped one if left out")
-    page = commands.add_parser("page")
-    page.add_argument("results", type=Path)
-    page.add_argument("--out", type=Path, default=Path("docs/selectors.md"))
-    options = parser.parse_args()
-    if options.command == "run":
-        run(options.questions, options.out, options.model)
-    else:
-        write_page(json.loads(options.results.read_text(encoding="utf-8")), options.results, options.out)
+    study_command(__doc__, 54, "docs/selectors.md", run, write_page)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ from torch import Tensor
 
 import foveate
 from foveate import families
-from foveate.core.view import AttentionRows
+from foveate.core.selection import Selection
+from foveate.core.view import AttentionRows, Importance, TokenView
 from foveate.engine import attention_rows, decoder, prefill
 from tests import examples, tiny
 from tests.oracles.dense_reference import decoder_layers, eager_attention
@@ -155,3 +156,20 @@ def test_text_that_matches_evenly_rates_as_a_whole(model_of, monkeypatch):
     with torch.no_grad(), foveate.attach(model, f"{ASKING.name}(layer=2, keep=0.5)"):
         model(**inputs)
     assert bool(found[0].all())
+
+
+@pytest.mark.parametrize("need", [AttentionRows("matched"), AttentionRows("matched", rope=False), Importance("matched")])
+def test_whoever_asks_for_words_that_match_gets_them(model_of, monkeypatch, need):
+    model, maker = model_of("llava", "sdpa"), tiny.Maker("llava")
+    calls: list[Any] = []
+    original = decoder.matching_text
+    monkeypatch.setattr(decoder, "matching_text", lambda *given: calls.append(given) or original(*given))
+
+    def first(self: Any, view: TokenView, keep: int) -> Selection:
+        return Selection(torch.arange(keep).expand(view.group_count, -1))
+
+    monkeypatch.setattr(type(ASKING), "needs", lambda self: (need,))
+    monkeypatch.setattr(type(ASKING), "select", first)
+    with torch.no_grad(), foveate.attach(model, f"{ASKING.name}(layer=2, keep=0.5)"):
+        model(**maker.inputs(tiny.ragged_rows(maker, 1)))
+    assert len(calls) == 1

@@ -30,6 +30,17 @@ def spoiled_view(method: TokenMethod, kind: str, seed: int = 0, grid: tuple[int,
     return replace(view, features=SPOILED[kind](view.features))
 
 
+def left_of(view: TokenView, rows: Tensor) -> TokenView:
+    """What a stage before left of a view: of each group the tokens [G, m], ascending."""
+    return replace(
+        view,
+        features=view.features.gather(1, rows[..., None].expand(-1, -1, view.features.shape[2])),
+        coords=view.coords.gather(1, rows[..., None].expand(-1, -1, 3)),
+        sizes=view.sizes.gather(1, rows),
+        grid=None,
+    )
+
+
 def kept_of(method: TokenMethod, view: TokenView, keep: int) -> list[list[int]]:
     """Kept tokens of each group, as plain numbers."""
     selection = method.select(view, keep)

@@ -9,7 +9,7 @@ import torch
 
 from foveate.methods.evs import Evs
 from foveate.methods.uniform import Uniform
-from tests.methods.selecting import KEEPS, SPOILED, kept_of, spoiled_view
+from tests.methods.selecting import KEEPS, SPOILED, kept_of, left_of, spoiled_view
 from tests.oracles.contract import random_view
 from tests.oracles.selectors import evs_kept
 
@@ -59,13 +59,7 @@ def test_behind_another_stage_the_latest_earlier_token_at_the_place_counts():
     rows = torch.stack(
         [torch.randperm(24, generator=torch.Generator().manual_seed(seed))[:15].sort().values for seed in range(3)]
     )
-    left = replace(
-        view,
-        features=view.features.gather(1, rows[..., None].expand(-1, -1, view.features.shape[2])),
-        coords=view.coords.gather(1, rows[..., None].expand(-1, -1, 3)),
-        sizes=view.sizes.gather(1, rows),
-        grid=None,
-    )
+    left = left_of(view, rows)
     for keep in (1, 4, 8, 12, 15):
         assert kept_of(Evs(), left, keep) == twin(left, keep)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from foveate.methods.vidcom2 import VidCom2
-from tests.methods.selecting import KEEPS, SPOILED, kept_of, spoiled_view
+from tests.methods.selecting import KEEPS, SPOILED, kept_of, left_of, spoiled_view
 from tests.oracles.contract import random_view
 from tests.oracles.selectors import vidcom2_kept
 
@@ -87,13 +87,7 @@ def test_an_image_is_one_frame(kind, keep):
 def test_behind_another_stage_frames_may_have_unequal_numbers_of_tokens():
     view = random_view(VidCom2(), VIDEO, 2)
     rows = torch.rand(3, 24, generator=torch.Generator().manual_seed(0)).argsort(1)[:, :15].sort(1).values
-    left = replace(
-        view,
-        features=view.features.gather(1, rows[..., None].expand(-1, -1, view.features.shape[2])),
-        coords=view.coords.gather(1, rows[..., None].expand(-1, -1, 3)),
-        sizes=view.sizes.gather(1, rows),
-        grid=None,
-    )
+    left = left_of(view, rows)
     for keep in (1, 4, 8, 12, 15):
         assert kept_of(VidCom2(), left, keep) == twin(left, keep)
 
